@@ -1,0 +1,51 @@
+# Thin: every target calls one command of the package or a tool.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+SETUP := $(VENV)/.installed
+
+.PHONY: setup sample preprocess train train-residual smoke demo test bench lint clean
+.DEFAULT_GOAL := demo
+
+# Made anew when the requirements change.
+$(SETUP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+setup: $(SETUP)
+
+sample: setup
+	$(RUN) -m rheidae.datasets .data
+
+preprocess: sample
+	$(RUN) -m rheidae.preprocess --config config/pre_process.yaml
+
+train: preprocess
+	$(RUN) -m rheidae.train --config config/model.yaml --train-parms config/train_parms.yaml
+
+train-residual: preprocess
+	$(RUN) -m rheidae.train --config config/model.yaml --train-parms config/train_parms.yaml --predict-residual
+
+smoke: preprocess
+	$(RUN) -m rheidae.train --config config/model.yaml --train-parms config/train_parms.yaml --smoke
+
+# Raw files -> Box3D -> training set -> residual model -> comparison with Box3D on rows that it has not seen.
+demo: preprocess
+	$(RUN) -m rheidae.train --config config/model.yaml --train-parms config/train_parms.yaml --predict-residual --run-id demo
+	$(RUN) -m rheidae.evaluate --run checkpoints/demo --data .pdata/preprocessed_all.h5 --json results/demo/metrics.json
+
+test: setup
+	$(RUN) -m pytest
+
+bench: setup
+	$(RUN) -m pytest benchmarks
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) .data .pdata results build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find rheidae tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

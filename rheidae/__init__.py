@@ -1,0 +1,36 @@
+"""Rheidae: sub-grid models of the neutrino fast flavor instability.
+
+Box3D on moments (`box3d_flux`), training sets from particle-in-cell simulations (`load_dataset`,
+``python -m rheidae.preprocess``) and a network for what Box3D leaves unexplained (`FluxRegressor`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rheidae.box3d import box3d_flux
+    from rheidae.datasets import load_dataset
+    from rheidae.regressor import FluxRegressor
+
+__all__ = ["FluxRegressor", "__version__", "box3d_flux", "load_dataset"]
+
+# Numba, torch and matplotlib take seconds to import: each name is loaded when first asked for.
+_HOME = {
+    "FluxRegressor": "rheidae.regressor",
+    "box3d_flux": "rheidae.box3d",
+    "load_dataset": "rheidae.datasets",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,66 @@
+"""Rows as tensors, and batches as slices of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+
+class FourFluxDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Inputs ``x (n, 48)`` and targets ``y (n, 24)`` as float32 tensors in units of the row's total density."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x = x
+        self.y = y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.x[index], self.y[index]
+
+
+class BatchSlicer:
+    """Iterate over batches cut from whole tensors, without a Python call per row.
+
+    Parameters
+    ----------
+    dataset : FourFluxDataset or a `torch.utils.data.Subset` of one
+        The rows.
+    batch_size : int
+        Rows per batch. A last batch of a single row is joined to the one before it, because batch norm has no
+        variance to work with there.
+    shuffle : bool
+        A new order each time it is iterated over, from torch's global generator.
+    """
+
+    def __init__(
+        self, dataset: FourFluxDataset | Subset[tuple[Tensor, Tensor]], batch_size: int, shuffle: bool = False
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        if isinstance(dataset, Subset):
+            whole, rows = dataset.dataset, torch.as_tensor(dataset.indices, dtype=torch.long)
+            assert isinstance(whole, FourFluxDataset)
+            dataset = FourFluxDataset(whole.x[rows], whole.y[rows])
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        starts = range(0, len(dataset), batch_size)
+        bounds = [(start, min(start + batch_size, len(dataset))) for start in starts]
+        if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
+            bounds[-2:] = [(bounds[-2][0], len(dataset))]
+        self._bounds = bounds
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        x, y = self.dataset.x, self.dataset.y
+        order = torch.randperm(len(x)) if self.shuffle else None
+        for start, stop in self._bounds:
+            rows = slice(start, stop) if order is None else order[start:stop]
+            yield x[rows], y[rows]

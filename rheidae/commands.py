@@ -1,0 +1,32 @@
+"""What the package's commands share: errors as one message and status 2, logging that fits a batch log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+from rheidae.exceptions import RheidaeError
+
+
+def on_terminal() -> bool:
+    """Whether a person watches: progress bars there, plain lines in a log."""
+    return sys.stderr.isatty()
+
+
+def run(command: Callable[[], None]) -> int:
+    """Run a command's body and return its exit status.
+
+    0 for success; 2 with the message alone for an error that the user can mend (a full disk included); 130 for
+    Ctrl-C. Anything else is a defect and keeps its traceback.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    try:
+        command()
+    except (RheidaeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0

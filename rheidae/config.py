@@ -1,0 +1,363 @@
+"""Configuration files: YAML, checked key by key before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from rheidae.exceptions import ConfigError
+from rheidae.quadrature import LEBEDEV_ORDERS
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A mapping in a configuration file: every key is known, every value has the stated type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+# --- config/pre_process.yaml -----------------------------------------------------------------------------
+
+
+def _known_order(order: object) -> object:
+    if isinstance(order, int) and order not in LEBEDEV_ORDERS:
+        raise ValueError(f"no Lebedev rule of that order; known: {', '.join(map(str, LEBEDEV_ORDERS))}")
+    return order
+
+
+class H5Paths(Section):
+    """Names of the datasets in a raw file."""
+
+    F_init: str = "F4_initial(1|ccm)"
+    F_true: str = "F4_final(1|ccm)"
+    dirnames: str = "directorynames"
+
+
+class RawFile(Section):
+    """One raw simulation file.
+
+    `path` is relative to `data_root`; `sim_id` labels its rows in the training set and is what
+    ``groups`` holds; `max_rows` keeps the first rows only.
+    """
+
+    name: str
+    path: str = ""
+    sim_id: str = ""
+    enabled: bool = True
+    max_rows: Annotated[int, Field(gt=0)] | None = None
+    output_name: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_from_name(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+            return data
+        stem = Path(data["name"]).stem
+        defaults = {"path": data["name"], "sim_id": stem, "output_name": stem}
+        data = {**defaults, **data}
+        if type(data["sim_id"]) is int:
+            data["sim_id"] = str(data["sim_id"])
+        return data
+
+
+class PreprocessConfig(Section):
+    """``config/pre_process.yaml``."""
+
+    data_root: str = ".data"
+    output_root: str = ".pdata"
+    h5_paths: H5Paths = H5Paths()
+    files: Annotated[list[RawFile], Field(min_length=1)]
+    lebedev_order: Annotated[int, BeforeValidator(_known_order)] = 31
+    box3d_mu_fraction: Fraction | None = None
+    output_filename: str = "preprocessed_all.h5"
+    shuffle: bool = True
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _outputs_differ(self) -> PreprocessConfig:
+        names = [f"{file.output_name}_preprocessed.h5" for file in self.files if file.enabled]
+        names.append(self.output_filename)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two outputs would be called {twice[0]}; set another output_name")
+        return self
+
+
+# --- config/model.yaml -----------------------------------------------------------------------------------
+
+
+class DataConfig(Section):
+    """What to train on, and which rows to keep out of it."""
+
+    processed_path: str = ".pdata/preprocessed_all.h5"
+    batch_size: Annotated[int, Field(gt=0)] = 64
+    val_split: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    test_split: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    seed: Annotated[int, Field(ge=0)] = 0
+    target_scale: Positive = 1e-33
+    holdout_groups: list[str] = []
+
+    @model_validator(mode="after")
+    def _something_left(self) -> DataConfig:
+        if self.val_split + self.test_split >= 1:
+            raise ValueError("val_split and test_split together leave no rows to train on")
+        return self
+
+
+class ModelConfig(Section):
+    """`rheidae.modules.ResidualFFIModel`."""
+
+    hidden_dim: Annotated[int, Field(gt=0)] = 128
+    hidden_layers: Annotated[int, Field(ge=0)] = 3
+    activation: Literal["relu", "gelu", "silu", "tanh", "elu"] = "silu"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    use_batch_norm: bool = True
+    frame: Literal["invariant", "lab"] = "invariant"
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 1e-2
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    eps: Positive = 1e-8
+
+
+class TrainingConfig(Section):
+    """How long to train, where, and where the results go."""
+
+    epochs: Annotated[int, Field(gt=0)] = 200
+    grad_clip: Positive | None = 1.0
+    checkpoint_dir: str = "checkpoints"
+    results_dir: str = "results"
+    resume_from: str | None = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    @model_validator(mode="after")
+    def _not_yet(self) -> TrainingConfig:
+        if self.resume_from is not None:
+            raise ValueError("resume_from: resuming a run is not built yet; set it to null")
+        return self
+
+
+class LossConfig(Section):
+    """`rheidae.losses.FourFluxLoss`."""
+
+    w_density: NonNegative = 1.0
+    w_magnitude: NonNegative = 1.0
+    w_direction: NonNegative = 0.01
+    w_unphysical: NonNegative = 1.0
+    w_residual_l1: NonNegative = 1.0
+    density_floor: Positive = 1e-3
+    speed_of_light: Positive = 1.0
+    eps: Positive = 1e-12
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> LossConfig:
+        if not any(value for name, value in self if name.startswith("w_")):
+            raise ValueError("every weight is zero: at least one loss term is needed")
+        return self
+
+
+class Config(Section):
+    """``config/model.yaml``."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    loss: LossConfig = LossConfig()
+
+
+# --- config/train_parms.yaml -----------------------------------------------------------------------------
+
+
+class WeightingConfig(Section):
+    """How the loss terms are weighed against each other."""
+
+    scheme: Literal["kendall_gal", "dwa", "gradnorm", "none"] = "none"
+    params: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _not_yet(self) -> WeightingConfig:
+        if self.scheme != "none":
+            raise ValueError(f"scheme: {self.scheme} is not built yet; set it to none")
+        if self.params:
+            raise ValueError("params: the scheme none takes no parameters; set it to {}")
+        return self
+
+
+class ConstraintsConfig(Section):
+    """Augmented Lagrangian for physical outputs."""
+
+    enabled: bool = False
+    lr_lambda: Positive = 1e-2
+    rho: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _not_yet(self) -> ConstraintsConfig:
+        if self.enabled:
+            raise ValueError("enabled: the constraints are not built yet; set it to false")
+        return self
+
+
+class EarlyStopConfig(Section):
+    """Stop when the validation loss no longer improves, and return to its best epoch."""
+
+    enabled: bool = True
+    patience: Annotated[int, Field(gt=0)] = 50
+    min_delta: NonNegative = 0.0
+
+
+class LRSchedulerConfig(Section):
+    """Learning-rate schedule."""
+
+    type: Literal["reduce_on_plateau", "none"] = "reduce_on_plateau"
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    patience: Annotated[int, Field(ge=0)] = 15
+    min_lr: NonNegative = 1e-5
+    threshold: NonNegative = 1e-3
+
+
+class LRWarmupConfig(Section):
+    """Linear warm-up of the learning rate."""
+
+    enabled: bool = True
+    warmup_epochs: Annotated[int, Field(gt=0)] = 5
+    start_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class BNRecalibrateConfig(Section):
+    """Recompute the batch norms' running statistics with the final weights.
+
+    `warmup_epochs`: the first epochs in which it is not done; `max_batches`: null for all of them.
+    """
+
+    enabled: bool = True
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    max_batches: Annotated[int, Field(gt=0)] | None = None
+
+
+class LoggingConfig(Section):
+    """`save_every`: epochs between two checkpoints of the weights and the history."""
+
+    save_every: Annotated[int, Field(gt=0)] = 25
+
+
+class TrainParms(Section):
+    """``config/train_parms.yaml``."""
+
+    weighting: WeightingConfig = WeightingConfig()
+    pcgrad: bool = False
+    predict_residual: bool = False
+    constraints: ConstraintsConfig = ConstraintsConfig()
+    early_stop: EarlyStopConfig = EarlyStopConfig()
+    lr_scheduler: LRSchedulerConfig = LRSchedulerConfig()
+    lr_warmup: LRWarmupConfig = LRWarmupConfig()
+    bn_recalibrate: BNRecalibrateConfig = BNRecalibrateConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="after")
+    def _not_yet(self) -> TrainParms:
+        if self.pcgrad:
+            raise ValueError("pcgrad: PCGrad is not built yet; set it to false")
+        return self
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with two of its traps closed: ``1e-3`` is a number, and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", node.value[index][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+Model = TypeVar("Model", bound=Section)
+
+
+def read_config(path: str | Path, schema: type[Model]) -> Model:
+    """Read a YAML file and check it against its schema.
+
+    Parameters
+    ----------
+    path : path
+        The file. Keys that it does not give take their defaults.
+    schema : type
+        `PreprocessConfig`, `Config` or `TrainParms`.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read or parsed, a key is unknown (the message names the nearest known one), a
+        value has the wrong type or range, or it asks for something that is not built yet. All findings are
+        reported at once.
+    """
+    try:
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give an existing one with its option") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    return check_config({} if data is None else data, schema, str(path))
+
+
+def check_config(data: Any, schema: type[Model], source: str = "configuration") -> Model:
+    """Check a mapping against `schema`; raise `ConfigError` as `read_config` does."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: expected a mapping of keys to values, found {type(data).__name__}")
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        findings = "\n".join(f"  {_explain(finding, schema)}" for finding in error.errors())
+        raise ConfigError(f"{source}:\n{findings}") from None
+
+
+def _explain(finding: Any, schema: type[BaseModel]) -> str:
+    location = finding["loc"]
+    where = ".".join(str(part) for part in location) or "file"
+    if finding["type"] == "extra_forbidden":
+        known = _keys_at(schema, location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
+        return f"{where}: unknown key; the nearest known one is {near[0] if near else '(none)'}"
+    if finding["type"] == "missing":
+        return f"{where}: missing, and it has no default"
+    message = finding["msg"].removeprefix("Value error, ")
+    if finding["type"] == "value_error" and isinstance(finding["input"], dict):
+        return f"{where}: {message}"
+    return f"{where}: {message} (found {finding['input']!r})"
+
+
+def _keys_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Known keys of the section that `location` leads to."""
+    section: Any = schema
+    for part in location:
+        if isinstance(part, str):
+            section = section.model_fields[part].annotation
+            for argument in getattr(section, "__args__", ()):
+                section = argument
+    return list(section.model_fields)

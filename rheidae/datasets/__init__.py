@@ -1,0 +1,154 @@
+"""Training sets: the sample that ships with the package, and the loader of preprocessed files."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from sklearn.utils import Bunch
+
+from rheidae import fourflux
+from rheidae.exceptions import DataError
+from rheidae.files import Outputs, dataset, open_h5, read
+
+_CHUNK_ROWS = 1 << 18
+
+SAMPLE = ("emu_random.h5", "emu_nsm_a.h5", "emu_nsm_b.h5", "emu_three_d.h5")
+"""Raw files that ship with the package; the README beside them says how each was made."""
+
+
+def write_sample(folder: str | Path) -> list[Path]:
+    """Write the sample simulations as raw files, as they would come from an archive.
+
+    Parameters
+    ----------
+    folder : path
+        Made if it does not exist; files of the same names are replaced.
+
+    Returns
+    -------
+    list of Path
+        The HDF5 files and their README.
+    """
+    written = []
+    with Outputs() as outputs:
+        for name in (*SAMPLE, "README.md"):
+            target = Path(folder) / name
+            with resources.as_file(resources.files(__name__) / "data" / name) as source:
+                shutil.copyfile(source, outputs.path(target))
+            written.append(target)
+    return written
+
+
+def load_dataset(path: str | Path, target_scale: float = 1e-33, *, return_X_y: bool = False) -> Any:
+    """Load a preprocessed file.
+
+    Parameters
+    ----------
+    path : path
+        Written by ``python -m rheidae.preprocess``, or by Julia with all axes reversed.
+    target_scale : float
+        Multiplies inputs and targets alike: 1e-33 turns the 1/cm^3 of the file into numbers of order one
+        for merger densities. 1 keeps 1/cm^3, whose squares overflow in single precision.
+    return_X_y : bool
+        Return ``(data, target)`` alone.
+
+    Returns
+    -------
+    Bunch
+        ``data (n, 48)`` float32: initial four-flux, then Box3D's; ``target (n, 24)`` float32: final
+        four-flux; ``groups (n,)`` str: the simulation file (`sim_id`) of each row; ``dirname (n,)`` str:
+        the single simulation; ``feature_names``, ``target_names``, ``target_scale``, ``filename``,
+        ``DESCR``.
+
+    Raises
+    ------
+    DataError
+        If the file or a dataset is missing, the shapes fit neither order of the axes, or a number is
+        not finite. The message names file, dataset, row and remedy.
+    """
+    with open_h5(path, "make it with: python -m rheidae.preprocess") as file:
+        remedy = "make the file with: python -m rheidae.preprocess"
+        inputs, targets = dataset(file, "input", remedy), dataset(file, "target", remedy)
+        reversed_axes = _has_reversed_axes(file, inputs)
+        data = _read_table(inputs, 48, reversed_axes, target_scale)
+        target = _read_table(targets, 24, reversed_axes, target_scale)
+        if len(data) != len(target):
+            raise DataError(f"{path}: 'input' has {len(data)} rows, 'target' {len(target)}; {remedy}")
+        if return_X_y:
+            return data, target
+        groups = _read_strings(file, "sim_id", len(data))
+        dirname = _read_strings(file, "dirname", len(data))
+    return Bunch(
+        data=data,
+        target=target,
+        groups=groups,
+        dirname=dirname,
+        feature_names=fourflux.column_names("F_init") + fourflux.column_names("F_box"),
+        target_names=fourflux.column_names("F_true"),
+        target_scale=target_scale,
+        filename=str(path),
+        DESCR=_describe(path, groups, target_scale),
+    )
+
+
+def _has_reversed_axes(file: h5py.File, inputs: h5py.Dataset) -> bool:
+    if file.attrs.get("layout") == "row-major":
+        return False
+    if inputs.ndim == 2 and (inputs.shape[1] == 48) != (inputs.shape[0] == 48):
+        return bool(inputs.shape[0] == 48)
+    # 48 rows: `input` alone leaves both readings.
+    if "F_init" in file and file["F_init"].shape == (48, 6, 4):
+        return False
+    if "F_init" in file and file["F_init"].shape == (4, 6, 48):
+        return True
+    raise DataError(
+        f"{file.filename}: dataset 'input' has shape {inputs.shape}; expected (n, 48), or (48, n) as Julia writes it"
+    )
+
+
+def _read_table(source: h5py.Dataset, columns: int, reversed_axes: bool, scale: float) -> Any:
+    """A 2-D dataset as ``(n, columns)`` float32, scaled, finite."""
+    where = f"{source.file.filename}: dataset {source.name.lstrip('/')!r}"
+    if source.ndim != 2 or source.shape[0 if reversed_axes else 1] != columns or source.dtype.kind not in "fiu":
+        expected = f"({columns}, n)" if reversed_axes else f"(n, {columns})"
+        raise DataError(f"{where} has shape {source.shape}, type {source.dtype}; expected real numbers {expected}")
+    rows = source.shape[1] if reversed_axes else source.shape[0]
+    table = np.empty((rows, columns), dtype=np.float32)
+    for start in range(0, rows, _CHUNK_ROWS):
+        stop = min(start + _CHUNK_ROWS, rows)
+        part = read(source, start, stop, axis=int(reversed_axes))
+        # The product is formed in double precision, so that 1e40 * 1e-33 fits.
+        with np.errstate(over="ignore"):
+            table[start:stop] = (part.T if reversed_axes else part) * np.float64(scale)
+        finite = np.isfinite(table[start:stop]).all(axis=1)
+        if not finite.all():
+            raise DataError(
+                f"{where}, row {start + int(np.argmin(finite))}: a number is not finite, or is too large for float32 "
+                f"at target_scale={scale:g}; preprocess the raw file again, or choose a smaller target_scale"
+            )
+    return table
+
+
+def _read_strings(file: h5py.File, name: str, rows: int) -> np.ndarray:
+    found = dataset(file, name, "make the file with: python -m rheidae.preprocess")
+    if found.shape != (rows,):
+        raise DataError(f"{file.filename}: dataset {name!r} has shape {found.shape}; expected ({rows},)")
+    values = found[()]
+    return np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()], dtype=np.str_)
+
+
+def _describe(path: str | Path, groups: np.ndarray, scale: float) -> str:
+    counts = "\n".join(
+        f"  {name}: {count} rows" for name, count in zip(*np.unique(groups, return_counts=True), strict=True)
+    )
+    return (
+        f"Four-fluxes before and after the fast flavor instability, from {path}\n\n"
+        f"data    (n, 48): initial four-flux of six species, then Box3D's answer\n"
+        f"target  (n, 24): final four-flux\n"
+        f"unit: 1/cm^3 times {scale:g}; columns: species-major, (x, y, z, t), t the number density\n\n{counts}\n"
+    )

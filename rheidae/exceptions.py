@@ -1,0 +1,23 @@
+"""Errors that a user can act on: each message says what was found, where, and what to do."""
+
+from __future__ import annotations
+
+
+class RheidaeError(Exception):
+    """Base of the package's own errors; the commands print it as one line and leave with status 2."""
+
+
+class ConfigError(RheidaeError):
+    """A configuration file has an unknown, mistyped or not yet supported entry."""
+
+
+class DataError(RheidaeError):
+    """A data file is missing, malformed or holds values that are not physical."""
+
+
+class FourFluxError(RheidaeError, ValueError):
+    """An array is not an array of physical four-fluxes."""
+
+
+class RunError(RheidaeError):
+    """A training run cannot be started, read or evaluated."""

@@ -1,0 +1,153 @@
+"""Networks from 48 inputs (initial moments and Box3D's answer) to a correction of 24 moments.
+
+Every module takes ``x (n, 48)`` in units of the row's total number density and returns ``(n, 24)``: what is
+to be added to a base state that the estimator chooses, Box3D's answer or the initial state. A module that
+returns zero thus predicts exactly that base state.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+}
+
+
+class SkipBlock(nn.Module):
+    """Linear, batch norm, activation, dropout; added to its input."""
+
+    def __init__(self, width: int, activation: str, dropout: float, use_batch_norm: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Linear(width, width)]
+        if use_batch_norm:
+            layers.append(nn.BatchNorm1d(width))
+        layers.append(ACTIVATIONS[activation]())
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(n, width)`` to ``(n, width)``."""
+        return x + self.layers(x)
+
+
+class InvariantFrame(nn.Module):
+    """Rotation invariants of a state, and the state's own vectors to rebuild a change from.
+
+    Six vectors describe a row: the initial fluxes of e, x, their antineutrinos (x: the mean of mu and tau),
+    and Box3D's change of the fluxes of e and its antineutrino. The features are the densities, Box3D's
+    change of them, and the Gram matrix of the vectors; they do not know the frame. A change is a
+    combination of the same vectors with learned coefficients, so it turns with the state; it is moved between
+    the electron and the two heavy flavors in equal parts, so flavor sums, and by one common number for
+    neutrinos and antineutrinos lepton number per flavor, are conserved whatever the coefficients.
+
+    The change is proportional to the size of Box3D's own, which makes a state without a crossing stay
+    exactly as it is, and a closing crossing close continuously.
+    """
+
+    n_features = 4 + 2 + 3 + 21
+    n_coefficients = 1 + 2 * 6
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features ``(n, 30)``, vectors ``(n, 6, 3)`` of unit order and size ``(n, 1)`` of Box3D's change."""
+        state = x.reshape(-1, 2, 2, 3, 4)  # row, (init, box), (nu, nubar), flavor, component
+        init = state[:, 0]
+        electron, heavy = init[:, :, 0], init[:, :, 1:].mean(dim=2)
+        change = electron - state[:, 1, :, 0]  # (n, 2, 4): what Box3D takes from nu_e and nubar_e
+        size = change.square().sum(dim=(1, 2)).sqrt()[:, None]
+        relative = change / size.clamp(min=1e-12)[:, :, None]
+        density = torch.cat([electron[:, :, 3], heavy[:, :, 3]], dim=1)
+        flux = torch.cat([electron[:, :, :3], heavy[:, :, :3]], dim=1)
+        factor = flux / density.clamp(min=1e-12)[:, :, None]
+        vectors = torch.cat([factor, relative[:, :, :3]], dim=1)
+        gram = vectors @ vectors.transpose(1, 2)
+        upper = torch.triu_indices(6, 6, device=x.device)
+        features = torch.cat(
+            [
+                density,
+                relative[:, :, 3],
+                size.clamp(min=1e-6).log(),
+                (density[:, :2] - density[:, 2:]),
+                gram[:, upper[0], upper[1]],
+            ],
+            dim=1,
+        )
+        return features, vectors, size
+
+    @staticmethod
+    def rebuild(coefficients: Tensor, vectors: Tensor, size: Tensor) -> Tensor:
+        """Change of the six four-fluxes, ``(n, 24)``, from ``(n, 13)`` coefficients."""
+        n = len(coefficients)
+        moved_vector = coefficients[:, 1:].reshape(n, 2, 6) @ vectors
+        moved_number = coefficients[:, :1, None].expand(n, 2, 1)
+        moved = size[:, :, None] * torch.cat([moved_vector, moved_number], dim=2)
+        return torch.stack([moved, -0.5 * moved, -0.5 * moved], dim=2).reshape(n, 24)
+
+
+class ResidualFFIModel(nn.Module):
+    """Multilayer perceptron with skip connections.
+
+    Parameters
+    ----------
+    hidden_dim : int
+        Width of every hidden layer.
+    hidden_layers : int
+        Blocks of linear, batch norm, activation, dropout with a skip connection, after the input block.
+    activation : {"silu", "relu", "gelu", "tanh", "elu"}
+        Nonlinearity.
+    dropout : float
+        Probability; 0 leaves the layer out.
+    use_batch_norm : bool
+        Batch norm in the input block and every hidden one. Needs batches of two rows at least.
+    frame : {"invariant", "lab"}
+        "invariant" feeds rotation invariants and rebuilds a change that turns with the state and conserves
+        what the instability conserves (see `InvariantFrame`). "lab" feeds the 48 numbers as they are and
+        returns 24 free ones: it has to learn from data what the other has by construction.
+
+    Notes
+    -----
+    The linear head starts at zero, so that an untrained model returns its base state.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int = 128,
+        hidden_layers: int = 3,
+        activation: str = "silu",
+        dropout: float = 0.0,
+        use_batch_norm: bool = True,
+        frame: Literal["invariant", "lab"] = "invariant",
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        if frame not in ("invariant", "lab"):
+            raise ValueError(f"frame={frame!r} is neither 'invariant' nor 'lab'")
+        self.frame = InvariantFrame() if frame == "invariant" else None
+        n_in, n_out = (48, 24) if self.frame is None else (self.frame.n_features, self.frame.n_coefficients)
+        first: list[nn.Module] = [nn.Linear(n_in, hidden_dim)]
+        if use_batch_norm:
+            # Features differ in scale by orders of magnitude.
+            first = [nn.BatchNorm1d(n_in), *first, nn.BatchNorm1d(hidden_dim)]
+        self.input_block = nn.Sequential(*first, ACTIVATIONS[activation]())
+        self.blocks = nn.Sequential(
+            *(SkipBlock(hidden_dim, activation, dropout, use_batch_norm) for _ in range(hidden_layers))
+        )
+        self.head = nn.Linear(hidden_dim, n_out)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(n, 48)``, in units of the total density, to the correction ``(n, 24)``."""
+        if self.frame is None:
+            return self.head(self.blocks(self.input_block(x)))
+        features, vectors, size = self.frame(x)
+        return self.frame.rebuild(self.head(self.blocks(self.input_block(features))), vectors, size)

@@ -2,8 +2,9 @@
 
 Interface
 ---------
-Nodes are given as *antipodal pairs*: arrays ``x, y, z, w`` hold one node of each pair ``n, -n`` of an inversion-symmetric
-rule; ``w`` is the weight of each of the two. Pad with ``w = 0`` to a multiple of 16 (`antipodal_pairs` does both).
+Nodes are given as *antipodal pairs*: arrays ``x, y, z, w`` hold one node of each pair ``n, -n`` of an
+inversion-symmetric rule; ``w`` is the weight of each of the two. Pad with ``w = 0`` to a multiple of 16
+(`antipodal_pairs` does both).
 
 sharp_rows(F, x, y, z, w, out, start, stop)
     rows ``start:stop`` of ``F (n, 6, 4)`` (float64 or float32) -> ``out``. Releases the GIL; rows are independent, so
@@ -12,8 +13,8 @@ sharp_rows_diagnosed(F, x, y, z, w, out, crossing, start, stop)
     the same, and ``crossing (n, 4)`` = ``(I_plus, I_minus, P_plus, P_minus)``; P = 1 on both sides without crossing.
 sharp_flux(F, x, y, z, w, out) -> (I_plus, I_minus, P_plus, P_minus)
     one sample, ``F`` and ``out`` ``(6, 4)``; for user ``@njit`` code.
-divide_heavy(out, mu_fraction, start, stop)
-    afterwards, in place: mu takes that fraction of the heavy total, tau the rest.
+divide_heavy(F, out, mu_fraction, start, stop)
+    afterwards: mu takes that fraction of the heavy total, tau the rest, where there is a crossing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from rheidae._minerbo_kernels import LOG2_E, langevin_ratio, pow2, pow2_pair, z_
 from rheidae._numba import kernel, scalar_kernel
 
 FOUR_PI = 12.566370614359172
-#: Above this Z no Lebedev rule resolves the beam (order 131 still does), and exp(2 Z) nears the range of a double.
+#: Above this Z the pair trick nears the range of a double.
 BEAM_Z = 300.0
 #: I+ or I- below this fraction of the total density is rounding noise of G, not a crossing.
 NOISE = 1e-14
@@ -68,7 +69,10 @@ def exponent(Fx, Fy, Fz, N):
 # For a pair n, -n the density takes w (d1 + d2) and the flux w n (d1 - d2).
 @kernel
 def _sum_pairs(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, x, y, z, w):
-    """Sums of ``d`` and ``b`` over the sphere (8) and over ``G > 0`` (8), each ``(x, y, z, t)``; a, b, c, d = e, ebar, x, xbar."""
+    """Sums of ``d`` and ``b`` over the sphere (8) and over ``G > 0`` (8), each ``(x, y, z, t)``.
+
+    a, b, c, d stand for e, ebar, x, xbar.
+    """
     dt = bt = Dx = Dy = Dz = Bx = By = Bz = 0.0
     pdt = pbt = pdx = pdy = pdz = pbx = pby = pbz = 0.0
     for i in range(x.shape[0]):
@@ -110,30 +114,13 @@ def _sum_pairs(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, x, y,
 
 # Beams
 # -----
-# For Z > BEAM_Z the pair trick would overflow, and a beam narrower than the node spacing is either missed or counted
-# several times over. Each species is then scaled so that the rule reproduces its density: P and D stay bounded, and a beam acts as
-# its nearest nodes. Exponents are taken relative to the largest one over the nodes.
+# For Z > BEAM_Z the pair trick would overflow, so the exponent is taken relative to Z, its largest value, and
+# the amplitude goes with it: g(n) = N/(4 pi) 2 Z/(1 - exp(-2 Z)) 2**(a.n - |a|). A rule that does not resolve the beam
+# misses it or counts it several times over; that is what plain quadrature gives, and the two branches agree where
+# they meet.
 @kernel
-def _beam_scale(ax, ay, az, N, x, y, z, w):
-    """Return the largest exponent over the nodes and the amplitude that gives density ``N``."""
-    top = -np.inf
-    for i in range(x.shape[0]):
-        t = abs(ax * x[i] + ay * y[i] + az * z[i])
-        top = t if (w[i] != 0.0 and t > top) else top
-    total = 0.0
-    for i in range(x.shape[0]):
-        t = ax * x[i] + ay * y[i] + az * z[i]
-        total += w[i] * (pow2(max(t - top, -1000.0)) + pow2(max(-t - top, -1000.0)))
-    return top, N / total
-
-
-@kernel
-def _sum_beams(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, Ne, Nb, Nx, Ny, x, y, z, w):
-    """As `_sum_pairs`, from densities instead of amplitudes, for any exponent."""
-    ta, A = _beam_scale(ax, ay, az, Ne, x, y, z, w)
-    tb, B = _beam_scale(bx, by, bz, Nb, x, y, z, w)
-    tc, C = _beam_scale(cx, cy, cz, Nx, x, y, z, w)
-    td, D = _beam_scale(dx, dy, dz, Ny, x, y, z, w)
+def _sum_beams(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, ta, tb, tc, td, x, y, z, w):
+    """As `_sum_pairs`, for any exponent; ``ta .. td`` are the largest exponents, the amplitudes those at the peak."""
     dt = bt = Dx = Dy = Dz = Bx = By = Bz = 0.0
     pdt = pbt = pdx = pdy = pdz = pbx = pby = pbz = 0.0
     for i in range(x.shape[0]):
@@ -164,6 +151,12 @@ def _sum_beams(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, Ne, Nb, Nx, Ny, x
                 pby += Y * b
                 pbz += Z * b
     return Dx, Dy, Dz, dt, Bx, By, Bz, bt, pdx, pdy, pdz, pdt, pbx, pby, pbz, pbt
+
+
+@scalar_kernel
+def _peak(Z):
+    """Return the Minerbo distribution at its peak, times ``4 pi/N``: ``2 Z/(1 - exp(-2 Z))``."""
+    return 2.0 * Z / (1.0 - pow2(-min(2.0 * LOG2_E * Z, 1000.0))) if Z > 0.0 else 1.0
 
 
 @kernel
@@ -202,7 +195,12 @@ def sharp_flux(F, x, y, z, w, out):
         Ny,
     )
     if max(max(Za, Zb), max(Zc, Zd)) > BEAM_Z:
-        sums = _sum_beams(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, Ne, Nb, Nx, Ny, x, y, z, w)
+        A = Ne * (_peak(Za) / FOUR_PI)
+        B = Nb * (_peak(Zb) / FOUR_PI)
+        C = Nx * (_peak(Zc) / FOUR_PI)
+        D = Ny * (_peak(Zd) / FOUR_PI)
+        ta, tb, tc, td = LOG2_E * Za, LOG2_E * Zb, LOG2_E * Zc, LOG2_E * Zd
+        sums = _sum_beams(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, ta, tb, tc, td, x, y, z, w)
     else:
         A = Ne * (z_over_sinh(Za) / FOUR_PI)
         B = Nb * (z_over_sinh(Zb) / FOUR_PI)
@@ -259,9 +257,17 @@ def sharp_rows_diagnosed(F, x, y, z, w, out, crossing, start, stop):
 
 
 @kernel
-def divide_heavy(out, mu_fraction, start, stop):
-    """Divide the heavy total of rows ``start:stop`` in place: that fraction to mu, the rest to tau."""
+def divide_heavy(F, out, mu_fraction, start, stop):
+    """Divide the heavy total of rows ``start:stop`` of ``out``: that fraction to mu, the rest to tau.
+
+    Rows that Box3D left as they were in ``F``, for want of a crossing, stay so.
+    """
     for i in range(start, stop):
+        changed = False
+        for c in range(4):
+            changed = changed or out[i, 0, c] != F[i, 0, c] or out[i, 3, c] != F[i, 3, c]
+        if not changed:
+            continue
         for mu in (1, 4):
             for c in range(4):
                 total = out[i, mu, c] + out[i, mu + 1, c]

@@ -45,7 +45,8 @@ def box3d_flux(
         How the jump is treated: "sharp" counts each node to the side on which it lies.
     mu_fraction : float, optional
         None (default): mu and tau take equal parts of the change, so that an initial difference between
-        them survives. A number in [0, 1]: mu gets that fraction of the final heavy total, tau the rest.
+        them survives. A number in [0, 1]: mu gets that fraction of the final heavy total, tau the rest,
+        except in states without a crossing, which stay as they are.
     threads : int, optional
         Threads to share the rows among; the result does not depend on it. Default: Numba's number
         (``NUMBA_NUM_THREADS``, else the processors that the process may use).
@@ -99,7 +100,7 @@ def box3d_flux(
     def rows(start: int, stop: int) -> None:
         kernels.sharp_rows(F, *nodes, out, start, stop)
         if mu_fraction is not None:
-            kernels.divide_heavy(out, mu_fraction, start, stop)
+            kernels.divide_heavy(F, out, mu_fraction, start, stop)
 
     share_rows(rows, len(F), threads)
     return out

@@ -139,7 +139,8 @@ def main(argv: list[str] | None = None) -> int:
         report, rows = evaluate(run, load_dataset(arguments.data, run.config.data.target_scale))
         print(table(report))
         print(
-            "\nerror: four-flux distance over the total density, mean over species and rows; skill: 1 - error/Box3D's.\n"
+            "\nerror: four-flux distance over the total density, mean over species and rows; "
+            "skill: 1 - error / Box3D's error.\n"
             f"{report['rows_left_out']} rows that the run was trained or selected on are left out.\n"
             f"Flavor sums and lepton numbers are conserved to {report['conservation_error']:.1e} of the total density; "
             f"{100 * report['physical_fraction']:.2f} % of the predicted four-fluxes are physical."

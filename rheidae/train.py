@@ -55,7 +55,7 @@ def split_rows(data: Any, config: DataConfig) -> dict[str, Rows]:
     RunError
         If a group to hold out is not in the data, or a part that was asked for would have no rows.
     """
-    known = sorted(set(data.groups))
+    known = sorted(set(data.groups.tolist()))
     for group in config.holdout_groups:
         if group not in known:
             near = difflib.get_close_matches(group, known, n=1, cutoff=0.0)
@@ -194,7 +194,7 @@ def train(config: Config, parms: TrainParms, run_id: str) -> Path:
     about = {
         "run_id": run_id,
         "data": config.data.processed_path,
-        "groups": sorted(set(data.groups[train_rows])),
+        "groups": sorted(set(data.groups[train_rows].tolist())),
         "epochs": len(regressor.history),
         "seconds": round(seconds, 2),
         "parameters": sum(parameter.numel() for parameter in regressor.module_.parameters()),

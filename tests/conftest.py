@@ -1,0 +1,31 @@
+import pytest
+
+from rheidae.config import PreprocessConfig, check_config
+from rheidae.datasets import load_dataset, write_sample
+from rheidae.preprocess import preprocess
+
+FAMILIES = ("random", "nsm_a", "nsm_b", "three_d")
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    """Folder with the raw sample files."""
+    folder = tmp_path_factory.mktemp("raw")
+    write_sample(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processed(sample, tmp_path_factory):
+    """Folder with the preprocessed sample."""
+    folder = tmp_path_factory.mktemp("processed")
+    files = [{"name": family, "path": f"emu_{family}.h5"} for family in FAMILIES]
+    config = {"data_root": str(sample), "output_root": str(folder), "files": files}
+    preprocess(check_config(config, PreprocessConfig))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(processed):
+    """The combined sample as a Bunch."""
+    return load_dataset(processed / "preprocessed_all.h5")

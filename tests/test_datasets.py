@@ -1,0 +1,115 @@
+import subprocess
+import sys
+from importlib import resources
+
+import h5py
+import numpy as np
+import pytest
+
+from rheidae import load_dataset
+from rheidae.datasets import SAMPLE, write_sample
+from rheidae.exceptions import DataError
+
+
+def test_sample_is_written_as_shipped(tmp_path):
+    written = write_sample(tmp_path / "new" / "folder")
+    assert [path.name for path in written] == [*SAMPLE, "README.md"]
+    for path in written:
+        assert path.read_bytes() == (resources.files("rheidae.datasets") / "data" / path.name).read_bytes()
+    rows = {path.name: h5py.File(path)["F4_initial(1|ccm)"].shape for path in written if path.suffix == ".h5"}
+    assert rows["emu_random.h5"] == (211, 4, 2, 3)
+
+
+def test_sample_command(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "rheidae.datasets", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*SAMPLE, "README.md"])
+
+
+def test_bunch(data):
+    assert data.data.shape == (576, 48)
+    assert data.target.shape == (576, 24)
+    assert data.data.dtype == data.target.dtype == np.float32
+    assert {name: int((data.groups == name).sum()) for name in set(data.groups)} == {
+        "random": 211, "nsm_a": 152, "nsm_b": 181, "three_d": 32,
+    }  # fmt: skip
+    assert len(data.feature_names) == 48
+    assert data.feature_names[3] == "F_init_nu_e_t"
+    assert data.feature_names[24] == "F_box_nu_e_x"
+    assert data.target_names[23] == "F_true_nubar_tau_t"
+    assert len(set(data.dirname)) == 576
+    assert "nsm_a: 152 rows" in data.DESCR
+
+
+def test_scale_and_bare_arrays(processed, data):
+    path = processed / "preprocessed_all.h5"
+    X, y = load_dataset(path, target_scale=1.0, return_X_y=True)
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(X, file["input"][()])
+        np.testing.assert_array_equal(y, file["target"][()])
+    np.testing.assert_allclose(data.data, X.astype(float) * 1e-33, rtol=1e-6)
+    np.testing.assert_allclose(data.target, y.astype(float) * 1e-33, rtol=1e-6)
+
+
+def write(path, n, reverse=False, layout=None, **replace):
+    rng = np.random.default_rng(n)
+    content = {
+        "input": rng.normal(size=(n, 48)), "target": rng.normal(size=(n, 24)), "F_init": rng.normal(size=(n, 6, 4)),
+        "sim_id": [f"s{i % 2}" for i in range(n)], "dirname": ["d"] * n, **replace,
+    }  # fmt: skip
+    with h5py.File(path, "w") as file:
+        if layout:
+            file.attrs["layout"] = layout
+        for name, values in content.items():
+            if values is not None:
+                values = np.asarray(values)
+                values = values.T if reverse else values
+                file[name] = values.astype(h5py.string_dtype()) if values.dtype.kind == "U" else values
+    return content
+
+
+@pytest.mark.parametrize("n", [1, 7, 24, 48])
+def test_reversed_axes_as_julia_writes_them(tmp_path, n):
+    content = write(tmp_path / "a.h5", n)
+    write(tmp_path / "b.h5", n, reverse=True)
+    one, other = load_dataset(tmp_path / "a.h5", 2.0), load_dataset(tmp_path / "b.h5", 2.0)
+    for loaded in (one, other):
+        np.testing.assert_allclose(loaded.data, 2 * content["input"], rtol=1e-6)
+        np.testing.assert_allclose(loaded.target, 2 * content["target"], rtol=1e-6)
+        assert list(loaded.groups) == content["sim_id"]
+
+
+def test_numbers_as_sim_id(tmp_path):
+    write(tmp_path / "a.h5", 3, sim_id=[3, 3, 7])
+    assert list(load_dataset(tmp_path / "a.h5").groups) == ["3", "3", "7"]
+
+
+def test_48_rows_without_another_clue_are_refused_unless_the_file_says(tmp_path):
+    write(tmp_path / "a.h5", 48, F_init=None)
+    with pytest.raises(DataError, match=r"'input' has shape \(48, 48\)"):
+        load_dataset(tmp_path / "a.h5")
+    content = write(tmp_path / "b.h5", 48, F_init=None, layout="row-major")
+    np.testing.assert_allclose(load_dataset(tmp_path / "b.h5", 1.0).data, content["input"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        ({"target": None}, "no dataset 'target'.*python -m rheidae.preprocess"),
+        ({"input": np.ones((5, 47))}, r"'input' has shape \(5, 47\)"),
+        ({"target": np.ones((5, 23))}, r"'target' has shape \(5, 23\)"),
+        ({"target": np.ones((4, 24))}, "'input' has 5 rows, 'target' 4"),
+        ({"input": np.where(np.arange(5)[:, None] == 3, np.nan, np.ones((5, 48)))}, "'input', row 3: a number is not"),
+        ({"input": np.where(np.arange(5)[:, None] == 2, 1e39, np.ones((5, 48)))}, "'input', row 2: .*smaller target_"),
+        ({"sim_id": ["a"] * 4}, r"'sim_id' has shape \(4,\)"),
+    ],
+)
+def test_bad_files(tmp_path, replace, message):
+    write(tmp_path / "a.h5", 5, **replace)
+    with pytest.raises(DataError, match=message):
+        load_dataset(tmp_path / "a.h5", target_scale=1.0)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(DataError, match=r"no such file; make it with: python -m rheidae\.preprocess"):
+        load_dataset(tmp_path / "absent.h5")

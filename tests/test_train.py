@@ -1,0 +1,261 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from sklearn.utils import Bunch
+
+from rheidae import evaluate, fourflux, load_dataset, plots, runs, train
+from rheidae.config import Config, DataConfig, TrainParms, check_config
+from rheidae.exceptions import RunError
+from rheidae.metrics import flux_error, skill
+
+
+def config_for(processed, folder, **sections):
+    base = {
+        "data": {"processed_path": str(processed / "preprocessed_all.h5"), "holdout_groups": ["nsm_b", "three_d"]},
+        "model": {"hidden_dim": 16, "hidden_layers": 1},
+        "training": {"epochs": 4, "checkpoint_dir": str(folder / "runs"), "results_dir": str(folder / "results")},
+    }
+    for name, values in sections.items():
+        base[name] = {**base.get(name, {}), **values}
+    return check_config(base, Config)
+
+
+PARMS = check_config({"predict_residual": True}, TrainParms)
+
+
+@pytest.fixture(scope="module")
+def trained(processed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    return train.train(config_for(processed, folder), PARMS, "first"), folder
+
+
+def test_parts_are_disjoint_and_leave_the_held_out_groups_alone(data):
+    config = split_config(0.2, 0.1, ["nsm_b"])
+    parts = train.split_rows(data, config)
+    rows = np.concatenate(list(parts.values()))
+    assert len(np.unique(rows)) == len(rows) == 576 - 181
+    assert "nsm_b" not in data.groups[rows]
+    assert [len(parts[part]) for part in ("test", "valid")] == [79, 40]
+    again = train.split_rows(data, config)
+    assert all((again[part] == parts[part]).all() for part in parts)
+    other = train.split_rows(data, config.model_copy(update={"seed": 1}))
+    assert set(other["test"]) != set(parts["test"])
+
+
+def test_rows_of_one_simulation_stay_together(data):
+    names = np.array([f"run{i % 40}" for i in range(400)])
+    few = Bunch(data=data.data[:400], groups=np.full(400, "a"), dirname=names, filename="x")
+    parts = train.split_rows(few, split_config(0.2, 0.2))
+    homes = [set(names[rows]) for rows in parts.values()]
+    assert sum(len(home) for home in homes) == 40
+    assert sum(len(rows) for rows in parts.values()) == 400
+    nameless = Bunch(**few | {"dirname": np.full(400, "")})
+    assert len(train.split_rows(nameless, split_config(0.2, 0.2))["test"]) == 80
+
+
+def split_config(test, val, holdout=()):
+    return check_config({"val_split": val, "test_split": test, "holdout_groups": list(holdout)}, DataConfig)
+
+
+def test_impossible_splits(data):
+    with pytest.raises(RunError, match=r"'nsm_c' is not in .* nearest is 'nsm_"):
+        train.split_rows(data, split_config(0.1, 0.1, ["nsm_c"]))
+    with pytest.raises(RunError, match="left to train on"):
+        train.split_rows(data, split_config(0.0, 0.0, sorted(set(data.groups))))
+    with pytest.raises(RunError, match="too few for a test part"):
+        train.split_rows(data, split_config(0.0005, 0.1))
+
+
+def test_run_folder_reproduces_the_model(trained, data):
+    folder, _ = trained
+    assert {path.name for path in folder.iterdir()} >= {
+        "model.yaml", "train_parms.yaml", "weights.safetensors", "history.json", "rows.npz", "run.json",
+    }  # fmt: skip
+    first, second = runs.load_run(folder), runs.load_run(folder)
+    np.testing.assert_array_equal(first.regressor.predict(data.data), second.regressor.predict(data.data))
+    assert (first.regressor.predict(data.data) != data.data[:, 24:]).any()
+    about = json.loads((folder / "run.json").read_text())
+    assert about["train_rows"] + about["valid_rows"] + about["test_rows"] == 363
+    assert about["groups"] == ["nsm_a", "random"]
+    assert yaml.safe_load((folder / "train_parms.yaml").read_text())["predict_residual"] is True
+
+
+def test_two_runs_with_one_seed_are_identical(trained, processed, tmp_path, data):
+    folder, _ = trained
+    again = train.train(config_for(processed, tmp_path), PARMS, "again")
+    assert (again / "weights.safetensors").read_bytes() == (folder / "weights.safetensors").read_bytes()
+
+
+def test_evaluation_counts_only_unseen_rows(trained, processed, data):
+    run = runs.load_run(trained[0])
+    report, rows = evaluate.evaluate(run, data)
+    assert report["rows_left_out"] == len(run.rows["train"]) + len(run.rows["valid"]) == 363 - 36
+    by_group = {entry["group"]: entry for entry in report["groups"]}
+    assert by_group["nsm_b"]["rows"] == 181
+    assert by_group["nsm_b"]["role"] == by_group["three_d"]["role"] == "unseen family"
+    assert by_group["random"]["role"] == by_group["nsm_a"]["role"] == "held out"
+    assert by_group["random"]["rows"] + by_group["nsm_a"]["rows"] == 36
+    # The same rows from the file of their own are recognised too.
+    alone = load_dataset(processed / "random_preprocessed.h5")
+    report_alone, _ = evaluate.evaluate(run, alone)
+    assert report_alone["groups"][0]["rows"] == by_group["random"]["rows"]
+    assert report_alone["groups"][0]["box3d_error"] == pytest.approx(by_group["random"]["box3d_error"], rel=1e-9)
+    chosen = rows["group"] == "nsm_b"
+    expected = 1 - rows["model_error"][chosen].mean() / rows["box3d_error"][chosen].mean()
+    assert by_group["nsm_b"]["skill"] == pytest.approx(expected)
+    assert report["conservation_error"] < 1e-6
+    json.dumps(report, allow_nan=False)
+
+
+def test_evaluation_on_training_rows_alone_is_refused(trained, data):
+    run = runs.load_run(trained[0])
+    seen = np.isin(runs.row_keys(data.data, data.target), run.rows["train"])
+    with pytest.raises(RunError, match="trained on every row"):
+        evaluate.evaluate(
+            run, Bunch(data=data.data[seen], target=data.target[seen], groups=data.groups[seen], filename="x")
+        )
+
+
+def test_row_keys_tell_rows_apart(data):
+    keys = runs.row_keys(data.data, data.target)
+    assert len(np.unique(keys)) == 576
+    moved = data.target.copy()
+    moved[5, 7] = np.nextafter(moved[5, 7], 1, dtype=np.float32)
+    assert np.flatnonzero(runs.row_keys(data.data, moved) != keys).tolist() == [5]
+
+
+def test_errors_by_hand():
+    F = np.ones((1, 6, 4))
+    F[..., :3] = 0
+    pred = F.copy()
+    pred[0, 0] += [0.3, 0, 0.4, 0]
+    assert flux_error(F, pred, F) == pytest.approx([0.5 / 6 / 6])
+    truth = F.copy()
+    truth[0, 1, 3], truth[0, 2, 3] = 1.2, 0.8  # mu and tau split by chance
+    assert flux_error(truth, F, F) == pytest.approx([0])
+    different = F.copy()
+    different[0, 1, 3] = 1.2
+    assert flux_error(truth, truth * 1.1, different)[0] > 0
+    assert skill(np.array([1.0, 2.0]), np.array([4.0, 2.0])) == 0.5
+    assert np.isnan(skill(np.array([]), np.array([])))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "weights.safetensors").unlink(), "not a finished run"),
+        (lambda folder: (folder / "weights.safetensors").write_bytes(b"x" * 100), "damaged"),
+    ],
+)
+def test_damaged_runs(trained, tmp_path, damage, message):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained[0], copy)
+    damage(copy)
+    with pytest.raises(RunError, match=message):
+        runs.load_run(copy)
+
+
+def test_weights_of_another_architecture_are_refused(trained, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained[0], copy)
+    config = yaml.safe_load((copy / "model.yaml").read_text())
+    config["model"]["hidden_dim"] = 8
+    (copy / "model.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(RunError, match=r"does not fit the run's model\.yaml"):
+        runs.load_run(copy)
+
+
+def test_early_stop_needs_validation_rows(processed, tmp_path):
+    with pytest.raises(RunError, match="val_split"):
+        train.train(config_for(processed, tmp_path, data={"val_split": 0.0}), PARMS, "x")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_early_stop_keeps_the_best_epoch(processed, tmp_path):
+    config = config_for(processed, tmp_path, training={"epochs": 60}, optimizer={"lr": 0.05})
+    off = {"lr_scheduler": {"type": "none"}, "bn_recalibrate": {"enabled": False}}
+    parms = check_config({"early_stop": {"patience": 3}, **off}, TrainParms)
+    run = runs.load_run(train.train(config, parms, "x"))
+    losses = run.regressor.history[:, "valid_loss"]
+    assert len(losses) < 60
+    data = load_dataset(config.data.processed_path)
+    rows = train.split_rows(data, config.data)["valid"]
+    dataset = run.regressor.get_dataset(data.data[rows], data.target[rows])
+    loss = run.regressor.validation_step((dataset.x, dataset.y))["loss"]
+    assert float(loss) == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_devices():
+    assert train.resolve_device("cpu") == "cpu"
+    assert train.resolve_device("auto") in ("cpu", "cuda", "mps")
+    import torch
+
+    if not torch.cuda.is_available():
+        with pytest.raises(RunError, match="cuda is not available"):
+            train.resolve_device("cuda")
+
+
+def test_plots_are_images(trained, data, tmp_path):
+    run = runs.load_run(trained[0])
+    _, rows = evaluate.evaluate(run, data)
+    plots.errors(rows, tmp_path / "errors.png")
+    for path in (tmp_path / "errors.png", trained[1] / "results" / "first" / "loss.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_commands(processed, tmp_path):
+    config = config_for(processed, tmp_path)
+    for name, section in (("model", config), ("parms", TrainParms())):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(section.model_dump()))
+    command = [sys.executable, "-m", "rheidae.train", "--config", "model.yaml", "--train-parms", "parms.yaml"]
+
+    def run(*arguments):
+        return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True)
+
+    smoke = run("--smoke")
+    assert smoke.returncode == 0, smoke.stderr
+    assert "one batch forward and backward: loss" in smoke.stdout
+    assert not (tmp_path / "runs").exists()
+    done = run("--predict-residual", "--run-id", "a")
+    assert done.returncode == 0, done.stderr
+    folder = done.stdout.strip()
+    assert yaml.safe_load((tmp_path / "runs" / "a" / "train_parms.yaml").read_text())["predict_residual"] is True
+    scored = subprocess.run(
+        [sys.executable, "-m", "rheidae.evaluate", "--run", folder, "--data", config.data.processed_path,
+         "--json", "out/metrics.json"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert scored.returncode == 0, scored.stderr
+    assert "| nsm_b | unseen family | 181 |" in scored.stdout
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["groups"]
+    assert (tmp_path / "out" / "errors.png").is_file()
+    failed = subprocess.run(
+        [sys.executable, "-m", "rheidae.evaluate", "--run", "absent", "--data", "x"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: absent: not a finished run")
+
+
+def test_default_model_beats_box3d_on_held_out_rows_and_is_physical(data):
+    """The claim of the package, on a fifth of the rows of the two trained families."""
+    from rheidae import FluxRegressor
+
+    rows = np.flatnonzero(np.isin(data.groups, ["random", "nsm_a"]))
+    rows = np.random.default_rng(0).permutation(rows)
+    test, rest = rows[: len(rows) // 5], rows[len(rows) // 5 :]
+    model = FluxRegressor(random_state=0).fit(data.data[rest], data.target[rest])
+    init, box = data.data[test, :24], data.data[test, 24:]
+    prediction = model.predict(data.data[test])
+    for family in ("random", "nsm_a"):
+        chosen = data.groups[test] == family
+        gained = skill(
+            flux_error(data.target[test], prediction, init)[chosen], flux_error(data.target[test], box, init)[chosen]
+        )
+        assert gained > 0.3, family
+    assert fourflux.first_unphysical(fourflux.unflatten(prediction), tolerance=1e-3) is None

@@ -5,6 +5,7 @@ Both run the same function on the same blocks and hand the results back in order
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -93,6 +94,8 @@ class Cluster:
             raise ClusterError(
                 f"--scheduler needs the package distributed ({error}): python -m pip install 'rheidae[cluster]'"
             ) from error
+        # A cluster that comes and goes as it should is not worth a line each.
+        logging.getLogger("distributed").setLevel(logging.WARNING)
         self._stack = ExitStack()
         self._lost: tuple[type[BaseException], ...] = (
             distributed.scheduler.KilledWorker,

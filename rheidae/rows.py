@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from rheidae.exceptions import DataError
-from rheidae.files import H5_ERRORS, open_h5, read, write_all
+from rheidae.files import H5_ERRORS, open_h5, read, start_writing_back, write_all
 
 # HDF5's own cache of 1 MB holds less than one chunk of many files, which would then be unpacked again for every
 # piece that is read of it.
@@ -194,6 +194,7 @@ def create_table(file: h5py.File, path: str | Path, rows: int, columns: Sequence
         creation.set_layout(h5py.h5d.CONTIGUOUS)
         creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        creation.set_obj_track_times(False)  # the same input gives the same bytes
         kind = h5py.h5t.py_create(np.dtype(column.dtype), logical=True)
         made = h5py.h5d.create(file.id, column.name.encode(), kind, h5py.h5s.create_simple(shape), dcpl=creation)
         offsets.append(made.get_offset())
@@ -211,6 +212,7 @@ def write_rows(table: Table, arrays: dict[str, Any], start: int, durable: bool =
         for column, offset in zip(table.columns, table.offsets, strict=True):
             data = np.ascontiguousarray(arrays[column.name], dtype=column.dtype).reshape(-1).view(np.uint8)
             write_all(descriptor, data, offset + start * column.row_bytes)
+            start_writing_back(descriptor, offset + start * column.row_bytes, len(data))
             total += len(data)
         if durable:
             os.fsync(descriptor)

@@ -197,10 +197,15 @@ def create_h5(path: str | Path) -> Iterator[h5py.File]:
             sink, "w", libver="v110", locking=_LOCKING, alignment_threshold=1 << 16, alignment_interval=1 << 12
         ) as file:
             yield file
+    except H5_ERRORS as error:
+        # Reading back what a full disk did not take fails in HDF5's own words.
         if sink.failure is not None:
-            raise sink.failure
+            raise sink.failure from error
+        raise
     finally:
         os.close(descriptor)
+    if sink.failure is not None:
+        raise sink.failure
 
 
 class Outputs:

@@ -17,6 +17,9 @@ from rheidae.exceptions import ClusterError
 
 Result = TypeVar("Result")
 
+CONNECT_SECONDS = 30
+"""How long to wait for a scheduler to answer."""
+
 MOST_THREADS = 8
 """More threads than this wait for the disk, and each holds blocks in memory."""
 
@@ -111,7 +114,7 @@ class Cluster:
                         n_workers=int(number), threads_per_worker=1, processes=True, dashboard_address=None
                     )
                 )
-            self._client = self._stack.enter_context(distributed.Client(address, timeout="30s"))
+            self._client = self._stack.enter_context(distributed.Client(address, timeout=CONNECT_SECONDS))
         except (OSError, ValueError, TimeoutError) as error:
             self._stack.close()
             raise ClusterError(f"--scheduler {scheduler}: cannot be reached ({error}); is it running?") from error

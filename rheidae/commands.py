@@ -5,49 +5,15 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 from rheidae.exceptions import RheidaeError
+from rheidae.signals import Terminated, termination_raises
 
 
 def on_terminal() -> bool:
     """Whether a person watches: progress bars there, plain lines in a log."""
     return sys.stderr.isatty()
-
-
-class Terminated(BaseException):
-    """A batch system, or someone, asked the process to end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-@contextmanager
-def _termination_raises() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the program as Ctrl-C does, so that temporary files are removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        # Once: a second one must not interrupt the cleaning up.
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise Terminated(number)
-
-    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    # One that is ignored stays ignored: nohup relies on it.
-    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run(command: Callable[[], None]) -> int:
@@ -58,7 +24,7 @@ def run(command: Callable[[], None]) -> int:
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     try:
-        with _termination_raises():
+        with termination_raises():
             command()
     except (RheidaeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -18,6 +18,7 @@ from typing import Any
 import h5py
 
 from rheidae.exceptions import DataError, OutputError
+from rheidae.signals import uninterrupted
 
 try:
     import fcntl
@@ -121,7 +122,7 @@ class _Sink:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.position = 0
-        self.failure: BaseException | None = None
+        self.failure: OSError | None = None
 
     def read(self, size: int = -1) -> bytes:
         data = os.pread(self.descriptor, size, self.position)
@@ -139,7 +140,7 @@ class _Sink:
         if self.failure is None:
             try:
                 write_all(self.descriptor, data, self.position)
-            except BaseException as error:
+            except OSError as error:
                 self.failure = error
         self.position += len(data)
         return len(data)
@@ -157,7 +158,7 @@ class _Sink:
         if self.failure is None:
             try:
                 os.ftruncate(self.descriptor, size)
-            except BaseException as error:
+            except OSError as error:
                 self.failure = error
         return size
 
@@ -191,12 +192,21 @@ def create_h5(path: str | Path) -> Iterator[h5py.File]:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     sink = _Sink(descriptor)
+    file = None
     try:
-        # The lowest version that keeps attributes above 64 KB, and that HDF5 1.10 reads.
-        with h5py.File(
-            sink, "w", libver="v110", locking=_LOCKING, alignment_threshold=1 << 16, alignment_interval=1 << 12
-        ) as file:
+        # HDF5 is called where signals wait; one that came meanwhile is raised after `file` is known and can be closed.
+        # Callers that write through HDF5 do the same.
+        try:
+            with uninterrupted():
+                # The lowest version that keeps attributes above 64 KB, and that HDF5 1.10 reads.
+                file = h5py.File(
+                    sink, "w", libver="v110", locking=_LOCKING, alignment_threshold=1 << 16, alignment_interval=1 << 12
+                )
             yield file
+        finally:
+            if file is not None:
+                with uninterrupted():
+                    file.close()
     except H5_ERRORS as error:
         # Reading back what a full disk did not take fails in HDF5's own words.
         if sink.failure is not None:
@@ -246,15 +256,17 @@ class Outputs:
                 for temporary, _target in wanted:
                     sync(temporary)
                 # HDF5 refuses to read a file while someone holds this lock.
-                self._release()
-                for temporary, target in wanted:
-                    os.replace(temporary, target)
+                with uninterrupted():
+                    self._release()
+                    for temporary, target in wanted:
+                        os.replace(temporary, target)
                 for folder in {target.parent for _, target in wanted}:
                     sync(folder)
         finally:
-            for temporary, _target in self._pending:
-                temporary.unlink(missing_ok=True)
-            self._release()
+            with uninterrupted():
+                for temporary, _target in self._pending:
+                    temporary.unlink(missing_ok=True)
+                self._release()
 
     def _release(self) -> None:
         while self._locks:

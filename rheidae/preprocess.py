@@ -55,6 +55,7 @@ from rheidae.rows import (
     write_chunked,
     write_rows,
 )
+from rheidae.signals import uninterrupted
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +173,8 @@ def _inspect(raw: RawFile, config: PreprocessConfig) -> _Simulation:
     source = Path(config.data_root) / raw.path
     remedy = "check data_root and path (the sample is written by: python -m rheidae.datasets FOLDER)"
     held = inspect(source, config.h5_paths, raw.axes or config.axes, remedy)
+    if config.diagnostics == "minimal":
+        held = held._replace(F_true_stddev=None, growth_rate=None, dirnames=None)
     source_mark = fingerprint.of_source(source)
     return _Simulation(
         raw=raw,
@@ -240,7 +243,7 @@ class _Done(NamedTuple):
 
 def _preprocess_file(simulation: _Simulation, config: PreprocessConfig, workers: Workers, stages: Stages) -> Written:
     raw, held, rows = simulation.raw, simulation.held, simulation.rows
-    if held.dirnames is None:
+    if held.dirnames is None and config.diagnostics == "full":
         log.warning("%s: no dataset %r; `dirname` stays empty", simulation.source, config.h5_paths.dirnames)
     with Progress(raw.name, rows) as progress:
         survey = _Survey({}, np.zeros(0, dtype=np.int64), 1)
@@ -506,10 +509,11 @@ def _writing(
             outputs = stack.enter_context(Outputs())
             path = outputs.path(target)
             with create_h5(path) as file:
-                table = create_table(file, path.absolute(), rows, columns, storage)
-                file.attrs.update(attributes)
-                for name, numbers in dropped.items():
-                    file.create_dataset(f"dropped_rows/{name}", data=numbers)
+                with uninterrupted():
+                    table = create_table(file, path.absolute(), rows, columns, storage)
+                    file.attrs.update(attributes)
+                    for name, numbers in dropped.items():
+                        file.create_dataset(f"dropped_rows/{name}", data=numbers)
                 if storage.chunk_rows is not None:
                     yield _Output(table, file, stages)
             if storage.chunk_rows is None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from rheidae.exceptions import DataError
 from rheidae.files import H5_ERRORS, open_h5, read, start_writing_back, write_all
+from rheidae.signals import uninterrupted
 
 # HDF5's own cache of 1 MB holds less than one chunk of many files, which would then be unpacked again for every
 # piece that is read of it.
@@ -226,6 +227,7 @@ def write_chunked(file: h5py.File, arrays: dict[str, Any], start: int, names: It
     total = 0
     for name in names:
         values = arrays[name]
-        file[name][start : start + len(values)] = values
+        with uninterrupted():
+            file[name][start : start + len(values)] = values
         total += values.nbytes
     return total

@@ -1,15 +1,19 @@
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import h5py
 import numpy as np
 import pytest
 import yaml
 
-from rheidae import box3d_flux, fourflux, preprocess
+from rheidae import box3d_flux, commands, files, fourflux, load_dataset, preprocess, progress
 from rheidae.config import PreprocessConfig, check_config
-from rheidae.exceptions import DataError
+from rheidae.exceptions import DataError, OutputError
 from tests.states import conservation_error, random_states
 
 INIT, TRUE, NAMES = "F4_initial(1|ccm)", "F4_final(1|ccm)", "directorynames"
@@ -39,7 +43,8 @@ def run(config):
 
 def read_all(path):
     with h5py.File(path) as file:
-        return {name: values[()] for name, values in file.items()}, dict(file.attrs)
+        arrays = {name: held[()] for name, held in file.items() if isinstance(held, h5py.Dataset)}
+        return arrays, dict(file.attrs)
 
 
 def test_output_is_what_the_design_says(tmp_path):
@@ -211,3 +216,256 @@ def test_command_fails_with_one_message_and_status_2(tmp_path):
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+# --- axes, carried-along arrays, diagnostics, storage -------------------------------------------------------
+
+
+def test_axes_that_the_shape_leaves_open_must_be_said(tmp_path):
+    F = write_raw(tmp_path / "a.h5", 4)
+    with pytest.raises(DataError, match=r"\(4, 4, 2, 3\), which can be read as .*\n  axes: \[row, component, nu_nubar"):
+        run(config_for(tmp_path, "a"))
+    for options in ({"axes": ["row", "component", "nu_nubar", "flavor"]}, {}):
+        file = {"name": "a", "path": "a.h5"}
+        if not options:
+            file["axes"] = ["row", "component", "nu_nubar", "flavor"]
+        run(config_for(tmp_path, file, **options))
+        np.testing.assert_allclose(read_all(tmp_path / "out" / "a_preprocessed.h5")[0]["F_init"], F, rtol=1e-6)
+    with pytest.raises(DataError, match=r"axes: \[flavor, nu_nubar, component, row\] does not fit"):
+        run(config_for(tmp_path, "a", axes=["flavor", "nu_nubar", "component", "row"]))
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": True}, {"chunks": True, "compression": "gzip"}])
+@pytest.mark.parametrize("dtype", [">f8", "<f4", ">f4"])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2)])
+def test_every_order_and_number_format_gives_the_same(tmp_path, options, dtype, order):
+    F = (random_states(50) * 1e33).astype(np.float32)
+    raw = fourflux.to_emu(F).transpose(order)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name in (INIT, TRUE):
+            file.create_dataset(name, data=raw, dtype=dtype, **options)
+    run(config_for(tmp_path, "a", chunk_rows=16))
+    np.testing.assert_array_equal(read_all(tmp_path / "out" / "a_preprocessed.h5")[0]["F_true"], F)
+
+
+def test_growth_rate_and_spread_are_carried_along_where_present(tmp_path):
+    rate, spread = np.linspace(0, 1e10, 20), fourflux.to_emu(random_states(20, 7) * 1e30)
+    write_raw(tmp_path / "a.h5", 20, **{"growthRate(1|s)": rate, "F4_final_stddev(1|ccm)": spread})
+    write_raw(tmp_path / "b.h5", 10, 5)
+    run(config_for(tmp_path, "a", "b", chunk_rows=8))
+    values, _ = read_all(tmp_path / "out" / "a_preprocessed.h5")
+    np.testing.assert_array_equal(values["growth_rate_simulated"], rate.astype(np.float32))
+    np.testing.assert_array_equal(values["F_true_stddev"], fourflux.from_emu(spread).astype(np.float32))
+    assert "growth_rate_simulated" not in read_all(tmp_path / "out" / "b_preprocessed.h5")[0]
+    combined, _ = read_all(tmp_path / "out" / "preprocessed_all.h5")
+    from_a = combined["sim_id"] == b"a"
+    np.testing.assert_array_equal(
+        np.sort(combined["growth_rate_simulated"][from_a]), np.sort(values["growth_rate_simulated"])
+    )
+    assert np.isnan(combined["growth_rate_simulated"][~from_a]).all()
+    assert np.isnan(combined["F_true_stddev"][~from_a]).all()
+
+
+def test_minimal_files_hold_what_training_needs(tmp_path):
+    write_raw(tmp_path / "a.h5", 30)
+    run(config_for(tmp_path, "a"))
+    full = read_all(tmp_path / "out" / "preprocessed_all.h5")[0]
+    run(config_for(tmp_path, "a", diagnostics="minimal"))
+    for name in ("a_preprocessed.h5", "preprocessed_all.h5"):
+        minimal = read_all(tmp_path / "out" / name)[0]
+        assert list(minimal) == ["input", "sim_id", "target"]
+    for name, values in minimal.items():
+        np.testing.assert_array_equal(values, full[name])
+    data = load_dataset(tmp_path / "out" / "preprocessed_all.h5")
+    assert set(data.groups) == {"a"}
+    assert set(data.dirname) == {""}
+
+
+def test_compressed_and_chunked_files_hold_the_same_numbers(tmp_path):
+    write_raw(tmp_path / "a.h5", 100)
+    run(config_for(tmp_path, "a"))
+    plain = {name: read_all(tmp_path / "out" / name)[0] for name in ("a_preprocessed.h5", "preprocessed_all.h5")}
+    for options in ({"compression": "gzip", "compression_level": 4}, {"h5_chunk_rows": 7}):
+        run(config_for(tmp_path, "a", chunk_rows=16, **options))
+        for name, expected in plain.items():
+            values, _ = read_all(tmp_path / "out" / name)
+            for key in expected:
+                np.testing.assert_array_equal(values[key], expected[key])
+    with h5py.File(tmp_path / "out" / "preprocessed_all.h5") as file:
+        assert file["input"].chunks == (7, 48)
+
+
+def test_output_bytes_depend_neither_on_chunk_rows_nor_on_threads(tmp_path):
+    write_raw(tmp_path / "a.h5", 300)
+    outputs = []
+    for options in ({}, {"chunk_rows": 17, "threads": 3}, {"chunk_rows": 1000, "threads": 1}):
+        preprocess.preprocess(config_for(tmp_path, "a", **options), resume=False)
+        outputs.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+# --- bad rows ----------------------------------------------------------------------------------------------
+
+
+def spoil_many(folder, n=50):
+    """a.h5 with one row of each kind, and their numbers."""
+    init = random_states(n) * 1e33
+    true = init.copy()
+    init[3, 2, 1] = np.nan
+    true[7, 0, 3] = -1e33
+    init[11, 4, :3] = init[11, 4, 3]
+    true[11] = init[11]
+    init[20] = true[20] = 0
+    init[21, :, 3] = true[21, :, 3] = 1e-40
+    init[21, :, :3] = true[21, :, :3] = 0
+    true[30, :3, 3] *= 1.01
+    write_raw(folder / "a.h5", n, **{INIT: fourflux.to_emu(init), TRUE: fourflux.to_emu(true), NAMES: None})
+    counts = {
+        "not finite": 1,
+        "negative density": 1,
+        "|F| > N": 1,
+        "all zero": 1,
+        "out of range": 1,
+        "totals differ": 1,
+    }
+    return init, counts, [3, 7, 11, 20, 21, 30]
+
+
+def test_error_names_the_first_bad_row_and_counts_all(tmp_path):
+    spoil_many(tmp_path)
+    with pytest.raises(DataError, match=r"row 3, nu_tau: .*not finite") as error:
+        run(config_for(tmp_path, "a", chunk_rows=10))
+    assert "6 of 50 rows are bad: 1 not finite, 1 negative density, 1 |F| > N, 1 all zero" in str(error.value)
+
+
+def test_drop_records_what_it_dropped(tmp_path, caplog):
+    init, counts, bad = spoil_many(tmp_path)
+    written = run(config_for(tmp_path, "a", on_bad_rows="drop", chunk_rows=10))
+    assert [(entry.rows, entry.bad_rows) for entry in written] == [(44, counts), (44, {})]
+    values, attributes = read_all(tmp_path / "out" / "a_preprocessed.h5")
+    np.testing.assert_array_equal(values["F_init"], np.delete(init, bad, axis=0).astype(np.float32))
+    assert json.loads(attributes["bad_rows"]) == counts
+    for name in ("a_preprocessed.h5", "preprocessed_all.h5"):
+        with h5py.File(tmp_path / "out" / name) as file:
+            assert list(file["dropped_rows/a"]) == bad
+    assert json.loads(read_all(tmp_path / "out" / "preprocessed_all.h5")[1]["bad_rows"]) == {"a": counts}
+    assert "dropped (6 of 50 rows are bad: 1 not finite" in caplog.text
+    again = run(config_for(tmp_path, "a", on_bad_rows="drop"))
+    assert again[0].bad_rows == counts
+    assert again[0].up_to_date
+
+
+def test_drop_of_all_rows_is_an_error(tmp_path):
+    zero = np.zeros((5, 4, 2, 3))
+    write_raw(tmp_path / "a.h5", 5, **{INIT: zero, TRUE: zero})
+    with pytest.raises(DataError, match=r"a\.h5: all 5 rows are bad"):
+        run(config_for(tmp_path, "a", on_bad_rows="drop"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_clip_mends_what_is_slightly_off_and_nothing_else(tmp_path):
+    F = random_states(20) * 1e33
+    F[4, 1, :3] = [3e33, 0, 4e33]
+    F[4, 1, 3] = 1e33
+    F[9, 5] = [1e20, 0, 0, -1e24]
+    raw = fourflux.to_emu(F)
+    write_raw(tmp_path / "a.h5", 20, **{INIT: raw, TRUE: raw})
+    (entry, _) = run(config_for(tmp_path, "a", on_bad_rows="clip"))
+    assert entry.bad_rows == {"negative density": 1, "|F| > N": 1}
+    values, _ = read_all(entry.path)
+    np.testing.assert_allclose(values["F_init"][4, 1], [6e32, 0, 8e32, 1e33], rtol=1e-6)
+    np.testing.assert_array_equal(values["F_true"][9, 5], 0)
+    good = np.delete(np.arange(20), [4, 9])
+    np.testing.assert_array_equal(values["F_init"][good], F[good].astype(np.float32))
+    raw[13, 0, 0, 0] = np.nan
+    write_raw(tmp_path / "a.h5", 20, **{INIT: raw, TRUE: raw})
+    with pytest.raises(DataError, match=r"row 13, nu_e: .*not finite.*clip cannot mend this one"):
+        run(config_for(tmp_path, "a", on_bad_rows="clip"))
+
+
+# --- resuming, and other runs ------------------------------------------------------------------------------
+
+
+def test_a_second_run_makes_only_what_is_out_of_date(tmp_path):
+    write_raw(tmp_path / "a.h5", 20)
+    write_raw(tmp_path / "b.h5", 20, 1)
+
+    def made(resume=True, **options):
+        written = preprocess.preprocess(config_for(tmp_path, "a", "b", **options), resume=resume)
+        return [entry.name for entry in written if not entry.up_to_date]
+
+    assert made() == ["a", "b", "all"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert made() == made(chunk_rows=3) == []
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    assert made(resume=False) == ["a", "b", "all"]
+    write_raw(tmp_path / "b.h5", 20, 2)
+    assert made() == ["b", "all"]
+    assert made(seed=3) == ["all"]
+    assert made(seed=3, lebedev_order=17) == ["a", "b", "all"]
+    (tmp_path / "out" / "preprocessed_all.h5").unlink()
+    assert made(seed=3, lebedev_order=17) == ["all"]
+    damaged = tmp_path / "out" / "a_preprocessed.h5"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    assert made(seed=3, lebedev_order=17) == ["a", "all"]
+
+
+def test_same_size_and_time_but_other_content_is_another_source(tmp_path):
+    write_raw(tmp_path / "a.h5", 20)
+    status = (tmp_path / "a.h5").stat()
+    run(config_for(tmp_path, "a"))
+    F = write_raw(tmp_path / "a.h5", 20, 1)
+    os.utime(tmp_path / "a.h5", ns=(status.st_atime_ns, status.st_mtime_ns))
+    run(config_for(tmp_path, "a"))
+    np.testing.assert_allclose(read_all(tmp_path / "out" / "a_preprocessed.h5")[0]["F_init"], F, rtol=1e-6)
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    write_raw(tmp_path / "a.h5")
+    with (
+        files.only_writer(tmp_path / "out"),
+        pytest.raises(OutputError, match=rf"out: another run is writing there \(process {os.getpid()} on "),
+    ):
+        run(config_for(tmp_path, "a"))
+    run(config_for(tmp_path, "a"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_preprocessed.h5", "preprocessed_all.h5"]
+
+
+def test_an_output_that_would_overwrite_an_input_is_refused(tmp_path):
+    write_raw(tmp_path / "a_preprocessed.h5")
+    with pytest.raises(DataError, match=r"a_preprocessed\.h5 is an input and would be an output"):
+        run(config_for(tmp_path, {"name": "a", "path": "a_preprocessed.h5"}, output_root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_clean_up_and_tell_by_the_status(tmp_path, number):
+    n = 300_000
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        raw = np.resize(fourflux.to_emu(random_states(50)), (n, 4, 2, 3))
+        file[INIT], file[TRUE] = raw, raw
+    config = config_for(tmp_path, "a", chunk_rows=500)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    command = [sys.executable, "-m", "rheidae.preprocess", "--config", str(tmp_path / "config.yaml")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not list((tmp_path / "out").glob(".a_preprocessed.h5.*.tmp")):
+            time.sleep(0.01)
+            assert process.poll() is None
+        process.send_signal(number)
+        message = process.communicate()[1]
+    assert process.returncode == 128 + number
+    assert "Traceback" not in message
+    assert message.splitlines()[-1] == {signal.SIGTERM: "stopped by SIGTERM", signal.SIGINT: "interrupted"}[number]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_report_and_progress(tmp_path, caplog, monkeypatch, capsys):
+    write_raw(tmp_path / "a.h5", 300)
+    caplog.set_level("INFO")
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    run(config_for(tmp_path, "a", chunk_rows=100))
+    assert re.search(r"a: 100 of 300 rows, \d+ rows/s, \d+ s left", caplog.text)
+    for stage in ("read", "Box3D", "write", "sync", "scatter", "gather"):
+        assert re.search(rf"{stage} +([\d.]+ [kMG]?B +)?[\d.]+ s", caplog.text)
+    monkeypatch.setattr(commands, "on_terminal", lambda: True)
+    preprocess.preprocess(config_for(tmp_path, "a", chunk_rows=100), resume=False)
+    assert "row/s" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import yaml
 
 from rheidae import fourflux, preprocess
 from tests.states import random_states
-from tests.test_preprocess import INIT, NAMES, TRUE, config_for, read_all, write_raw
+from tests.test_preprocess import INIT, NAMES, TRUE, config_for, read_all
 
 pytestmark = pytest.mark.slow
 

@@ -62,8 +62,8 @@ def load_dataset(path: str | Path, target_scale: float = 1e-33, *, return_X_y: b
     Bunch
         ``data (n, 48)`` float32: initial four-flux, then Box3D's; ``target (n, 24)`` float32: final
         four-flux; ``groups (n,)`` str: the simulation file (`sim_id`) of each row; ``dirname (n,)`` str:
-        the single simulation; ``feature_names``, ``target_names``, ``target_scale``, ``filename``,
-        ``DESCR``.
+        the single simulation, empty if the file does not say; ``feature_names``, ``target_names``,
+        ``target_scale``, ``filename``, ``DESCR``.
 
     Raises
     ------
@@ -82,7 +82,8 @@ def load_dataset(path: str | Path, target_scale: float = 1e-33, *, return_X_y: b
         if return_X_y:
             return data, target
         groups = _read_strings(file, "sim_id", len(data))
-        dirname = _read_strings(file, "dirname", len(data))
+        # Minimal files hold no names.
+        dirname = _read_strings(file, "dirname", len(data)) if "dirname" in file else np.zeros(len(data), dtype=np.str_)
     return Bunch(
         data=data,
         target=target,

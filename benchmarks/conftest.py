@@ -24,4 +24,6 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section(group)
         terminalreporter.write_line("samples per second (best round), and the ratio to the first line")
         for _, name, value in rows:
-            terminalreporter.write_line(f"{name:44s} {value:14,.0f} /s {1e6 / value:10.3f} us {value / rows[0][2]:8.2f} x")
+            terminalreporter.write_line(
+                f"{name:44s} {value:14,.0f} /s {1e6 / value:10.3f} us {value / rows[0][2]:8.2f} x"
+            )

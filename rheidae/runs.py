@@ -37,6 +37,8 @@ class Run:
     parms: TrainParms
     rows: dict[str, NDArray[np.uint64]]
     """Keys (see `row_keys`) of the rows of each part: "train", "valid", "test"."""
+    groups: frozenset[str]
+    """Families (`sim_id`) that the training rows come from."""
 
 
 def row_keys(data: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.uint64]:
@@ -114,4 +116,5 @@ def load_run(folder: str | Path) -> Run:
         regressor.load_params(f_history=str(history))
     with np.load(folder / "rows.npz") as file:
         rows = {part: file[part] for part in file.files}
-    return Run(folder, regressor, config, parms, rows)
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return Run(folder, regressor, config, parms, rows, frozenset(about["groups"]))

@@ -105,6 +105,10 @@ def test_evaluation_counts_only_unseen_rows(trained, processed, data):
     report_alone, _ = evaluate.evaluate(run, alone)
     assert report_alone["groups"][0]["rows"] == by_group["random"]["rows"]
     assert report_alone["groups"][0]["box3d_error"] == pytest.approx(by_group["random"]["box3d_error"], rel=1e-9)
+    # New rows of a family that was trained on are held out, not an unseen family.
+    new = (data.groups == "random") & ~np.isin(runs.row_keys(data.data, data.target), run.rows["train"])
+    moved = Bunch(data=data.data[new], target=data.target[new] * 1.0001, groups=data.groups[new], filename="x")
+    assert [entry["role"] for entry in evaluate.evaluate(run, moved)[0]["groups"]] == ["held out"]
     chosen = rows["group"] == "nsm_b"
     expected = 1 - rows["model_error"][chosen].mean() / rows["box3d_error"][chosen].mean()
     assert by_group["nsm_b"]["skill"] == pytest.approx(expected)

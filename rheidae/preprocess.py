@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 import rheidae
 from rheidae import commands, fourflux
-from rheidae.box3d import box3d_flux
 from rheidae.config import PreprocessConfig, RawFile, read_config
 from rheidae.exceptions import DataError
 from rheidae.files import Outputs, dataset, open_h5, read
+from rheidae.mixing import box3d_flux
 
 log = logging.getLogger(__name__)
 

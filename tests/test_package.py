@@ -57,9 +57,9 @@ def test_public_functions_have_docstrings():
 def test_doctests():
     import doctest
 
-    from rheidae import box3d
+    from rheidae import mixing
 
-    assert doctest.testmod(box3d).failed == 0
+    assert doctest.testmod(mixing).failed == 0
 
 
 @pytest.mark.slow

@@ -129,6 +129,7 @@ def _peak(Z):
 @kernel
 def _sum_beams(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, Ne, Nb, Nx, Ny, Za, Zb, Zc, Zd, nodes):
     """As `_sum_pairs`, from densities and Z instead of amplitudes, for any exponent."""
+    simd_function()
     x, y, z, w = nodes[0], nodes[1], nodes[2], nodes[3]
     A, B = Ne * (_peak(Za) / FOUR_PI), Nb * (_peak(Zb) / FOUR_PI)
     C, D = Nx * (_peak(Zc) / FOUR_PI), Ny * (_peak(Zd) / FOUR_PI)

@@ -34,18 +34,44 @@ def _known_order(order: object) -> object:
 
 
 class H5Paths(Section):
-    """Names of the datasets in a raw file."""
+    """Names of the datasets in a raw file; all but the first two may be missing there."""
 
     F_init: str = "F4_initial(1|ccm)"
     F_true: str = "F4_final(1|ccm)"
     dirnames: str = "directorynames"
+    growth_rate: str = "growthRate(1|s)"
+    F_true_stddev: str = "F4_final_stddev(1|ccm)"
+
+
+def _known_axes(axes: object) -> object:
+    known = (["component", "flavor", "nu_nubar", "row"], ["component", "row", "species"])
+    if isinstance(axes, list) and sorted(map(str, axes)) not in known:
+        raise ValueError(
+            "must name each axis once: row, component, nu_nubar and flavor, or row, component and species, "
+            "in the order of the file"
+        )
+    return axes
+
+
+Axes = Annotated[list[str], BeforeValidator(_known_axes)]
+
+
+class Tolerances(Section):
+    """How far a row may be off.
+
+    `totals`: the number of neutrinos, and that of antineutrinos, may change by this part of the row's total density;
+    `clip_negative`: ``on_bad_rows: clip`` sets a negative density to zero down to minus this part of it.
+    """
+
+    totals: Positive = 1e-3
+    clip_negative: NonNegative = 1e-6
 
 
 class RawFile(Section):
     """One raw simulation file.
 
     `path` is relative to `data_root`; `sim_id` labels its rows in the training set and is what
-    ``groups`` holds; `max_rows` keeps the first rows only.
+    ``groups`` holds; `max_rows` keeps the first rows only; `axes` overrides that of the whole configuration.
     """
 
     name: str
@@ -54,6 +80,7 @@ class RawFile(Section):
     enabled: bool = True
     max_rows: Annotated[int, Field(gt=0)] | None = None
     output_name: str = ""
+    axes: Axes | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -74,12 +101,21 @@ class PreprocessConfig(Section):
     data_root: str = ".data"
     output_root: str = ".pdata"
     h5_paths: H5Paths = H5Paths()
+    axes: Axes | None = None
+    on_bad_rows: Literal["error", "drop", "clip"] = "error"
+    tolerances: Tolerances = Tolerances()
     files: Annotated[list[RawFile], Field(min_length=1)]
     lebedev_order: Annotated[int, BeforeValidator(_known_order)] = 31
     box3d_mu_fraction: Fraction | None = None
     output_filename: str = "preprocessed_all.h5"
     shuffle: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
+    diagnostics: Literal["full", "minimal"] = "full"
+    compression: Literal["none", "gzip"] = "none"
+    compression_level: Annotated[int, Field(ge=1, le=9)] = 1
+    h5_chunk_rows: Annotated[int, Field(gt=0)] | None = None
+    chunk_rows: Annotated[int, Field(gt=0)] | None = None
+    threads: Annotated[int, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _outputs_differ(self) -> PreprocessConfig:

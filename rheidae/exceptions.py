@@ -21,3 +21,11 @@ class FourFluxError(RheidaeError, ValueError):
 
 class RunError(RheidaeError):
     """A training run cannot be started, read or evaluated."""
+
+
+class OutputError(RheidaeError):
+    """Outputs cannot be written: the disk is full, or another run is at work in the same folder."""
+
+
+class ClusterError(RheidaeError):
+    """A Dask cluster cannot be reached, or lost its workers."""

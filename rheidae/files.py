@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import math
 import os
+import re
+import shutil
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import h5py
 
-from rheidae.exceptions import DataError
+from rheidae.exceptions import DataError, OutputError
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - no such locks outside Unix: names alone keep two runs apart
+    fcntl = None  # type: ignore[assignment]
 
 # Archives often lie on read-only or network file systems that refuse locks; nothing here depends on one,
 # because outputs are written under a name of their own and renamed when complete.
 _LOCKING = "best-effort"
+
+# What h5py raises on damaged or unusual files, beside OSError.
+H5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, MemoryError)
+
+_HOST = re.sub(r"[^\w.]", "_", socket.gethostname()) or "localhost"
+_TEMPORARY = re.compile(r"^\..+\.(?P<host>[\w.]+)-(?P<pid>\d+)-\d+\.tmp$")
+_LOCK_NAME = ".rheidae.lock"
+_serial = itertools.count()
+
+
+# --- reading ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -37,7 +60,13 @@ def open_h5(path: str | Path, remedy: str = "check the path") -> Iterator[h5py.F
         raise DataError(f"{path}: no such file; {remedy}")
     try:
         file = h5py.File(path, "r", locking=_LOCKING)
-    except OSError as error:
+    except PermissionError as error:
+        raise DataError(f"{path}: may not be read; ask its owner for the permission") from error
+    except H5_ERRORS as error:
+        if "unable to lock" in str(error):
+            raise DataError(
+                f"{path}: another program has it open for writing ({error}); wait until that has finished"
+            ) from error
         raise DataError(
             f"{path}: cannot be opened as HDF5 ({error}); the file is not HDF5 or cut short: fetch it again"
         ) from error
@@ -47,66 +76,193 @@ def open_h5(path: str | Path, remedy: str = "check the path") -> Iterator[h5py.F
 
 def dataset(file: h5py.File, name: str, remedy: str = "check the name") -> h5py.Dataset:
     """Return a dataset of an open file, or raise `DataError` that lists what the file holds."""
-    found = file.get(name)
+    try:
+        # A name that ends or begins oddly (".", an empty one) raises; a dangling link is None.
+        found = file.get(name)
+    except H5_ERRORS as error:
+        raise DataError(
+            f"{file.filename}: dataset {name!r} cannot be opened ({error}); fetch the file again"
+        ) from error
     if not isinstance(found, h5py.Dataset):
-        held = ", ".join(sorted(file)) or "nothing"
-        raise DataError(f"{file.filename}: no dataset {name!r}; {remedy}. The file holds: {held}")
+        raise DataError(f"{file.filename}: no dataset {name!r}; {remedy}. The file holds: {_held(file)}")
     return found
+
+
+def _held(file: h5py.File) -> str:
+    try:
+        return ", ".join(sorted(file)) or "nothing"
+    except H5_ERRORS as error:
+        return f"names that cannot be read ({error})"
 
 
 def read(source: h5py.Dataset, start: int, stop: int, axis: int = 0) -> Any:
     """Read ``start:stop`` along the row axis; a damaged chunk raises `DataError` naming file, dataset and rows."""
     try:
         return source[(slice(None),) * axis + (slice(start, stop),)]
-    except OSError as error:
+    except H5_ERRORS as error:
         raise DataError(
             f"{source.file.filename}: dataset {source.name.lstrip('/')!r}, rows {start} to {stop - 1}: "
             f"cannot be read ({error}); fetch the file again"
         ) from error
 
 
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+class _Sink:
+    """The file object that HDF5 writes through.
+
+    A disk that fills up while HDF5 writes leaves the library with a cache that it can neither flush nor drop,
+    and it tries again, and prints, when the process ends. So the first failure is kept here, HDF5 is told that
+    all went well, and `create_h5` raises the failure once HDF5 is done with the file. The same holds for an
+    interrupt that arrives in here.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.position = 0
+        self.failure: BaseException | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        data = os.pread(self.descriptor, size, self.position)
+        self.position += len(data)
+        return data
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        # Beyond the end: what was never written because of an earlier failure.
+        buffer[len(data) :] = bytes(len(buffer) - len(data))
+        return len(buffer)
+
+    def write(self, data: memoryview) -> int:
+        if self.failure is None:
+            try:
+                write_all(self.descriptor, data, self.position)
+            except BaseException as error:
+                self.failure = error
+        self.position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        start = (0, self.position, os.fstat(self.descriptor).st_size)[whence]
+        self.position = start + offset
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def truncate(self, size: int | None = None) -> int:
+        size = self.position if size is None else size
+        if self.failure is None:
+            try:
+                os.ftruncate(self.descriptor, size)
+            except BaseException as error:
+                self.failure = error
+        return size
+
+    def flush(self) -> None:
+        pass
+
+
+def write_all(descriptor: int, data: Any, offset: int) -> None:
+    """Write a buffer at `offset`, in as many calls as the system wants."""
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def start_writing_back(descriptor: int, offset: int, length: int) -> None:
+    """Tell the system to begin to move these bytes to the disk, so that the sync at the end finds little to do."""
+    if hasattr(os, "posix_fadvise"):
+        # Linux starts to write what is dirty; the pages themselves stay until that is done.
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+@contextmanager
+def create_h5(path: str | Path) -> Iterator[h5py.File]:
+    """Create an HDF5 file at `path`, usually one that `Outputs.path` returned; large datasets begin on a page.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, when the block ends.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    sink = _Sink(descriptor)
+    try:
+        # The lowest version that keeps attributes above 64 KB, and that HDF5 1.10 reads.
+        with h5py.File(
+            sink, "w", libver="v110", locking=_LOCKING, alignment_threshold=1 << 16, alignment_interval=1 << 12
+        ) as file:
+            yield file
+    except H5_ERRORS as error:
+        # Reading back what a full disk did not take fails in HDF5's own words.
+        if sink.failure is not None:
+            raise sink.failure from error
+        raise
+    finally:
+        os.close(descriptor)
+    if sink.failure is not None:
+        raise sink.failure
+
+
 class Outputs:
     """Output files that appear under their names together, when all of them are complete.
 
     Each is written under a temporary name in its own folder. Leaving the ``with`` block without an error
-    syncs and renames all of them; an error removes them and leaves what was there before.
+    syncs and renames all of them; an error removes them and leaves what was there before. What a killed process
+    left behind is removed by the next one that writes the same file.
     """
 
     def __init__(self) -> None:
         self._pending: list[tuple[Path, Path]] = []
-        self._open = ExitStack()
+        self._locks: list[int] = []
 
     def __enter__(self) -> Outputs:
         return self
 
     def path(self, target: str | Path) -> Path:
-        """Return the temporary path under which the file `target` is to be written."""
+        """Return the temporary path under which the file `target` is to be written; it exists and is empty."""
         target = Path(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        remove_stale(target.parent, target.name)
+        temporary = _temporary(target)
         self._pending.append((temporary, target))
+        self._locks.append(_open_locked(temporary))
         return temporary
 
-    def create_h5(self, target: str | Path) -> h5py.File:
-        """Create the HDF5 file `target`, open for writing and reading until the block ends."""
-        return self._open.enter_context(h5py.File(self.path(target), "w", libver="v110", locking=_LOCKING))
+    def scratch(self, target: str | Path) -> Path:
+        """Return a temporary path beside `target` for a file that goes away when the block ends."""
+        temporary = self.path(target)
+        self._pending[-1] = (temporary, temporary)
+        return temporary
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self._open.close()
             if kind is None:
-                for temporary, _target in self._pending:
-                    _sync(temporary)
-                for temporary, target in self._pending:
+                wanted = [pair for pair in self._pending if pair[0] != pair[1]]
+                for temporary, _target in wanted:
+                    sync(temporary)
+                # HDF5 refuses to read a file while someone holds this lock.
+                self._release()
+                for temporary, target in wanted:
                     os.replace(temporary, target)
-                for folder in {target.parent for _, target in self._pending}:
-                    _sync(folder)
+                for folder in {target.parent for _, target in wanted}:
+                    sync(folder)
         finally:
             for temporary, _target in self._pending:
                 temporary.unlink(missing_ok=True)
+            self._release()
+
+    def _release(self) -> None:
+        while self._locks:
+            os.close(self._locks.pop())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -118,3 +274,148 @@ def write_text(target: str | Path, text: str) -> None:
     """Write a text file under its name only once it is complete."""
     with Outputs() as outputs:
         outputs.path(target).write_text(text, encoding="utf-8")
+
+
+# --- locks and leftovers ---------------------------------------------------------------------------------
+#
+# A lock (flock) belongs to the process that took it and ends with it, however it ends: whoever can lock another's
+# temporary file knows that its writer is gone. File systems without locks (some Lustre mounts) leave the host and
+# the process number in the name to judge by.
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}-{next(_serial)}.tmp")
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether this process now holds the lock on an open file; None where the file system has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        return None
+    return True
+
+
+def _same(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _open_locked(path: Path) -> int:
+    """Create a temporary file and lock it, unless it is removed in between by someone who took it for a leftover."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if _lock(descriptor) is not False and _same(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+
+
+def remove_stale(folder: Path, name: str | None = None) -> list[Path]:
+    """Remove the temporary files of processes that are gone, and return them.
+
+    Parameters
+    ----------
+    folder : path
+        Where to look.
+    name : str, optional
+        Only those of this output. Default: of all.
+    """
+    removed = []
+    for path in folder.glob(".*.tmp" if name is None else f".{_escaped(name)}.*.tmp"):
+        found = _TEMPORARY.match(path.name)
+        if found is None:
+            continue
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                held = _lock(descriptor)
+                gone = held if held is not None else found["host"] == _HOST and not _alive(int(found["pid"]))
+                if gone:
+                    path.unlink(missing_ok=True)
+                    removed.append(path)
+            finally:
+                os.close(descriptor)
+    return removed
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Be the only run that writes into `folder`; what killed runs left there is removed first.
+
+    Raises
+    ------
+    OutputError
+        If another run is at work there. The message says which.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _LOCK_NAME
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        held = _lock(descriptor)
+        if held is False:
+            who = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "of unknown number"
+            os.close(descriptor)
+            raise OutputError(
+                f"{folder}: another run is writing there (process {who}); wait until it has finished, stop it, "
+                "or choose another output_root"
+            )
+        if _same(descriptor, path):
+            break
+        os.close(descriptor)
+    try:
+        with suppress(OSError):  # a full disk: the lock holds, it just does not say whose it is
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()} on {_HOST}, since {time.strftime('%F %T')}\n".encode(), 0)
+        remove_stale(folder)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+# --- space -----------------------------------------------------------------------------------------------
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise `OutputError` if less than `needed` bytes are free in `folder`."""
+    if shutil.disk_usage(folder).free < needed:
+        raise disk_full(folder, needed)
+
+
+def disk_full(folder: Path, needed: int) -> OutputError:
+    """Return the error for an output of `needed` bytes that does not fit."""
+    free = shutil.disk_usage(folder).free
+    return OutputError(
+        f"{folder}: disk full: needs {size(needed)}, {size(free)} free; make room, or choose another output_root"
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk, or the user's share of it, is used up."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def size(count: float) -> str:
+    """Bytes in words: ``"1.2 GB"``."""
+    power = min(int(math.log10(max(count, 1)) / 3), 4)
+    return f"{count:.0f} bytes" if power == 0 else f"{count / 1000**power:.3g} {('kB', 'MB', 'GB', 'TB')[power - 1]}"

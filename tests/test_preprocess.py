@@ -154,7 +154,12 @@ def test_bad_files_are_refused_with_file_dataset_row_and_remedy(tmp_path, monkey
         run(config_for(tmp_path, "good", "bad"))
     for part in (str(tmp_path / "bad.h5"), *expected):
         assert part in str(error.value)
-    assert list((tmp_path / "out").iterdir()) == []
+    # What was finished before the bad file came up is whole, and waits for the next run.
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names <= {"good_preprocessed.h5"}
+    with pytest.raises(DataError):
+        run(config_for(tmp_path, "bad", "good", output_root=str(tmp_path / "other")))
+    assert list((tmp_path / "other").iterdir()) == []
 
 
 def test_missing_truncated_and_foreign_files(tmp_path):

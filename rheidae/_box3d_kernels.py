@@ -2,9 +2,9 @@
 
 Interface
 ---------
-Nodes are given as *antipodal pairs*: ``nodes (7, m)`` has rows ``x, y, z, w, w x, w y, w z`` of one node of each pair
-``n, -n`` of an inversion-symmetric rule; ``w`` is the weight of each of the two. `antipodal_pairs` makes it, padded with
-``w = 0`` to a multiple of 16 so that no remainder loop runs.
+Nodes are given as antipodal pairs: ``nodes (7, m)`` has rows ``x, y, z, w, w x, w y, w z`` of one node of each pair
+``n, -n`` of an inversion-symmetric rule; ``w`` is the weight of each of the two. `antipodal_pairs` makes it, padded
+with ``w = 0`` to a multiple of 16 so that no remainder loop runs.
 
 sharp_rows(F, nodes, out, start, stop)
     rows ``start:stop`` of ``F (n, 6, 4)`` (float64 or float32) -> ``out``. Releases the GIL; rows are independent, so

@@ -2,28 +2,30 @@
 
 Interface
 ---------
-plan = resolved_plan(max_meridians=32, tolerance=2e-3)
-    constants of the method, made once. `max_meridians` (8, 16, 32, 64, 128) bounds the cost of the worst case; a smaller
-    `tolerance` spends more meridians on the typical one.
+plan = resolved_plan(max_meridians=32, tolerance=1e-3)
+    constants of the method, made once. `max_meridians` (8, 16, 32, 64, 128) bounds the cost of the worst case; a
+    smaller `tolerance` spends more meridians on the typical one.
 resolved_rows(F, *plan, out, start, stop)
-    rows ``start:stop`` of ``F (n, 6, 4)`` (float64 or float32) -> ``out``. Releases the GIL; a sample's result depends on
-    nothing but the sample. Callable from user ``@njit`` code.
+    rows ``start:stop`` of ``F (n, 6, 4)`` (float64 or float32) -> ``out`` (``out`` may be ``F``). Releases the GIL; a
+    sample's result depends on nothing but the sample. Callable from user ``@njit`` code.
 resolved_rows_diagnosed(F, *plan, out, crossing, start, stop)
     the same, and ``crossing (n, 4)`` = ``(I_plus, I_minus, P_plus, P_minus)``; P = 1 on both sides without crossing.
 
 Method
 ------
-Every integral over the whole sphere is known exactly from the four-fluxes, and so is the side of the crossing that has the smaller integral:
-    int G = L = (N_e - Nbar_e) - (N_x - Nbar_x),   I_large = I_small + |L|,   int (g_e - g_x)(n, 1) = F_e - F_x.
-What remains is eight moments of the region where G has the sign of its *smaller* integral. It is integrated along
-meridians about an axis inside it: on each meridian a scan brackets the roots of G, Newton steps refine them, and each segment of
-the region takes one Gauss-Legendre rule. Where the region is star-shaped about the axis, its boundary is a smooth
-periodic function of the azimuth and equispaced meridians converge exponentially. Otherwise meridians that touch the
-boundary leave an error of order M**-1.5. The number of meridians doubles until the sums have settled. I and D use the
-same points, so D_t - Dbar_t = 0 holds to rounding (lepton number per flavor), whatever the quadrature error.
+Every integral over the whole sphere is known exactly from the four-fluxes, and with
+    int G = L = (N_e - Nbar_e) - (N_x - Nbar_x),   int (g_e - g_x)(n, 1) = F_e - F_x
+so is the side of the crossing that has the smaller integral, and I_large = I_small + abs(L). What remains is eight
+moments of the region where G has the sign of its smaller integral. It is integrated along meridians about an axis
+inside it: on each meridian a scan brackets the roots of G, Newton steps refine them, and each segment of the region
+takes one Gauss-Legendre rule. Where the region is star-shaped about the axis, its boundary is a smooth periodic
+function of the azimuth, and equispaced meridians converge exponentially. Otherwise meridians that touch the boundary
+leave an error of order M**-1.5. The number of meridians doubles until the sums have settled. I and D use the same
+points, so D_t - Dbar_t = 0 holds to rounding (lepton number per flavor), whatever the quadrature error.
 
-Samples are SIMD lanes, a block of them at a time: the usual sample, with one root on each meridian, takes no branch. Those that are not settled
-are packed into the front lanes for the next round; those with several roots go through a path of their own.
+Samples are SIMD lanes, a block of them at a time: the usual sample, with one root on each meridian, takes no branch.
+Samples that are not settled are packed into the front lanes for the next round; those with several roots on a meridian
+go through a path of their own.
 """
 
 from __future__ import annotations
@@ -55,11 +57,11 @@ MAX_Z = 400.0
 ROOTS = BATCH * SCAN * 8
 PIECES = ROOTS + BATCH * 16
 #: Samples with a larger Z, and those whose last Newton steps were longer than the root of this, leave the usual path.
-USUAL_Z, MOVED = 20.0, 1e-6
+USUAL_Z, MOVED = 10.0, 1e-6
 _PI = 3.141592653589793
 
 
-def resolved_plan(max_meridians=32, tolerance=2e-3):
+def resolved_plan(max_meridians=32, tolerance=1e-3):
     """Return the constants that the kernels take after ``F``."""
     first = antipodal_pairs(*lebedev(7), multiple=1)
     # Azimuths in the order of use: 8 equispaced ones, then those that halve the spacing, and so on.
@@ -79,7 +81,7 @@ def resolved_plan(max_meridians=32, tolerance=2e-3):
 
 @driver
 def new_work():
-    """Return the work arrays of one call: block, coarse region, sums, root lists, segment lists, scan, sums, crossings."""
+    """Return the work of a call: block, coarse region, block sums, roots, segments, scan, sums, crossings."""
     z = np.zeros((18, BLOCK))
     r = np.empty((6, ROOTS))
     p = np.empty((5, PIECES))
@@ -137,8 +139,9 @@ def cos_sin(theta):
 
 # Block
 # -----
-# Columns ``species * BLOCK + sample`` of `species_table`: exponent (rows 0-2), amplitude, density, Z, and in row 6 the lepton excess L.
-# If G > 0 is the larger side, e and ebar, x and xbar change places: everything below looks for G > 0.
+# Columns ``species * BLOCK + sample`` of `species_table`: exponent (rows 0-2), amplitude, density, Z, and in row 6
+# the lepton excess L. If G > 0 is the larger side, e and ebar, x and xbar change places: everything below looks for G
+# > 0.
 @kernel
 def _prepare(F, start, count, species):
     x, y, z, A, N, Z, excess = species[0], species[1], species[2], species[3], species[4], species[5], species[6]
@@ -222,9 +225,10 @@ def _difference(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, x, y
     )
 
 
-# A region that the coarse rule sees with a node or two, or not at all, is looked for by climbing G from the best node:
-# Newton steps on the sphere where the Hessian in the tangent plane is negative definite, otherwise along the gradient.
-# The Hessian of a sum of exponentials on the sphere is  sum A (a.u)(a.v) e^{a.n} - (n.grad) delta_uv.
+# A region that the coarse rule sees with a node or two, or not at all, is looked for by climbing G from the best of
+# the nodes and the peaks of the two species that count positive (a narrow beam lies between the nodes): Newton steps
+# on the sphere where the Hessian in the tangent plane is negative definite, otherwise along the gradient. The Hessian
+# of a sum of exponentials on the sphere is  sum A (a.u)(a.v) e^{a.n} - (n.grad) delta_uv.
 @kernel
 def _climb(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, nodes):
     """Return the direction of a maximum of ``G`` and ``G`` there."""
@@ -234,7 +238,14 @@ def _climb(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, nodes):
         for sign in (1.0, -1.0):
             x, y, z = sign * nodes[0, i], sign * nodes[1, i], sign * nodes[2, i]
             G = _difference(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, x, y, z)
-            if top < G and nodes[3, i] > 0.0:
+            if top < G:
+                top, px, py, pz = G, x, y, z
+    for qx, qy, qz in ((ax, ay, az), (dx, dy, dz)):
+        norm = np.sqrt(qx * qx + qy * qy + qz * qz)
+        if norm > 0.0:
+            x, y, z = qx / norm, qy / norm, qz / norm
+            G = _difference(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, x, y, z)
+            if top < G:
                 top, px, py, pz = G, x, y, z
     reach = 0.4
     for _ in range(40):
@@ -298,8 +309,8 @@ def _frame(px, py, pz):
 
 # Meridians
 # ---------
-# On the meridian of azimuth phi the exponent of species k is  t_k = p_k cos(theta) + (u_k cos(phi) + v_k sin(phi)) sin(theta)
-# with p_k, u_k, v_k the components of its exponent vector along the axis and the two vectors of the frame.
+# On the meridian of azimuth phi the exponent of species k is  t_k = p_k cos(theta) + (u_k cos(phi) + v_k sin(phi))
+# sin(theta) with p_k, u_k, v_k the components of its exponent vector along the axis and the two vectors of the frame.
 _C1, _C2, _C3 = 0.9238795325112867, 0.7071067811865476, 0.38268343236508984
 _S1, _S2, _S3 = 0.3826834323650898, 0.7071067811865475, 0.9238795325112867
 _STEP = _PI / SCAN
@@ -311,11 +322,14 @@ _WEIGHT = (0.11846344252809464, 0.23931433524968315, 0.28444444444444433, 0.2393
 
 # The usual sample
 # ----------------
-# One pass without a branch: the scan, the bracket of a single sign change, its start value and two Newton steps. Start value: the parabola of h (see below)
-# in theta through three points, or the chord in theta**2 next to the axis.
+# One pass without a branch: the scan, the bracket of a single sign change, its start value and two Newton steps.
+# Start value: the parabola of h (see below) in theta through three points, or the chord in theta**2 next to the axis.
 @inlined_kernel
 def _down(k, G, S, G1, S1, G2, S2, low, Gl, Sl, Gh, Sh, Gn, Sn, changes):
-    """Keep interval ``k`` with the values at its ends and at one neighbor if ``G`` turns negative there; count sign changes."""
+    """Keep interval ``k`` with the values at its ends and at one neighbor if ``G`` turns negative there.
+
+    Count sign changes.
+    """
     down = G > 0.0 and G1 <= 0.0
     up = G <= 0.0 and G1 > 0.0
     return (
@@ -330,9 +344,9 @@ def _down(k, G, S, G1, S1, G2, S2, low, Gl, Sl, Gh, Sh, Gn, Sn, changes):
     )
 
 
-# Newton steps on h = (p - q)/(p + q), p and q the positive and negative parts of G = p - q: h is close to tanh of half the log
-# of p/q, nearly linear in theta where G itself grows exponentially. h/h' = (p - q)(p + q) / (2 (p' q - q' p)).
-# A step out of the bracket is replaced by bisection.
+# Newton steps on h = (p - q)/(p + q), p and q the positive and negative parts of G = p - q: h is close to tanh of
+# half the log of p/q, nearly linear in theta where G itself grows exponentially. h/h' = (p - q)(p + q) / (2 (p' q -
+# q' p)). A step out of the bracket is replaced by bisection.
 @inlined_kernel
 def _newton_step(x, low, high, pa, pb, pc, pd, ra, rb, rc, rd, A, B, C, D):
     """New theta and bracket; ``low`` and ``high`` are the ends where ``G > 0`` and ``G <= 0``, in either order."""
@@ -354,7 +368,7 @@ def _newton_step(x, low, high, pa, pb, pc, pd, ra, rb, rc, rd, A, B, C, D):
 
 @kernel
 def _frames(species, solid, px, py, pz, count, table, usual):
-    """Fill the table of a block, one column a sample, and set ``usual`` to 1 where G > 0 at the axis only, otherwise to 0.
+    """Fill the table of a block, one column a sample; ``usual`` is 1 where G > 0 at the axis only, otherwise 0.
 
     Rows: exponents along axis (4), u (4) and v (4); amplitudes (4); difference and sum of the positive and the negative
     part of G at both ends of the axis (4); axis, u and v (9); total density; sample; the last round's sums (2).
@@ -421,10 +435,11 @@ def _frames(species, solid, px, py, pz, count, table, usual):
 
 
 # In the scan, exp(p cos + r sin) is a product: the first factor is the same on all meridians, the second at theta and
-# pi - theta, and its inverse belongs to the opposite meridian. Sixteen pairs of exponentials serve fourteen values of G.
+# pi - theta, and its inverse belongs to the opposite meridian. Sixteen pairs of exponentials serve fourteen values of
+# G.
 @kernel
 def _along_axis(table, count, along):
-    """Rows ``4 * (j - 1) + species`` of ``along``: the exponential along the axis at scan angle ``j`` times the amplitude."""
+    """Row ``4 * (j - 1) + species`` of ``along``: amplitude times the exponential along the axis at angle ``j``."""
     simd_function()
     for s in range(4):
         for i in range(count):
@@ -669,7 +684,8 @@ def _add_single(table, cp, sp, sign, count, theta, dp, du, dv, dt, bp, bu, bv, b
 
 # Any other sample
 # ----------------
-# Sixteen meridians at a time, one lane a root and then one lane a segment. The first round takes sixteen; the alternating sum compares their two halves.
+# Sixteen meridians at a time, one lane a root and then one lane a segment. The first round takes sixteen; the
+# alternating sum compares their two halves.
 @kernel
 def _scan(pa, pb, pc, pd, ua, ub, uc, ud, va, vb, vc, vd, A, B, C, D, azimuth, begin, end, angles, stride, grid):
     """``work[16][j * BATCH + m] = G`` at scan angle ``j`` of meridian ``begin + m``."""
@@ -895,7 +911,8 @@ def _any_region(species, i, coarse, nodes, azimuth, angles, tolerance, roots, pi
 
 # From the region to the answer
 # -----------------------------
-# With 1 - P = 2/3 on the small side and q = (2/3) I_small / I_large on the other, D = q (F_e - F_x) + (2/3 - q) int_small d (n, 1).
+# With 1 - P = 2/3 on the small side and q = (2/3) I_small / I_large on the other, D = q (F_e - F_x) + (2/3 - q)
+# int_small d (n, 1).
 @inlined_kernel
 def _finish(F, species, i, dx, dy, dz, dt, bx, by, bz, bt, crossing, out):
     """Write ``out`` and ``crossing``; ``d`` and ``b`` are the moments of the small side, exchanged where ``L > 0``."""
@@ -905,7 +922,6 @@ def _finish(F, species, i, dx, dy, dz, dt, bx, by, bz, bt, crossing, out):
     large = small + abs(L)
     near = 2.0 / 3.0
     away = near * (small / large)
-    # As in `_loss`, NaN is not below the noise.
     if small <= NOISE * total:
         small, large = 0.0, abs(L)
         near, away = 0.0, 0.0

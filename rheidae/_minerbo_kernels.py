@@ -24,7 +24,8 @@ LOG2_E = 1.4426950408889634
 # turns these bits into an exponent and no conversion to integer is needed. r = t - k is exact and abs(r) <= 1/2.
 # Then 2**r = even(r**2) + r * odd(r**2), and 2**-r = even - r * odd costs one more operation: this is why the rules'
 # antipodal pairs n, -n are evaluated together. Coefficients: Chebyshev interpolation of
-# (cosh(r ln 2) - 1) / r**2 and sinh(r ln 2) / r in r**2 on [0, 1/4]; even(0) = 1 exactly, so isotropic species are exact.
+# (cosh(r ln 2) - 1) / r**2 and sinh(r ln 2) / r in r**2 on [0, 1/4]; even(0) = 1 exactly, so isotropic species
+# are exact.
 _ROUND = 6755399441055744.0
 _ONE_BITS = 0x3FF0000000000000
 _C2, _C4, _C6, _C8, _C10 = (
@@ -80,7 +81,10 @@ def pow2(t):
 
 @scalar_kernel
 def rough_pow2_pair(t):
-    """Return ``2**t`` and ``2**-t`` with relative error 5e-9, for signs and start values; requires ``abs(t) < 1022``."""
+    """Return ``2**t`` and ``2**-t`` with relative error 5e-9, for signs and start values.
+
+    Requires ``abs(t) < 1022``.
+    """
     rounded = t + _ROUND
     r = t - (rounded - _ROUND)
     s = r * r

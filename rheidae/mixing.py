@@ -73,7 +73,10 @@ def box3d_flux(
     crossing : {"sharp", "resolved"}
         How the jump of the survival probability at ``G = 0`` is treated. "sharp" counts each node of the Lebedev
         rule to the side on which it lies. "resolved" integrates up to the crossing itself, along meridians that end
-        there; it does not use `order`. DEFAULTNOTE
+        there; it does not use `order`. On merger-like
+        states it is a thousand times as accurate as "sharp" in less time, and it sees shallow crossings that no
+        node falls into; on states with independent random flux directions its error is a quarter (95th
+        percentile) and its time 1.4 times that of "sharp", and its largest errors are no smaller.
     mu_fraction : float, optional
         None (default): mu and tau take equal parts of the change, so that an initial difference between
         them survives. A number in [0, 1]: mu gets that fraction of the final heavy total, tau the rest,

@@ -1,8 +1,13 @@
 import pytest
+from hypothesis import settings
 
 from rheidae.config import PreprocessConfig, check_config
 from rheidae.datasets import load_dataset, write_sample
 from rheidae.preprocess import preprocess
+
+# Kernels compile on their first call, and the machine may be busy: time is no property to test.
+settings.register_profile("rheidae", deadline=None)
+settings.load_profile("rheidae")
 
 FAMILIES = ("random", "nsm_a", "nsm_b", "three_d")
 

@@ -66,7 +66,9 @@ def test_continuous_where_a_beam_changes_the_branch():
 def test_scales_with_its_input(crossing, seed, scale):
     F = random_states(10, seed, max_flux_factor=0.9)
     scaled = box3d_flux(F * scale, crossing=crossing)
-    assert np.abs(scaled / scale - box3d_flux(F, crossing=crossing)).max() < 1e-11
+    # Rounding decides how many Newton steps the roots of the resolved crossing take.
+    tolerance = {"sharp": 1e-12, "resolved": 1e-9}[crossing]
+    assert np.abs(scaled / scale - box3d_flux(F, crossing=crossing)).max() < tolerance
 
 
 @BOTH

@@ -21,3 +21,17 @@ class FourFluxError(RheidaeError, ValueError):
 
 class RunError(RheidaeError):
     """A training run cannot be started, read or evaluated."""
+
+
+class RunStopped(RheidaeError):  # noqa: N818 - nothing went wrong
+    """A signal asked a training run to leave; what it had is saved.
+
+    Attributes
+    ----------
+    signal : int
+        Which one.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal

@@ -473,6 +473,11 @@ class FluxRegressor(NeuralNetRegressor):
             _set_rng(self.rng_to_restore_, self.device)
             self.rng_to_restore_ = None
 
+    def on_batch_begin(self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
+        """Keep one entry for batches, the last, where skorch keeps all."""
+        if not self.history[-1]["batches"]:
+            self.history.new_batch()
+
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         """Close it."""
         super().on_epoch_end(net, **kwargs)
@@ -515,9 +520,12 @@ class FluxRegressor(NeuralNetRegressor):
 
     def _restore(self, state: dict[str, Any]) -> int:
         """Put the state back; return how many epochs are left."""
-        self.module_.load_state_dict(state["module"])
-        self.criterion_.load_state_dict(state["criterion"])
-        self.optimizer_.load_state_dict(state["optimizer"])
+        try:
+            self.module_.load_state_dict(state["module"])
+            self.criterion_.load_state_dict(state["criterion"])
+            self.optimizer_.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise RunError(f"the training state does not fit the estimator: {error}") from error
         for name, callback in self.callbacks_:
             restore_callback(callback, state["callbacks"].get(name, {}))
         self.history_ = History({"batches": [], **row} for row in state["history"])
@@ -560,14 +568,7 @@ class FluxRegressor(NeuralNetRegressor):
         with self._random(fresh=True):
             self.initialize()
             self.state_ = state
-            try:
-                return super().partial_fit(X, y, **fit_params)
-            except (RuntimeError, KeyError, ValueError) as error:
-                if self.state_ is None:
-                    raise
-                raise RunError(f"the training state does not fit the estimator: {error}") from error
-            finally:
-                self.state_ = None
+            return super().partial_fit(X, y, **fit_params)
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> FluxRegressor:
         """Train on, from the present weights, for `max_epochs` more."""

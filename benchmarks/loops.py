@@ -1,4 +1,4 @@
-"""Training loops as one writes them by hand, with the package's network and losses: what the estimator is compared with."""
+"""Training loops as one writes them by hand, with the package's network and losses."""
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -68,7 +68,7 @@ def obvious_epoch(network, criterion, log_sigma, multipliers, rho, optimizer, x,
 
 
 def sliced_epoch(network, criterion, optimizer, x, y, batch_size, clip=1.0):
-    """The sum of the losses as quickly as a plain torch loop has it: slices of tensors, fused AdamW, nothing read out."""
+    """The sum of the losses as quickly as a plain loop has it: slices, fused AdamW, nothing read out."""
     parameters = list(network.parameters())
     network.train()
     total = torch.zeros(())

@@ -1,12 +1,5 @@
 """Training and prediction rates of the estimator, against loops written by hand."""
 
-import gc
-import os
-import resource
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -69,7 +62,13 @@ def test_all_schemes(rate, table):
 def test_sliced_loop(rate, table):
     network, criterion, x, y = by_hand(table)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, fused=True)
-    rate(SUM, "loop over sliced tensors", ROWS, lambda: sliced_epoch(network, criterion, optimizer, x, y, BATCH), rounds=3)
+    rate(
+        SUM,
+        "loop over sliced tensors",
+        ROWS,
+        lambda: sliced_epoch(network, criterion, optimizer, x, y, BATCH),
+        rounds=3,
+    )
 
 
 def test_sum_of_losses(rate, table):

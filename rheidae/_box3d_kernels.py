@@ -123,7 +123,9 @@ def _sum_pairs(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, nodes
 @scalar_kernel
 def _peak(Z):
     """Return the Minerbo distribution at its peak, times ``4 pi/N``: ``2 Z/(1 - exp(-2 Z))``."""
-    return 2.0 * Z / (1.0 - pow2(-min(2.0 * LOG2_E * Z, 1000.0))) if Z > 0.0 else 1.0
+    if Z < 1e-4:
+        return 1.0 + Z * (1.0 + Z * (1.0 / 3.0))
+    return 2.0 * Z / (1.0 - pow2(-min(2.0 * LOG2_E * Z, 1000.0)))
 
 
 @kernel

@@ -2,9 +2,10 @@
 
 Interface
 ---------
-plan = resolved_plan(max_meridians=32, tolerance=1e-3)
-    constants of the method, made once. `max_meridians` (8, 16, 32, 64, 128) bounds the cost of the worst case; a
-    smaller `tolerance` spends more meridians on the typical one.
+plan = resolved_plan(max_meridians=16, tolerance=3e-3, order=31)
+    constants of the method, made once. `max_meridians` (8, 16, 32, 64, 128) bounds the cost of a star-shaped region, a
+    smaller `tolerance` spends more of them; `order` is that of the Lebedev rule for the other regions.
+    ``resolved_plan(256, 0.0, None)`` gives a converged answer, in its time.
 resolved_rows(F, *plan, out, start, stop)
     rows ``start:stop`` of ``F (n, 6, 4)`` (float64 or float32) -> ``out`` (``out`` may be ``F``). Releases the GIL; a
     sample's result depends on nothing but the sample. Callable from user ``@njit`` code.
@@ -20,8 +21,9 @@ moments of the region where G has the sign of its smaller integral. It is integr
 inside it: on each meridian a scan brackets the roots of G, Newton steps refine them, and each segment of the region
 takes one Gauss-Legendre rule. Where the region is star-shaped about the axis, its boundary is a smooth periodic
 function of the azimuth, and equispaced meridians converge exponentially. Otherwise meridians that touch the boundary
-leave an error of order M**-1.5. The number of meridians doubles until the sums have settled. I and D use the same
-points, so D_t - Dbar_t = 0 holds to rounding (lepton number per flavor), whatever the quadrature error.
+leave an error of order M**-1.5: such a region goes to a Lebedev rule whose nodes share their weight between both
+sides. The number of meridians doubles until the sums have settled. I and D use the same points, so D_t - Dbar_t = 0
+holds to rounding (lepton number per flavor), whatever the quadrature error.
 
 Samples are SIMD lanes, a block of them at a time: the usual sample, with one root on each meridian, takes no branch.
 Samples that are not settled are packed into the front lanes for the next round; those with several roots on a meridian
@@ -58,11 +60,17 @@ ROOTS = BATCH * SCAN * 8
 PIECES = ROOTS + BATCH * 16
 #: Samples with a larger Z, and those whose last Newton steps were longer than the root of this, leave the usual path.
 USUAL_Z, MOVED = 10.0, 1e-6
+#: Solid angle (of the nodes of the coarse rule in it) from which an unusual region goes to the shared rule.
+LARGE_REGION = 2.0
+#: Size of a node's cell: the square root of its weight over this.
+CELL = 1.25
+#: Below the square of any slope that matters, in units of the total density.
+TINY = 1e-40
 _PI = 3.141592653589793
 
 
-def resolved_plan(max_meridians=32, tolerance=1e-3):
-    """Return the constants that the kernels take after ``F``."""
+def resolved_plan(max_meridians=16, tolerance=3e-3, order=31):
+    """Return the constants that the kernels take after ``F``; ``order=None`` leaves everything to the meridians."""
     first = antipodal_pairs(*lebedev(7), multiple=1)
     # Azimuths in the order of use: 8 equispaced ones, then those that halve the spacing, and so on.
     turns = [np.arange(FIRST) / FIRST]
@@ -76,7 +84,15 @@ def resolved_plan(max_meridians=32, tolerance=1e-3):
         np.array([np.cos(azimuth), np.sin(azimuth)]),
         np.array([np.cos(theta), np.sin(theta)]),
         float(tolerance),
+        np.empty((8, 0)) if order is None else _shared_rule(*lebedev(order)),
     )
+
+
+def _shared_rule(nodes, weights):
+    """Return antipodal pairs as `antipodal_pairs` does, with a row 7: the inverse size of the node's cell."""
+    pairs = antipodal_pairs(nodes, weights)
+    size = np.sqrt(pairs[3])
+    return np.vstack([pairs, np.divide(CELL, size, out=np.zeros_like(size), where=size > 0)])
 
 
 @driver
@@ -909,6 +925,90 @@ def _any_region(species, i, coarse, nodes, azimuth, angles, tolerance, roots, pi
     sums[7] *= weight
 
 
+# The unusual sample
+# ------------------
+# Where the region is not star-shaped, or its boundary too bent for the meridians at hand, a Lebedev rule that shares
+# the weight of a node between the two sides is as good and quicker. A node at the signed distance G/|grad G| from the
+# crossing has the part s = 1/2 + (distance / size of its cell) of its weight on the side G > 0, within [0, 1].
+# The gradient is the tangential one: grad exp(a.n) = ln 2 (a - (a.n) n) 2**(a.n).
+@kernel
+def _sum_shared(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, rule):
+    """Moments ``(x, y, z, t)`` of ``d`` and ``b`` over ``G > 0``, weights shared; a, b, c, d = e, ebar, x, xbar."""
+    simd_function()
+    x, y, z, w, wx, wy, wz, inverse = rule[0], rule[1], rule[2], rule[3], rule[4], rule[5], rule[6], rule[7]
+    dt = bt = Dx = Dy = Dz = Bx = By = Bz = 0.0
+    for i in range(x.shape[0]):
+        X, Y, Z = x[i], y[i], z[i]
+        per_cell = inverse[i]
+        ta, tb = ax * X + ay * Y + az * Z, bx * X + by * Y + bz * Z
+        tc, td = cx * X + cy * Y + cz * Z, dx * X + dy * Y + dz * Z
+        e1, e2 = pow2_pair(ta)
+        f1, f2 = pow2_pair(tb)
+        g1, g2 = pow2_pair(tc)
+        h1, h2 = pow2_pair(td)
+        e1, e2, f1, f2, g1, g2, h1, h2 = A * e1, A * e2, B * f1, B * f2, C * g1, C * g2, D * h1, D * h2
+        d1, d2, b1, b2 = e1 - g1, e2 - g2, f1 - h1, f2 - h2
+        s1 = _share(d1 - b1, e1, f1, g1, h1, ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, ta, tb, tc, td, per_cell)
+        s2 = _share(d2 - b2, e2, f2, g2, h2, ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, ta, tb, tc, td, per_cell)
+        d1, d2, b1, b2 = d1 * s1, d2 * s2, b1 * s1, b2 * s2
+        dt += w[i] * (d1 + d2)
+        bt += w[i] * (b1 + b2)
+        d1, b1 = d1 - d2, b1 - b2
+        Dx += wx[i] * d1
+        Dy += wy[i] * d1
+        Dz += wz[i] * d1
+        Bx += wx[i] * b1
+        By += wy[i] * b1
+        Bz += wz[i] * b1
+    return Dx, Dy, Dz, dt, Bx, By, Bz, bt
+
+
+@scalar_kernel
+def rough_inverse_sqrt(x):
+    """Return ``1/sqrt(x)`` to 5e-6, for positive normal ``x``: half the exponent by a shift, then two Newton steps.
+
+    A division and a square root in each lane would take longer than the four exponentials.
+    """
+    y = np.int64(0x5FE6EB50C7B537A9 - (np.float64(x).view(np.int64) >> 1)).view(np.float64)
+    half = 0.5 * x
+    y *= 1.5 - half * y * y
+    y *= 1.5 - half * y * y
+    return y
+
+
+@inlined_kernel
+def _share(G, e, f, g, h, ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, ta, tb, tc, td, per_cell):
+    """Part of a node's weight on the side ``G > 0``; ``ta .. td`` are the exponents up to a common sign."""
+    vx = e * ax - f * bx - g * cx + h * dx
+    vy = e * ay - f * by - g * cy + h * dy
+    vz = e * az - f * bz - g * cz + h * dz
+    along = e * ta - f * tb - g * tc + h * td
+    slope = vx * vx + vy * vy + vz * vz - along * along
+    s = 0.5 + G * rough_inverse_sqrt(slope if slope > TINY else TINY) * (per_cell * LOG2_E)
+    s = s if s > 0.0 else 0.0
+    return s if s < 1.0 else 1.0
+
+
+@kernel
+def _unusual(species, i, coarse, nodes, azimuth, angles, tolerance, rule, roots, pieces, grid, sums):
+    """As `_any_region`, by the method that suits the region: small ones and beams need the meridians."""
+    a, b, c, d = i, BLOCK + i, 2 * BLOCK + i, 3 * BLOCK + i
+    Z = max(max(species[5, a], species[5, b]), max(species[5, c], species[5, d]))
+    if rule.shape[1] == 0 or Z > USUAL_Z or coarse[0][i] < LARGE_REGION:
+        _any_region(species, i, coarse, nodes, azimuth, angles, tolerance, roots, pieces, grid, sums)
+        return
+    # In units of the total density, so that the squares of the slopes neither over- nor underflow.
+    total = species[4, a] + species[4, b] + species[4, c] + species[4, d]
+    unit = 1.0 / total
+    (sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], sums[7]) = _sum_shared(
+        species[0, a], species[1, a], species[2, a], species[0, b], species[1, b], species[2, b],
+        species[0, c], species[1, c], species[2, c], species[0, d], species[1, d], species[2, d],
+        species[3, a] * unit, species[3, b] * unit, species[3, c] * unit, species[3, d] * unit, rule,
+    )  # fmt: skip
+    for k in range(8):
+        sums[k] *= total
+
+
 # From the region to the answer
 # -----------------------------
 # With 1 - P = 2/3 on the small side and q = (2/3) I_small / I_large on the other, D = q (F_e - F_x) + (2/3 - q)
@@ -952,7 +1052,7 @@ def _mean_difference(F, e, mu, tau, c):
 
 
 @kernel
-def _resolve_block(F, start, count, nodes, azimuth, angles, tolerance, work, out):
+def _resolve_block(F, start, count, nodes, azimuth, angles, tolerance, rule, work, out):
     """Samples ``start:start + count`` of ``F`` into ``out``; their crossings into the last array of ``work``."""
     (
         (species, table, along, theta, opposite, several, moved, usual),
@@ -978,7 +1078,7 @@ def _resolve_block(F, start, count, nodes, azimuth, angles, tolerance, work, out
                     table[row * BLOCK + active] = table[row * BLOCK + i]
             active += 1
         else:
-            _any_region(species, i, coarse, nodes, azimuth, angles, tolerance, roots, pieces, grid, sums)
+            _unusual(species, i, coarse, nodes, azimuth, angles, tolerance, rule, roots, pieces, grid, sums)
             _finish(
                 F[start + i], species, i, sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], sums[7],
                 crossing[i], out[start + i],
@@ -1002,18 +1102,19 @@ def _resolve_block(F, start, count, nodes, azimuth, angles, tolerance, work, out
         for k in range(active):
             i = int(table[30 * BLOCK + k])
             total = table[29 * BLOCK + k]
-            if several[k] > 0.0 or moved[k] > MOVED:
-                _any_region(species, i, coarse, nodes, azimuth, angles, tolerance, roots, pieces, grid, sums)
+            if begin == 0:
+                change = abs(alternating[k]) * weight
+            else:
+                change = abs(dt[k] * weight - table[31 * BLOCK + k]) + abs(bt[k] * weight - table[32 * BLOCK + k])
+            settled = change < tolerance * total
+            if several[k] > 0.0 or moved[k] > MOVED or (final and not settled and rule.shape[1] > 0):
+                _unusual(species, i, coarse, nodes, azimuth, angles, tolerance, rule, roots, pieces, grid, sums)
                 _finish(
                     F[start + i], species, i, sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], sums[7],
                     crossing[i], out[start + i],
                 )  # fmt: skip
                 continue
-            if begin == 0:
-                change = abs(alternating[k]) * weight
-            else:
-                change = abs(dt[k] * weight - table[31 * BLOCK + k]) + abs(bt[k] * weight - table[32 * BLOCK + k])
-            if final or change < tolerance * total:
+            if final or settled:
                 ox, oy, oz = (
                     weight * table[20 * BLOCK + k],
                     weight * table[21 * BLOCK + k],
@@ -1054,28 +1155,28 @@ def _resolve_block(F, start, count, nodes, azimuth, angles, tolerance, work, out
 
 
 @kernel
-def _resolve(F, nodes, azimuth, angles, tolerance, work, out, start, stop):
+def _resolve(F, nodes, azimuth, angles, tolerance, rule, work, out, start, stop):
     for begin in range(start, stop, BLOCK):
-        _resolve_block(F, begin, min(BLOCK, stop - begin), nodes, azimuth, angles, tolerance, work, out)
+        _resolve_block(F, begin, min(BLOCK, stop - begin), nodes, azimuth, angles, tolerance, rule, work, out)
 
 
 @kernel
-def _resolve_diagnosed(F, nodes, azimuth, angles, tolerance, work, out, crossing, start, stop):
+def _resolve_diagnosed(F, nodes, azimuth, angles, tolerance, rule, work, out, crossing, start, stop):
     for begin in range(start, stop, BLOCK):
         count = min(BLOCK, stop - begin)
-        _resolve_block(F, begin, count, nodes, azimuth, angles, tolerance, work, out)
+        _resolve_block(F, begin, count, nodes, azimuth, angles, tolerance, rule, work, out)
         for i in range(count):
             for k in range(4):
                 crossing[begin + i, k] = work[7][i, k]
 
 
 @driver
-def resolved_rows(F, nodes, azimuth, angles, tolerance, out, start, stop):
+def resolved_rows(F, nodes, azimuth, angles, tolerance, rule, out, start, stop):
     """Box3D of rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``."""
-    _resolve(F, nodes, azimuth, angles, tolerance, new_work(), out, start, stop)
+    _resolve(F, nodes, azimuth, angles, tolerance, rule, new_work(), out, start, stop)
 
 
 @driver
-def resolved_rows_diagnosed(F, nodes, azimuth, angles, tolerance, out, crossing, start, stop):
+def resolved_rows_diagnosed(F, nodes, azimuth, angles, tolerance, rule, out, crossing, start, stop):
     """As `resolved_rows`; ``crossing (n, 4)`` takes ``I_plus, I_minus, P_plus, P_minus``."""
-    _resolve_diagnosed(F, nodes, azimuth, angles, tolerance, new_work(), out, crossing, start, stop)
+    _resolve_diagnosed(F, nodes, azimuth, angles, tolerance, rule, new_work(), out, crossing, start, stop)

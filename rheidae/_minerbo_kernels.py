@@ -116,7 +116,8 @@ def z_over_sinh(Z):
     up = np.int64(_ONE_BITS + k).view(np.float64)
     down = np.int64(_ONE_BITS - k).view(np.float64)
     twice_sinh = (up + down) * odd + (up - down) * even
-    return 1.0 if Z == 0.0 else 2.0 * Z / twice_sinh
+    # Near the smallest doubles the quotient would be one of two roundings.
+    return 2.0 * Z / twice_sinh if Z > 1e-150 else 1.0
 
 
 # Inverse Langevin function

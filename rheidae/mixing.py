@@ -69,14 +69,15 @@ def box3d_flux(
         Any one unit, usually 1/cm^3; any contiguous or strided real array.
     order : int
         Order of the Lebedev rule, one of `rheidae.quadrature.LEBEDEV_ORDERS`, where the crossing is sharp. Cost
-        grows with its square.
+        grows with its square. At 31 the 95th percentile of the error is 6e-4 of the total density.
     crossing : {"sharp", "resolved"}
         How the jump of the survival probability at ``G = 0`` is treated. "sharp" counts each node of the Lebedev
         rule to the side on which it lies. "resolved" integrates up to the crossing itself, along meridians that end
-        there; it does not use `order`. On merger-like
-        states it is a thousand times as accurate as "sharp" in less time, and it sees shallow crossings that no
-        node falls into; on states with independent random flux directions its error is a quarter (95th
-        percentile) and its time 1.4 times that of "sharp", and its largest errors are no smaller.
+        there; it does not use `order`. It takes no
+        longer than "sharp" at order 31 and its error is a third on states with independent random flux directions,
+        a five-hundredth on merger-like ones (95th percentiles); it sees shallow crossings that no node falls
+        into. It is not the default because its largest error in thousands of random states, where a small second
+        region lies between the meridians, is twice that of "sharp".
     mu_fraction : float, optional
         None (default): mu and tau take equal parts of the change, so that an initial difference between
         them survives. A number in [0, 1]: mu gets that fraction of the final heavy total, tau the rest,

@@ -4,7 +4,7 @@ import h5py
 import numba
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rheidae import _box3d_kernels as kernels
@@ -33,8 +33,17 @@ def test_equals_the_reference_for_beams():
     assert np.abs((box3d_flux(F) - reference.box3d(F)) / total(F)).max() < 1e-11
 
 
+def beam_beside(tiny):
+    """A beam with a species of flux `tiny`, in the branch for beams."""
+    F = np.zeros((1, 6, 4))
+    F[0, 3], F[0, 4] = [0.998, 0, 0, 1], [tiny, 0, 0, 1]
+    return F
+
+
 @BOTH
 @given(states())
+@example(beam_beside(1e-107))
+@example(beam_beside(5e-324))
 def test_conserves_for_any_state(crossing, F):
     assert conservation_error(F, box3d_flux(F, crossing=crossing)) < 1e-12
 
@@ -324,8 +333,8 @@ def test_callable_from_user_kernels():
         return out[0, 3]
 
     @numba.njit
-    def rows(F, first, azimuth, angles, tolerance, out):
-        crossing_kernels.resolved_rows(F, first, azimuth, angles, tolerance, out, 0, len(F))
+    def rows(F, first, azimuth, angles, tolerance, rule, out):
+        crossing_kernels.resolved_rows(F, first, azimuth, angles, tolerance, rule, out, 0, len(F))
 
     F = random_states(3)
     out = np.empty_like(F)
@@ -346,13 +355,13 @@ def test_no_state_loses_density_it_does_not_have(F, seed):
 def converged(F):
     """Box3D with many times the default number of meridians, all of them always used."""
     out = np.empty_like(F)
-    crossing_kernels.resolved_rows(F, *crossing_kernels.resolved_plan(256, 0.0), out, 0, len(F))
+    crossing_kernels.resolved_rows(F, *crossing_kernels.resolved_plan(256, 0.0, None), out, 0, len(F))
     return out
 
 
 def error(F, out, expected):
-    """Mean over species of the four-flux distance, over the total density."""
-    return np.linalg.norm(out - expected, axis=2).mean(axis=1) / F[:, :, 3].sum(axis=1)
+    """Largest four-flux distance of the six species, over the total density."""
+    return np.linalg.norm(out - expected, axis=2).max(axis=1) / F[:, :, 3].sum(axis=1)
 
 
 @pytest.mark.parametrize(("max_flux_factor", "alike"), [(0.75, True), (0.75, False), (0.95, True)])
@@ -363,7 +372,7 @@ def test_resolved_crossing_is_nearer_to_the_converged_answer(max_flux_factor, al
     assert np.percentile(error(F, box3d_flux(F, order=131), expected), 95) < 1.5e-4
     resolved = error(F, box3d_flux(F, crossing="resolved"), expected)
     sharp = error(F, box3d_flux(F), expected)
-    assert np.percentile(resolved, 95) < 2e-4
+    assert np.percentile(resolved, 95) < (2e-4 if max_flux_factor < 0.8 else 0.7 * np.percentile(sharp, 95))
     assert np.percentile(resolved, 50) < 0.1 * np.percentile(sharp, 50)
 
 

@@ -1,5 +1,9 @@
 """Training and prediction rates of the estimator, against loops written by hand."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -79,3 +83,38 @@ def test_sum_of_losses(rate, table):
 def test_prediction(rate, table):
     model = estimator(table)
     rate(PREDICT, "FluxRegressor", ROWS, lambda: model.predict(table[0]), rounds=3)
+
+
+GROWTH = """
+import resource, sys, time
+import torch
+torch.set_num_threads(1)
+from benchmarks.test_training import BATCH, make_table
+from rheidae import FluxRegressor
+table = make_table(int(sys.argv[1]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = FluxRegressor(random_state=0, batch_size=BATCH, max_epochs=1, val_split=0.1)
+started = time.perf_counter()
+model.fit(*table)
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(seconds, model.history[0, "dur"], peak / 1024, sum(part.nbytes for part in table) / 2**20)
+"""
+
+
+@pytest.mark.skipif("RHEIDAE_BENCH_ROWS" not in os.environ, reason="takes minutes: RHEIDAE_BENCH_ROWS=100000,1000000")
+def test_growth(capsys):
+    """Seconds and memory of one epoch by rows: both have to be linear."""
+    lines = []
+    for rows in map(int, os.environ["RHEIDAE_BENCH_ROWS"].split(",")):
+        done = subprocess.run(
+            [sys.executable, "-c", GROWTH, str(rows)], capture_output=True, text=True, check=True, env=os.environ
+        )
+        seconds, epoch, peak, table = map(float, done.stdout.split())
+        lines.append((rows, seconds, epoch, peak, table))
+    with capsys.disabled():
+        print("\n    rows  fit, s  epoch, s  peak MiB  table MiB")
+        for rows, seconds, epoch, peak, table in lines:
+            print(f"{rows:8d} {seconds:7.2f} {epoch:9.2f} {peak:9.0f} {table:10.0f}")
+    rates = [epoch / rows for rows, _, epoch, _, _ in lines]
+    assert max(rates) < 1.5 * min(rates)

@@ -121,6 +121,7 @@ class FluxRegressor(NeuralNetRegressor):
     box3d_valid_: dict[str, float] | None = None
     rng_to_restore_: dict[str, Tensor] | None = None
     jacobian_: Tensor | None = None
+    flat_gradient_: Tensor | None = None
     fixed_: tuple[tuple[float, ...], Tensor] | None = None
 
     def __init__(
@@ -334,7 +335,8 @@ class FluxRegressor(NeuralNetRegressor):
                 cotangents = torch.cat([cotangents, penalty_cotangent[None]])
             table = self._task_gradients(y_pred, cotangents)
             gramian = table @ table.T
-            set_gradients(self.parameters_, combiner.combine(table, gramian))
+            self.flat_gradient_ = combiner.combine(table, gramian)
+            set_gradients(self.parameters_, self.flat_gradient_)
             record.append(conflicts(gramian)[None])
             if weighting is not None and weighting.needs_norms:
                 norms = self._shared_norms_from(table)[: len(values)]
@@ -498,7 +500,7 @@ class FluxRegressor(NeuralNetRegressor):
             self.interrupted_ = self.in_epoch_ or not any(cb.misses_ >= cb.patience for cb in early)
             raise
         finally:
-            self.state_ = self.jacobian_ = self.fixed_ = None
+            self.state_ = self.jacobian_ = self.fixed_ = self.flat_gradient_ = None
             self.parameters_ = []
 
     def training_state(self) -> dict[str, Any]:

@@ -106,8 +106,10 @@ def test_any_network_and_criterion_will_do(small):
 def test_a_step_without_schemes_is_plain_backpropagation(small):
     """Against the criterion's own sum and autograd, through AdamW."""
     X, y = small
-    net = FluxRegressor(**SMALL, grad_clip=None).initialize()
-    twin = FluxRegressor(**SMALL, grad_clip=None).initialize()
+    # Without batch norm: a bias before one has no gradient but rounding, which AdamW would make into full steps.
+    options = {**SMALL, "grad_clip": None, "module__use_batch_norm": False}
+    torch.manual_seed(0)
+    net, twin = FluxRegressor(**options).initialize(), FluxRegressor(**options).initialize()
     twin.module_.load_state_dict(net.module_.state_dict())
     dataset = net.get_dataset(X, y)
     for _ in range(3):

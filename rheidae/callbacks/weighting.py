@@ -75,7 +75,8 @@ class LogSigmas(LossWeights):
         if self._looked:
             return
         self._looked = True
-        optimum = 0.5 * (losses + self.floor).log()
+        # A term that is zero starts neutral: the weight of its optimum would shatter the first violation.
+        optimum = torch.where(losses > 0, 0.5 * (losses + self.floor).log(), 0.0)
         self.s.copy_(torch.where(self.started, self.s, optimum))
         self.started.fill_(True)
 
@@ -101,8 +102,8 @@ class KendallGal(WeightingCallback):
     Parameters
     ----------
     initial : float or "first_batch"
-        Start of every ``s_i``. "first_batch" puts each at its optimum for the losses of the first batch. From 0, losses
-        much smaller than one take ``|ln L_i| / (2 lr)`` steps to gain their weight.
+        Start of every ``s_i``. "first_batch" puts each at its optimum for the losses of the first batch (0 for a loss
+        of zero). From 0, losses much smaller than one take ``|ln L_i| / (2 lr)`` steps to gain their weight.
     lr : float or None
         Learning rate of ``s``; None for the network's.
     floor : float

@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SETUP := $(VENV)/.installed
 
-.PHONY: setup sample preprocess train train-residual smoke demo test bench lint clean
+.PHONY: setup sample preprocess train train-residual smoke demo plot-loss slurm-train test bench lint clean
 .DEFAULT_GOAL := demo
 
 # Made anew when the requirements change.
@@ -34,6 +34,15 @@ smoke: preprocess
 demo: preprocess
 	$(RUN) -m rheidae.train --config config/model.yaml --train-parms config/train_parms.yaml --predict-residual --run-id demo
 	$(RUN) -m rheidae.evaluate --run checkpoints/demo --data .pdata/preprocessed_all.h5 --json results/demo/metrics.json
+
+# The losses of a run, also of one that still goes on:  make plot-loss RUN_ID=demo
+RUN_ID ?= demo
+plot-loss: setup
+	$(RUN) -m rheidae.plots --run checkpoints/$(RUN_ID) --output results/$(RUN_ID)/loss.png
+
+# The same training as a batch job; started again, it goes on from its last checkpoint.
+slurm-train: setup
+	sbatch --export=ALL,RUN_ID=$(RUN_ID) config/slurm/train.sbatch
 
 test: setup
 	$(RUN) -m pytest

@@ -6,13 +6,25 @@ _ROWS = []
 
 
 @pytest.fixture
-def rate(benchmark):
-    """Time ``work()`` on `samples` samples and put a line into the table of `group`."""
+def line():
+    """Put a line into the table of `group`: samples per second, and a note behind it."""
 
-    def measure(group, name, samples, work, rounds=7):
+    def write(group, name, per_second, note=""):
+        _ROWS.append((group, name, per_second, note))
+
+    return write
+
+
+@pytest.fixture
+def rate(benchmark, line):
+    """Time ``work()`` on `samples` samples, put a line into the table, and return samples per second."""
+
+    def measure(group, name, samples, work, rounds=7, note=""):
         benchmark.group = group
         benchmark.pedantic(work, rounds=rounds, warmup_rounds=1)
-        _ROWS.append((group, name, samples / benchmark.stats["min"]))
+        per_second = samples / benchmark.stats["min"]
+        line(group, name, per_second, note)
+        return per_second
 
     return measure
 
@@ -23,7 +35,8 @@ def pytest_terminal_summary(terminalreporter):
         rows = [row for row in _ROWS if row[0] == group]
         terminalreporter.section(group)
         terminalreporter.write_line("samples per second (best round), and the ratio to the first line")
-        for _, name, value in rows:
+        for _, name, value, note in rows:
+            ratio = value / rows[0][2]
             terminalreporter.write_line(
-                f"{name:44s} {value:14,.0f} /s {1e6 / value:10.3f} us {value / rows[0][2]:8.2f} x"
+                f"{name:46s} {value:13,.0f} /s {1e6 / value:9.3f} us {ratio:8.2f} x  {note}".rstrip()
             )

@@ -1,13 +1,30 @@
-"""Box3D: Numba against plain vectorised NumPy."""
+"""Box3D: speed and quadrature error of every setting, beside plain NumPy and Julia.
+
+    pytest benchmarks/test_box3d.py
+
+prints one table and draws error over time per sample to ``results/benchmarks/box3d.png``.
+"""
+
+import shutil
+import subprocess
+import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rheidae import _crossing_kernels as crossing_kernels
 from rheidae import box3d_flux, reference
+from rheidae.files import Outputs
 from tests.states import random_states
 
-SAMPLES = 8192
-GROUP = "Box3D, order 31, sharp crossing"
+SAMPLES = 1 << 15
+NUMPY_SAMPLES = 1 << 12
+ROUNDS, NUMPY_ROUNDS = 20, 4
+ORDERS = (13, 17, 31, 53)
+GROUP = "Box3D, random states with flux factors up to 0.75"
+REFERENCE = Path(__file__).parents[1] / "reference_julia" / "main.jl"
 
 
 @pytest.fixture(scope="module")
@@ -15,20 +32,86 @@ def states():
     return random_states(SAMPLES, alike=True)
 
 
-def numpy_in_blocks(F):
+@pytest.fixture(scope="module")
+def error(states):
+    """95th percentile over the states: largest four-flux distance of the six species, over the total density."""
+    exact = np.empty_like(states)
+    # Several times the default number of meridians, always all of them.
+    crossing_kernels.resolved_rows(states, *crossing_kernels.resolved_plan(256, 0.0, None), exact, 0, len(states))
+
+    def measure(out):
+        distance = np.linalg.norm(out - exact, axis=2).max(axis=1) / states[:, :, 3].sum(axis=1)
+        return np.percentile(distance, 95)
+
+    return measure
+
+
+@pytest.fixture(scope="module")
+def points():
+    """Time per sample and error of the single-threaded settings, drawn when the module is done."""
+    from matplotlib.figure import Figure
+
+    found = {}
+    yield found
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for kind in ("NumPy", "Numba sharp", "Numba resolved"):
+        chosen = {name: point for name, point in found.items() if name.startswith(kind)}
+        if not chosen:
+            continue
+        times, errors = zip(*chosen.values(), strict=True)
+        axes.loglog(times, errors, "o-", label=kind)
+        for name, point in chosen.items():
+            axes.annotate(name.removeprefix(kind).strip(" ,"), point, textcoords="offset points", xytext=(5, 5))
+    axes.set(xlabel="microseconds per sample, one thread", ylabel="95th percentile of the error / total density")
+    axes.margins(0.15)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    with Outputs() as outputs:
+        figure.savefig(outputs.path(Path("results/benchmarks/box3d.png")), format="png", dpi=100)
+
+
+def numpy_in_blocks(F, order):
     """The reference in blocks that fit into the cache, which is when NumPy is quickest."""
-    return np.concatenate([reference.box3d(F[start : start + 256]) for start in range(0, len(F), 256)])
+    return np.concatenate([reference.box3d(F[start : start + 256], order) for start in range(0, len(F), 256)])
 
 
-def test_numpy(rate, states):
-    rate(GROUP, "NumPy, blocks of 256", SAMPLES, lambda: numpy_in_blocks(states), rounds=3)
+def settings():
+    """Name, threads, options and samples of every setting of the kernels."""
+    for name, options in [
+        *((f"Numba sharp, order {order}", {"order": order}) for order in ORDERS),
+        ("Numba resolved", {"crossing": "resolved"}),
+    ]:
+        for threads in (1, 2):
+            yield name, threads, options
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_numba(rate, states, threads):
-    rate(GROUP, f"Numba, {threads} thread(s)", SAMPLES, lambda: box3d_flux(states, threads=threads))
+def test_numpy_and_numba(line, states, error, points):
+    """All settings in turn, round after round, so that a change of the machine's speed meets all of them alike."""
+    work = {(f"NumPy, order {order}", 1): partial(numpy_in_blocks, order=order) for order in (31, 13)}
+    work |= {(name, threads): partial(box3d_flux, **options, threads=threads) for name, threads, options in settings()}
+    best = dict.fromkeys(work, float("inf"))
+    for turn in range(ROUNDS):
+        for key, function in work.items():
+            few = key[0].startswith("NumPy")
+            if few and turn >= NUMPY_ROUNDS:
+                continue
+            F = states[:NUMPY_SAMPLES] if few else states
+            started = time.perf_counter()
+            function(F)
+            best[key] = min(best[key], (time.perf_counter() - started) / len(F))
+    for (name, threads), seconds in best.items():
+        p95 = error(work[name, threads](states))
+        plural = "s" if threads > 1 else ""
+        line(GROUP, f"{name}, {threads} thread{plural}", 1 / seconds, f"error {p95:.1e}")
+        if threads == 1:
+            points[name] = (1e6 * seconds, p95)
 
 
-@pytest.mark.parametrize("order", [13, 17, 31, 53])
-def test_orders(rate, states, order):
-    rate("Box3D by order, 1 thread", f"order {order}", SAMPLES, lambda: box3d_flux(states, order=order, threads=1))
+@pytest.mark.skipif(shutil.which("julia") is None, reason="julia is not on the PATH")
+@pytest.mark.parametrize("order", [31, 13])
+def test_julia(line, order):
+    """The reference times itself: its start-up is not what is compared."""
+    command = ["julia", "--startup-file=no", str(REFERENCE), "time", "--order", str(order), "4000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    line(GROUP, f"Julia reference, order {order}, 1 thread", 1e6 / float(done.stdout.split()[0]))

@@ -1,32 +1,120 @@
-"""Training and prediction rates of the default estimator."""
+"""Training and prediction rates of the estimator, against loops written by hand."""
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.loops import obvious_epoch, sliced_epoch
 from rheidae import FluxRegressor, box3d_flux
 from tests.states import random_states
 
 ROWS = 25_600
 BATCH = 256
-GROUP = "FluxRegressor, defaults, batches of 256, one torch thread"
+ALL = "training with Kendall-Gal, PCGrad and constraints: batches of 256, one thread"
+SUM = "training on the sum of the losses: batches of 256, one thread"
+PREDICT = "prediction: batches of 256, one thread"
+SCHEMES = {"weighting": "kendall_gal", "pcgrad": True, "constraints": True}
+
+
+def make_table(rows):
+    initial = random_states(rows, alike=True)
+    box = box3d_flux(initial)
+    final = box + 0.1 * (box - initial)
+    X = np.concatenate([initial.reshape(rows, 24), box.reshape(rows, 24)], axis=1).astype(np.float32)
+    return X, final.reshape(rows, 24).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def table():
     torch.set_num_threads(1)
-    initial = random_states(ROWS, alike=True)
-    box = box3d_flux(initial)
-    final = box + 0.1 * (box - initial)
-    X = np.concatenate([initial.reshape(ROWS, 24), box.reshape(ROWS, 24)], axis=1).astype(np.float32)
-    return X, final.reshape(ROWS, 24).astype(np.float32)
+    return make_table(ROWS)
 
 
-def test_training(rate, table):
-    model = FluxRegressor(random_state=0, batch_size=BATCH, max_epochs=1).fit(*table)
-    rate(GROUP, "training, samples of an epoch", ROWS, lambda: model.partial_fit(*table), rounds=3)
+def estimator(table, **options):
+    return FluxRegressor(random_state=0, batch_size=BATCH, max_epochs=1, **options).fit(*table)
+
+
+def by_hand(table):
+    """Network, criterion and rows as the loops want them, after an epoch of the estimator."""
+    model = estimator(table)
+    dataset = model.get_dataset(*table)
+    return model.module_, model.criterion_, dataset.x, dataset.y
+
+
+def test_obvious_loop(rate, table):
+    network, criterion, x, y = by_hand(table)
+    log_sigma = torch.nn.Parameter(torch.zeros(5))
+    groups = [{"params": list(network.parameters())}, {"params": [log_sigma], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=2e-3)
+    multipliers = torch.zeros(2)
+    rate(
+        ALL, "obvious loop", ROWS,
+        lambda: obvious_epoch(network, criterion, log_sigma, multipliers, 1.0, optimizer, x, y, BATCH),
+        rounds=3,
+    )  # fmt: skip
+
+
+def test_all_schemes(rate, table):
+    model = estimator(table, **SCHEMES)
+    rate(ALL, "FluxRegressor", ROWS, lambda: model.partial_fit(*table), rounds=3)
+
+
+def test_sliced_loop(rate, table):
+    network, criterion, x, y = by_hand(table)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, fused=True)
+    rate(
+        SUM,
+        "loop over sliced tensors",
+        ROWS,
+        lambda: sliced_epoch(network, criterion, optimizer, x, y, BATCH),
+        rounds=3,
+    )
+
+
+def test_sum_of_losses(rate, table):
+    model = estimator(table)
+    rate(SUM, "FluxRegressor", ROWS, lambda: model.partial_fit(*table), rounds=3)
 
 
 def test_prediction(rate, table):
-    model = FluxRegressor(random_state=0, batch_size=BATCH, max_epochs=1).fit(*table)
-    rate(GROUP, "prediction", ROWS, lambda: model.predict(table[0]), rounds=3)
+    model = estimator(table)
+    rate(PREDICT, "FluxRegressor", ROWS, lambda: model.predict(table[0]), rounds=3)
+
+
+GROWTH = """
+import resource, sys, time
+import torch
+torch.set_num_threads(1)
+from benchmarks.test_training import BATCH, make_table
+from rheidae import FluxRegressor
+table = make_table(int(sys.argv[1]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = FluxRegressor(random_state=0, batch_size=BATCH, max_epochs=1, val_split=0.1)
+started = time.perf_counter()
+model.fit(*table)
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(seconds, model.history[0, "dur"], peak / 1024, sum(part.nbytes for part in table) / 2**20)
+"""
+
+
+@pytest.mark.skipif("RHEIDAE_BENCH_ROWS" not in os.environ, reason="takes minutes: RHEIDAE_BENCH_ROWS=100000,1000000")
+def test_growth(capsys):
+    """Seconds and memory of one epoch by rows: both have to be linear."""
+    lines = []
+    for rows in map(int, os.environ["RHEIDAE_BENCH_ROWS"].split(",")):
+        done = subprocess.run(
+            [sys.executable, "-c", GROWTH, str(rows)], capture_output=True, text=True, check=True, env=os.environ
+        )
+        seconds, epoch, peak, table = map(float, done.stdout.split())
+        lines.append((rows, seconds, epoch, peak, table))
+    with capsys.disabled():
+        print("\n    rows  fit, s  epoch, s  peak MiB  table MiB")
+        for rows, seconds, epoch, peak, table in lines:
+            print(f"{rows:8d} {seconds:7.2f} {epoch:9.2f} {peak:9.0f} {table:10.0f}")
+    rates = [epoch / rows for rows, _, epoch, _, _ in lines]
+    assert max(rates) < 1.5 * min(rates)

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rheidae.box3d import box3d_flux
     from rheidae.datasets import load_dataset
+    from rheidae.mixing import Box3D, box3d, box3d_flux
     from rheidae.regressor import FluxRegressor
 
-__all__ = ["FluxRegressor", "__version__", "box3d_flux", "load_dataset"]
+__all__ = ["Box3D", "FluxRegressor", "__version__", "box3d", "box3d_flux", "load_dataset"]
 
 # Numba, torch and matplotlib take seconds to import: each name is loaded when first asked for.
 _HOME = {
     "FluxRegressor": "rheidae.regressor",
-    "box3d_flux": "rheidae.box3d",
+    "Box3D": "rheidae.mixing",
+    "box3d": "rheidae.mixing",
+    "box3d_flux": "rheidae.mixing",
     "load_dataset": "rheidae.datasets",
 }
 

@@ -2,16 +2,16 @@
 
 Interface
 ---------
-Nodes are given as *antipodal pairs*: arrays ``x, y, z, w`` hold one node of each pair ``n, -n`` of an
-inversion-symmetric rule; ``w`` is the weight of each of the two. Pad with ``w = 0`` to a multiple of 16
-(`antipodal_pairs` does both).
+Nodes are given as antipodal pairs: ``nodes (7, m)`` has rows ``x, y, z, w, w x, w y, w z`` of one node of each pair
+``n, -n`` of an inversion-symmetric rule; ``w`` is the weight of each of the two. `antipodal_pairs` makes it, padded
+with ``w = 0`` to a multiple of 16 so that no remainder loop runs.
 
-sharp_rows(F, x, y, z, w, out, start, stop)
+sharp_rows(F, nodes, out, start, stop)
     rows ``start:stop`` of ``F (n, 6, 4)`` (float64 or float32) -> ``out``. Releases the GIL; rows are independent, so
     ranges can run in threads and the result does not depend on how they are cut.
-sharp_rows_diagnosed(F, x, y, z, w, out, crossing, start, stop)
+sharp_rows_diagnosed(F, nodes, out, crossing, start, stop)
     the same, and ``crossing (n, 4)`` = ``(I_plus, I_minus, P_plus, P_minus)``; P = 1 on both sides without crossing.
-sharp_flux(F, x, y, z, w, out) -> (I_plus, I_minus, P_plus, P_minus)
+sharp_flux(F, nodes, out) -> (I_plus, I_minus, P_plus, P_minus)
     one sample, ``F`` and ``out`` ``(6, 4)``; for user ``@njit`` code.
 divide_heavy(F, out, mu_fraction, start, stop)
     afterwards: mu takes that fraction of the heavy total, tau the rest, where there is a crossing.
@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from rheidae._minerbo_kernels import LOG2_E, langevin_ratio, pow2, pow2_pair, z_over_sinh
-from rheidae._numba import kernel, scalar_kernel
+from rheidae._numba import driver, inlined_kernel, kernel, scalar_kernel, simd_function
 
 FOUR_PI = 12.566370614359172
 #: Above this Z the pair trick nears the range of a double.
@@ -32,16 +32,14 @@ NOISE = 1e-14
 
 
 def antipodal_pairs(nodes, weights, multiple=16):
-    """Return contiguous ``x, y, z, w`` with one node of each antipodal pair, padded with zero weights.
-
-    ``nodes (3, m)`` and ``weights (m)`` as `scipy.integrate.lebedev_rule` returns them.
-    """
+    """Return the ``(7, m)`` array of antipodal pairs of a rule: nodes ``(3, points)`` and weights."""
     x, y, z = nodes
     upper = (z > 0) | ((z == 0) & ((y > 0) | ((y == 0) & (x > 0))))
     if 2 * np.count_nonzero(upper) != weights.size:
         raise ValueError("the rule is not symmetric under inversion")
     pad = -np.count_nonzero(upper) % multiple
-    return tuple(np.pad(np.asarray(a, dtype=np.float64)[upper], (0, pad)) for a in (x, y, z, weights))
+    rows = (x, y, z, weights, weights * x, weights * y, weights * z)
+    return np.ascontiguousarray([np.pad(np.asarray(a, dtype=np.float64)[upper], (0, pad)) for a in rows])
 
 
 # Per species: exponent vector and amplitude
@@ -50,14 +48,15 @@ def antipodal_pairs(nodes, weights, multiple=16):
 # Z/f, a = log2(e) (Z/f) u needs no unit vector and is smooth at F = 0.
 @scalar_kernel
 def exponent(Fx, Fy, Fz, N):
-    """Return ``a`` (3 numbers) and ``Z`` of one species."""
+    """Return ``a`` (3 numbers), the amplitude ``A`` and ``Z`` of one species; ``A`` holds for ``Z <= BEAM_Z``."""
     inverse = 1.0 / N if N > 0.0 else 0.0
     ux, uy, uz = Fx * inverse, Fy * inverse, Fz * inverse
     f = np.sqrt(ux * ux + uy * uy + uz * uz)
     ratio = langevin_ratio(f)
     Z = f * ratio
     ratio *= LOG2_E
-    return ux * ratio, uy * ratio, uz * ratio, Z
+    A = N * (z_over_sinh(BEAM_Z if Z > BEAM_Z else Z) / FOUR_PI)
+    return ux * ratio, uy * ratio, uz * ratio, A, Z
 
 
 # The node loop
@@ -68,15 +67,18 @@ def exponent(Fx, Fy, Fz, N):
 # per node and nothing is evaluated twice. I+ = sum over G > 0 of d - b, and I- = I+ - sum of (d - b).
 # For a pair n, -n the density takes w (d1 + d2) and the flux w n (d1 - d2).
 @kernel
-def _sum_pairs(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, x, y, z, w):
+def _sum_pairs(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, nodes):
     """Sums of ``d`` and ``b`` over the sphere (8) and over ``G > 0`` (8), each ``(x, y, z, t)``.
 
     a, b, c, d stand for e, ebar, x, xbar.
     """
+    simd_function()
+    x, y, z, w, wx, wy, wz = nodes[0], nodes[1], nodes[2], nodes[3], nodes[4], nodes[5], nodes[6]
     dt = bt = Dx = Dy = Dz = Bx = By = Bz = 0.0
     pdt = pbt = pdx = pdy = pdz = pbx = pby = pbz = 0.0
     for i in range(x.shape[0]):
-        X, Y, Z, W = x[i], y[i], z[i], w[i]
+        X, Y, Z = x[i], y[i], z[i]
+        W, wX, wY, wZ = w[i], wx[i], wy[i], wz[i]
         e1, e2 = pow2_pair(ax * X + ay * Y + az * Z)
         f1, f2 = pow2_pair(bx * X + by * Y + bz * Z)
         g1, g2 = pow2_pair(cx * X + cy * Y + cz * Z)
@@ -84,15 +86,15 @@ def _sum_pairs(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, x, y,
         d1, d2 = A * e1 - C * g1, A * e2 - C * g2
         b1, b2 = B * f1 - D * h1, B * f2 - D * h2
         dt += W * (d1 + d2)
-        odd = W * (d1 - d2)
-        Dx += X * odd
-        Dy += Y * odd
-        Dz += Z * odd
+        odd = d1 - d2
+        Dx += wX * odd
+        Dy += wY * odd
+        Dz += wZ * odd
         bt += W * (b1 + b2)
-        odd = W * (b1 - b2)
-        Bx += X * odd
-        By += Y * odd
-        Bz += Z * odd
+        odd = b1 - b2
+        Bx += wX * odd
+        By += wY * odd
+        Bz += wZ * odd
         plus = d1 > b1
         d1 = d1 if plus else 0.0
         b1 = b1 if plus else 0.0
@@ -100,15 +102,15 @@ def _sum_pairs(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, x, y,
         d2 = d2 if plus else 0.0
         b2 = b2 if plus else 0.0
         pdt += W * (d1 + d2)
-        odd = W * (d1 - d2)
-        pdx += X * odd
-        pdy += Y * odd
-        pdz += Z * odd
+        odd = d1 - d2
+        pdx += wX * odd
+        pdy += wY * odd
+        pdz += wZ * odd
         pbt += W * (b1 + b2)
-        odd = W * (b1 - b2)
-        pbx += X * odd
-        pby += Y * odd
-        pbz += Z * odd
+        odd = b1 - b2
+        pbx += wX * odd
+        pby += wY * odd
+        pbz += wZ * odd
     return Dx, Dy, Dz, dt, Bx, By, Bz, bt, pdx, pdy, pdz, pdt, pbx, pby, pbz, pbt
 
 
@@ -118,9 +120,22 @@ def _sum_pairs(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, x, y,
 # the amplitude goes with it: g(n) = N/(4 pi) 2 Z/(1 - exp(-2 Z)) 2**(a.n - |a|). A rule that does not resolve the beam
 # misses it or counts it several times over; that is what plain quadrature gives, and the two branches agree where
 # they meet.
+@scalar_kernel
+def _peak(Z):
+    """Return the Minerbo distribution at its peak, times ``4 pi/N``: ``2 Z/(1 - exp(-2 Z))``."""
+    if Z < 1e-4:
+        return 1.0 + Z * (1.0 + Z * (1.0 / 3.0))
+    return 2.0 * Z / (1.0 - pow2(-min(2.0 * LOG2_E * Z, 1000.0)))
+
+
 @kernel
-def _sum_beams(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, ta, tb, tc, td, x, y, z, w):
-    """As `_sum_pairs`, for any exponent; ``ta .. td`` are the largest exponents, the amplitudes those at the peak."""
+def _sum_beams(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, Ne, Nb, Nx, Ny, Za, Zb, Zc, Zd, nodes):
+    """As `_sum_pairs`, from densities and Z instead of amplitudes, for any exponent."""
+    simd_function()
+    x, y, z, w = nodes[0], nodes[1], nodes[2], nodes[3]
+    A, B = Ne * (_peak(Za) / FOUR_PI), Nb * (_peak(Zb) / FOUR_PI)
+    C, D = Nx * (_peak(Zc) / FOUR_PI), Ny * (_peak(Zd) / FOUR_PI)
+    ta, tb, tc, td = LOG2_E * Za, LOG2_E * Zb, LOG2_E * Zc, LOG2_E * Zd
     dt = bt = Dx = Dy = Dz = Bx = By = Bz = 0.0
     pdt = pbt = pdx = pdy = pdz = pbx = pby = pbz = 0.0
     for i in range(x.shape[0]):
@@ -153,13 +168,7 @@ def _sum_beams(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, ta, t
     return Dx, Dy, Dz, dt, Bx, By, Bz, bt, pdx, pdy, pdz, pdt, pbx, pby, pbz, pbt
 
 
-@scalar_kernel
-def _peak(Z):
-    """Return the Minerbo distribution at its peak, times ``4 pi/N``: ``2 Z/(1 - exp(-2 Z))``."""
-    return 2.0 * Z / (1.0 - pow2(-min(2.0 * LOG2_E * Z, 1000.0))) if Z > 0.0 else 1.0
-
-
-@kernel
+@inlined_kernel
 def _loss(I_plus, I_minus, noise):
     """Return ``1 - P`` on the plus and on the minus side."""
     small = min(I_plus, I_minus)
@@ -174,39 +183,15 @@ def _loss(I_plus, I_minus, noise):
     return third + 0.0 * small, third + 0.0 * small
 
 
-@kernel
-def sharp_flux(F, x, y, z, w, out):
-    """Box3D of one sample ``F (6, 4)`` into ``out``; returns ``I_plus, I_minus, P_plus, P_minus``."""
-    Ne, Nb = np.float64(F[0, 3]), np.float64(F[3, 3])
-    Nx = 0.5 * (np.float64(F[1, 3]) + np.float64(F[2, 3]))
-    Ny = 0.5 * (np.float64(F[4, 3]) + np.float64(F[5, 3]))
-    ax, ay, az, Za = exponent(np.float64(F[0, 0]), np.float64(F[0, 1]), np.float64(F[0, 2]), Ne)
-    bx, by, bz, Zb = exponent(np.float64(F[3, 0]), np.float64(F[3, 1]), np.float64(F[3, 2]), Nb)
-    cx, cy, cz, Zc = exponent(
-        0.5 * (np.float64(F[1, 0]) + np.float64(F[2, 0])),
-        0.5 * (np.float64(F[1, 1]) + np.float64(F[2, 1])),
-        0.5 * (np.float64(F[1, 2]) + np.float64(F[2, 2])),
-        Nx,
-    )
-    dx, dy, dz, Zd = exponent(
-        0.5 * (np.float64(F[4, 0]) + np.float64(F[5, 0])),
-        0.5 * (np.float64(F[4, 1]) + np.float64(F[5, 1])),
-        0.5 * (np.float64(F[4, 2]) + np.float64(F[5, 2])),
-        Ny,
-    )
+@inlined_kernel
+def _sharp(F, ax, ay, az, A, bx, by, bz, B, cx, cy, cz, C, dx, dy, dz, D, Ne, Nb, Nx, Ny, Za, Zb, Zc, Zd, nodes, out):
+    """Box3D of one sample from exponents, amplitudes, densities and Z of e, ebar, x, xbar."""
     if max(max(Za, Zb), max(Zc, Zd)) > BEAM_Z:
-        A = Ne * (_peak(Za) / FOUR_PI)
-        B = Nb * (_peak(Zb) / FOUR_PI)
-        C = Nx * (_peak(Zc) / FOUR_PI)
-        D = Ny * (_peak(Zd) / FOUR_PI)
-        ta, tb, tc, td = LOG2_E * Za, LOG2_E * Zb, LOG2_E * Zc, LOG2_E * Zd
-        sums = _sum_beams(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, ta, tb, tc, td, x, y, z, w)
+        sums = _sum_beams(
+            ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, Ne, Nb, Nx, Ny, Za, Zb, Zc, Zd, nodes
+        )  # fmt: skip
     else:
-        A = Ne * (z_over_sinh(Za) / FOUR_PI)
-        B = Nb * (z_over_sinh(Zb) / FOUR_PI)
-        C = Nx * (z_over_sinh(Zc) / FOUR_PI)
-        D = Ny * (z_over_sinh(Zd) / FOUR_PI)
-        sums = _sum_pairs(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, x, y, z, w)
+        sums = _sum_pairs(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, nodes)
     (tdx, tdy, tdz, tdt, tbx, tby, tbz, tbt, pdx, pdy, pdz, pdt, pbx, pby, pbz, pbt) = sums
     I_plus = pdt - pbt
     I_minus = I_plus - (tdt - tbt)
@@ -226,7 +211,34 @@ def sharp_flux(F, x, y, z, w, out):
     return I_plus, I_minus, 1.0 - plus, 1.0 - minus
 
 
-@kernel
+@inlined_kernel
+def _species(F, first, second):
+    """Mean four-flux of two species as float64 scalars; ``first == second`` for one species."""
+    return (
+        0.5 * (np.float64(F[first, 0]) + np.float64(F[second, 0])),
+        0.5 * (np.float64(F[first, 1]) + np.float64(F[second, 1])),
+        0.5 * (np.float64(F[first, 2]) + np.float64(F[second, 2])),
+        0.5 * (np.float64(F[first, 3]) + np.float64(F[second, 3])),
+    )
+
+
+@inlined_kernel
+def sharp_flux(F, nodes, out):
+    """Box3D of one sample ``F (6, 4)`` into ``out``; returns ``I_plus, I_minus, P_plus, P_minus``."""
+    ax, ay, az, Ne = _species(F, 0, 0)
+    bx, by, bz, Nb = _species(F, 3, 3)
+    cx, cy, cz, Nx = _species(F, 1, 2)
+    dx, dy, dz, Ny = _species(F, 4, 5)
+    ax, ay, az, A, Za = exponent(ax, ay, az, Ne)
+    bx, by, bz, B, Zb = exponent(bx, by, bz, Nb)
+    cx, cy, cz, C, Zc = exponent(cx, cy, cz, Nx)
+    dx, dy, dz, D, Zd = exponent(dx, dy, dz, Ny)
+    return _sharp(
+        F, ax, ay, az, A, bx, by, bz, B, cx, cy, cz, C, dx, dy, dz, D, Ne, Nb, Nx, Ny, Za, Zb, Zc, Zd, nodes, out
+    )  # fmt: skip
+
+
+@inlined_kernel
 def _convert(F, Dx, Dy, Dz, Dt, Bx, By, Bz, Bt, out):
     """Move ``D`` from e to mu and tau in equal parts, and ``B`` likewise for antineutrinos."""
     for c, d, b in ((0, Dx, Bx), (1, Dy, By), (2, Dz, Bz), (3, Dt, Bt)):
@@ -238,22 +250,62 @@ def _convert(F, Dx, Dy, Dz, Dt, Bx, By, Bz, Bt, out):
         out[5, c] = F[5, c] + 0.5 * b
 
 
-@kernel
-def sharp_rows(F, x, y, z, w, out, start, stop):
+# Blocks of samples
+# -----------------
+# The inverse Langevin function of one species is a chain of dependent operations; over the 4 * BLOCK species of a block
+# the same operations fill SIMD lanes. `work` is allocated once per call: rows ax, ay, az, A, N, Z,
+# columns 4 * sample + species.
+BLOCK = 16
+
+
+@inlined_kernel
+def prepare_block(F, start, stop, work):
+    """Fill ``work (6, 4 * BLOCK)`` for the samples ``start:stop``."""
+    x, y, z, A, N, Z = work[0], work[1], work[2], work[3], work[4], work[5]
+    for i in range(start, stop):
+        k = 4 * (i - start)
+        for s, first, second in ((0, 0, 0), (1, 3, 3), (2, 1, 2), (3, 4, 5)):
+            x[k + s], y[k + s], z[k + s], N[k + s] = _species(F[i], first, second)
+    for k in range(4 * (stop - start)):
+        x[k], y[k], z[k], A[k], Z[k] = exponent(x[k], y[k], z[k], N[k])
+
+
+@inlined_kernel
+def _sharp_from_block(F, work, k, nodes, out):
+    a, b, c, d = k, k + 1, k + 2, k + 3
+    return _sharp(
+        F,
+        work[0, a], work[1, a], work[2, a], work[3, a], work[0, b], work[1, b], work[2, b], work[3, b],
+        work[0, c], work[1, c], work[2, c], work[3, c], work[0, d], work[1, d], work[2, d], work[3, d],
+        work[4, a], work[4, b], work[4, c], work[4, d],
+        work[5, a], work[5, b], work[5, c], work[5, d], nodes, out,
+    )  # fmt: skip
+
+
+@driver
+def sharp_rows(F, nodes, out, start, stop):
     """`sharp_flux` for rows ``start:stop`` of ``F (n, 6, 4)``."""
-    for i in range(start, stop):
-        sharp_flux(F[i], x, y, z, w, out[i])
+    work = np.empty((6, 4 * BLOCK))
+    for begin in range(start, stop, BLOCK):
+        end = min(begin + BLOCK, stop)
+        prepare_block(F, begin, end, work)
+        for i in range(begin, end):
+            _sharp_from_block(F[i], work, 4 * (i - begin), nodes, out[i])
 
 
-@kernel
-def sharp_rows_diagnosed(F, x, y, z, w, out, crossing, start, stop):
+@driver
+def sharp_rows_diagnosed(F, nodes, out, crossing, start, stop):
     """As `sharp_rows`; ``crossing (n, 4)`` takes ``I_plus, I_minus, P_plus, P_minus``."""
-    for i in range(start, stop):
-        I_plus, I_minus, P_plus, P_minus = sharp_flux(F[i], x, y, z, w, out[i])
-        crossing[i, 0] = I_plus
-        crossing[i, 1] = I_minus
-        crossing[i, 2] = P_plus
-        crossing[i, 3] = P_minus
+    work = np.empty((6, 4 * BLOCK))
+    for begin in range(start, stop, BLOCK):
+        end = min(begin + BLOCK, stop)
+        prepare_block(F, begin, end, work)
+        for i in range(begin, end):
+            I_plus, I_minus, P_plus, P_minus = _sharp_from_block(F[i], work, 4 * (i - begin), nodes, out[i])
+            crossing[i, 0] = I_plus
+            crossing[i, 1] = I_minus
+            crossing[i, 2] = P_plus
+            crossing[i, 3] = P_minus
 
 
 @kernel

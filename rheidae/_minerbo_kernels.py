@@ -4,6 +4,7 @@ Interface (all callable from user ``@njit`` code)
 -------------------------------------------------
 pow2_pair(t)             -> 2**t, 2**-t                 abs(t) < 1022; 6e-16 relative
 pow2(t)                  -> 2**t                        abs(t) < 1022; 6e-16 relative
+rough_pow2_pair(t)       -> 2**t, 2**-t                 abs(t) < 1022; 5e-9 relative
 langevin_ratio(f)        -> Z/f with coth(Z) - 1/Z = f  f in [0, 1]; 5e-16 relative
 inverse_langevin(f)      -> Z
 z_over_sinh(Z)           -> Z / sinh(Z), for Z < 690
@@ -79,6 +80,29 @@ def pow2(t):
 
 
 @scalar_kernel
+def rough_pow2_pair(t):
+    """Return ``2**t`` and ``2**-t`` with relative error 5e-9, for signs and start values.
+
+    Requires ``abs(t) < 1022``.
+    """
+    rounded = t + _ROUND
+    r = t - (rounded - _ROUND)
+    s = r * r
+    even = 1.0 + s * (0.240226507606458 + s * (0.009618082519994195 + s * 0.00015453182827971455))
+    odd = r * (0.6931471880351994 + s * (0.05550357071156815 + s * 0.0013390886329810183))
+    k = np.float64(rounded).view(np.int64) << 52
+    up = np.int64(np.float64(even + odd).view(np.int64) + k)
+    down = np.int64(np.float64(even - odd).view(np.int64) - k)
+    return up.view(np.float64), down.view(np.float64)
+
+
+@scalar_kernel
+def rough_pow2(t):
+    """Return ``2**t`` with relative error 5e-9, for signs and start values; requires ``abs(t) < 1022``."""
+    return rough_pow2_pair(t)[0]
+
+
+@scalar_kernel
 def z_over_sinh(Z):
     """Return ``Z / sinh(Z)`` without cancellation at small ``Z``; requires ``0 <= Z < 690``."""
     # sinh = [2**k (even + odd) - 2**-k (even - odd)] / 2, with the small term 2**k - 2**-k formed exactly.
@@ -92,7 +116,8 @@ def z_over_sinh(Z):
     up = np.int64(_ONE_BITS + k).view(np.float64)
     down = np.int64(_ONE_BITS - k).view(np.float64)
     twice_sinh = (up + down) * odd + (up - down) * even
-    return 2.0 * Z / twice_sinh if Z > 0.0 else 1.0
+    # Near the smallest doubles the quotient would be one of two roundings.
+    return 2.0 * Z / twice_sinh if Z > 1e-150 else 1.0
 
 
 # Inverse Langevin function
@@ -104,6 +129,7 @@ def z_over_sinh(Z):
 # where every term tends to zero with h, so nothing cancels when f -> 1. Derivatives, with csch^2 Z = 4 e / (1 - e)^2:
 #     L' = y^2 - csch^2,  L'' = -2 y^3 + 2 coth csch^2,  L''' = 6 y^4 - 4 coth^2 csch^2 - 2 csch^4,
 # and with p = (L - f)/L', a = L''/(2 L'), b = L'''/(6 L') the step is Z -= p (1 + p (a + p (2 a^2 - b))).
+# Both ranges are always evaluated and one is selected: a loop over species then vectorises.
 # f >= 1 is read as the largest double below 1, where Z = 9e15.
 _SMALL_F = 0.3
 _ULP_BELOW_ONE = 1.1102230246251565e-16
@@ -132,11 +158,8 @@ _Q1, _Q2, _Q3 = -2.3133660836119994, 7.172526117686299, -2.4169396190822217
 @scalar_kernel
 def langevin_ratio(f):
     """Return ``Z/f`` where ``coth(Z) - 1/Z = f``, for ``f`` in [0, 1]; 3 at ``f = 0``."""
-    if f < _SMALL_F:
-        s = f * f
-        return _L0 + s * (
-            _L1 + s * (_L2 + s * (_L3 + s * (_L4 + s * (_L5 + s * (_L6 + s * (_L7 + s * (_L8 + s * _L9)))))))
-        )
+    s = f * f
+    low = _L0 + s * (_L1 + s * (_L2 + s * (_L3 + s * (_L4 + s * (_L5 + s * (_L6 + s * (_L7 + s * (_L8 + s * _L9))))))))
     h = 1.0 - f
     h = _ULP_BELOW_ONE if h < _ULP_BELOW_ONE else h
     y = h * (1.0 + h * (_Q1 + h * (_Q2 + h * _Q3))) / (_P0 + h * (_P1 + h * (_P2 + h * (_P3 + h * _P4))))
@@ -151,7 +174,8 @@ def langevin_ratio(f):
     p = ((h - y) + coth_1) * slope
     a = (coth * csch2 - y * y * y) * slope
     b = (y * y * y * y - csch2 * (2.0 * coth * coth + csch2) * (1.0 / 3.0)) * slope
-    return (Z - p * (1.0 + p * (a + p * (2.0 * a * a - b)))) / f
+    high = (Z - p * (1.0 + p * (a + p * (2.0 * a * a - b)))) / f
+    return low if f < _SMALL_F else high
 
 
 @scalar_kernel

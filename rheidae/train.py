@@ -8,7 +8,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,21 +20,38 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import GroupShuffleSplit
 from skorch.callbacks import EarlyStopping, LRScheduler
 from skorch.helper import predefined_split
 
 from rheidae import commands
-from rheidae.callbacks import BatchNormRecalibration, EpochProgress, PeriodicSave, WarmupLR
+from rheidae.callbacks import (
+    BatchNormRecalibration,
+    EpochProgress,
+    HistoryLog,
+    LagrangianConstraints,
+    RunCheckpoint,
+    StopRequest,
+    WarmupLR,
+)
+from rheidae.callbacks.weighting import SCHEMES
 from rheidae.config import Config, DataConfig, TrainParms, read_config
 from rheidae.datasets import load_dataset
-from rheidae.exceptions import RunError
+from rheidae.exceptions import DataError, RunError, RunStopped
+from rheidae.files import open_h5
 from rheidae.regressor import FluxRegressor
-from rheidae.runs import row_keys, save_config, save_run
+from rheidae.runs import (
+    check_same_run,
+    clear_run,
+    data_fingerprint,
+    load_state,
+    row_keys,
+    save_about,
+    save_config,
+    save_run,
+)
+from rheidae.splits import Rows, shuffled_split
 
 log = logging.getLogger(__name__)
-
-Rows = NDArray[np.intp]
 
 
 def split_rows(data: Any, config: DataConfig) -> dict[str, Rows]:
@@ -77,9 +98,7 @@ def split_rows(data: Any, config: DataConfig) -> dict[str, Rows]:
                 f"{data.filename}: {len(rows)} rows are too few for a {part} part of {fraction:g}; "
                 "preprocess more rows, or set the fraction to 0"
             )
-        splitter = GroupShuffleSplit(1, test_size=share / len(left), random_state=config.seed)
-        keep, chosen = next(splitter.split(left, groups=simulations[left]))
-        parts[part], left = left[chosen], left[keep]
+        left, parts[part] = shuffled_split(left, simulations[left], share / len(left), config.seed)
     if len(left) < 2:
         raise RunError(f"{data.filename}: {len(left)} rows are left to train on; at least 2 are needed")
     return {"train": left, **parts}
@@ -114,11 +133,22 @@ def build_regressor(config: Config, parms: TrainParms) -> FluxRegressor:
             patience=parms.early_stop.patience,
             threshold=parms.early_stop.min_delta,
             threshold_mode="abs",
-            load_best=True,
             sink=log.info,
         )
         callbacks.append(("early_stop", stop))
+    weighting: Any = parms.weighting.scheme
+    if weighting in SCHEMES:
+        weighting = SCHEMES[weighting](**parms.weighting.params)
+    constraints: Any = False
+    if parms.constraints.enabled:
+        constraints = LagrangianConstraints(
+            parms.constraints.lr_lambda, parms.constraints.rho, config.loss.density_floor
+        )
     return FluxRegressor(
+        weighting=weighting,
+        pcgrad=parms.pcgrad,
+        constraints=constraints,
+        mixed_precision=config.training.mixed_precision,
         predict_residual=parms.predict_residual,
         random_state=config.data.seed,
         lr=config.optimizer.lr,
@@ -147,15 +177,44 @@ def resolve_device(name: str) -> str:
     return name
 
 
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], int | None]]:
+    """Note SIGTERM and SIGUSR1 instead of dying of them; yields a function that returns the one that came, or None.
+
+    SLURM warns by them before it kills. Outside the main thread Python allows no handlers; nothing is noted there.
+    """
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            before[number] = signal.signal(number, lambda n, _frame: came.append(n))
+    try:
+        yield lambda: came[0] if came else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def require_box3d(path: str | Path) -> None:
+    """Raise `DataError` if a preprocessed file has no answer of Box3D in it."""
+    with open_h5(path, "make it with: python -m rheidae.preprocess") as file:
+        if "F_box" not in file and "F_box_flat" not in file:
+            raise DataError(
+                f"{path}: no dataset 'F_box'; training starts from Box3D's answer: make the file with: "
+                f"python -m rheidae.preprocess. The file holds: {', '.join(sorted(file)) or 'nothing'}"
+            )
+
+
 def train(config: Config, parms: TrainParms, run_id: str) -> Path:
     """Train a model and write its run folder.
 
     Parameters
     ----------
     config, parms : Config, TrainParms
-        ``config/model.yaml`` and ``config/train_parms.yaml``.
+        ``config/model.yaml`` and ``config/train_parms.yaml``. With `resume_from`, the run in that folder goes on from
+        its last checkpoint, exactly as if it had not been stopped; configuration and data have to be those of then.
     run_id : str
-        Name of the folder under `checkpoint_dir`; a finished run of that name is replaced.
+        Name of the folder under `checkpoint_dir`; a run of that name is replaced. Not used with `resume_from`.
 
     Returns
     -------
@@ -166,14 +225,30 @@ def train(config: Config, parms: TrainParms, run_id: str) -> Path:
     ------
     RheidaeError
         If the data or the configuration do not allow it; nothing is written then.
+    RunStopped
+        After SIGTERM or SIGUSR1; the last finished epoch is saved.
+    KeyboardInterrupt
+        After Ctrl-C; the run folder is complete, with the best weights so far.
     """
     from rheidae import plots
 
-    data = load_dataset(config.data.processed_path, config.data.target_scale)
+    source = config.data.processed_path
+    require_box3d(source)
+    data = load_dataset(source, config.data.target_scale)
     parts = split_rows(data, config.data)
     regressor = build_regressor(config, parms)
-    folder = Path(config.training.checkpoint_dir) / run_id
-    save_config(folder, config, parms)
+    fingerprint = data_fingerprint(data)
+    resume_from = config.training.resume_from
+    state = None
+    if resume_from is None:
+        folder = Path(config.training.checkpoint_dir) / run_id
+        clear_run(folder)
+        save_config(folder, config, parms)
+    else:
+        folder = Path(resume_from)
+        check_same_run(folder, config, parms, fingerprint)
+        state = load_state(folder)
+    run_id = folder.name
     train_rows, valid_rows = parts["train"], parts["valid"]
     log.info(
         "%d rows: %s, held out %s", len(data.data), ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()),
@@ -182,27 +257,65 @@ def train(config: Config, parms: TrainParms, run_id: str) -> Path:
     if len(valid_rows):
         valid = regressor.get_dataset(data.data[valid_rows], data.target[valid_rows])
         regressor.set_params(train_split=predefined_split(valid))
-    extra = [
-        ("progress", EpochProgress(config.training.epochs)),
-        ("save", PeriodicSave(folder, parms.logging.save_every)),
-    ]
-    regressor.set_params(callbacks=[*regressor.callbacks, *extra])
-    started = time.perf_counter()
-    regressor.fit(data.data[train_rows], data.target[train_rows])
-    seconds = time.perf_counter() - started
-    keys = row_keys(data.data, data.target)
     about = {
         "run_id": run_id,
-        "data": config.data.processed_path,
+        "data": source,
+        "data_fingerprint": fingerprint,
+        "seed": config.data.seed,
         "groups": sorted(set(data.groups[train_rows].tolist())),
+    }
+    save_about(folder, {**about, "status": "running"})
+    keys = row_keys(data.data, data.target)
+    saved_rows = {part: keys[rows] for part, rows in parts.items()}
+    checkpoint = RunCheckpoint(folder, parms.logging.save_every)
+    started = time.perf_counter()
+    with stop_signals() as asked:
+        extra: list[tuple[str, Any]] = [
+            ("stop", StopRequest(asked)),
+            ("progress", EpochProgress(config.training.epochs)),
+            ("history_log", HistoryLog(folder)),
+        ]
+        if parms.logging.tensorboard:
+            extra.append(("tensorboard", _tensorboard(folder)))
+        regressor.set_params(callbacks=[*regressor.callbacks, *extra, ("checkpoint", checkpoint)])
+        try:
+            if state is None:
+                regressor.fit(data.data[train_rows], data.target[train_rows])
+            else:
+                log.info("going on after epoch %d", state["epoch"])
+                regressor.resume(data.data[train_rows], data.target[train_rows], state)
+        except RunStopped as stop:
+            checkpoint.write(regressor)
+            save_about(folder, {**about, "status": f"stopped by signal {stop.signal}"})
+            log.info("stopped by signal %d; go on with: --resume-from %s", stop.signal, folder)
+            raise
+    seconds = time.perf_counter() - started
+    about |= {
+        "status": "interrupted" if regressor.interrupted_ else "finished",
         "epochs": len(regressor.history),
         "seconds": round(seconds, 2),
         "parameters": sum(parameter.numel() for parameter in regressor.module_.parameters()),
     }
-    save_run(folder, regressor, config, parms, {part: keys[rows] for part, rows in parts.items()}, about)
-    plots.loss_curve(regressor.history, Path(config.training.results_dir) / run_id / "loss.png")
+    save_run(folder, regressor, saved_rows, about)
+    if len(regressor.history):
+        plots.loss_curve(regressor.history, Path(config.training.results_dir) / run_id / "loss.png")
     log.info("%d epochs in %.1f s; run folder %s", len(regressor.history), seconds, folder)
+    if regressor.interrupted_:
+        raise KeyboardInterrupt
     return folder
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise RunError(
+            "logging.tensorboard: the package tensorboard is not installed; install the extra rheidae[tensorboard], "
+            "or set it to false"
+        ) from None
+    from skorch.callbacks import TensorBoard
+
+    return TensorBoard(SummaryWriter(str(folder / "tensorboard")))
 
 
 def smoke(config: Config, parms: TrainParms) -> float:
@@ -226,6 +339,7 @@ def main(argv: list[str] | None = None) -> int:
         help="predict what Box3D leaves unexplained (else: train_parms.yaml)",
     )
     parser.add_argument("--run-id", help="name of the run folder (default: the time)")
+    parser.add_argument("--resume-from", metavar="RUN", help="run folder to go on with (else: model.yaml)")
     parser.add_argument("--smoke", action="store_true", help="one batch forward and backward, then stop")
     parser.add_argument(
         "--threads",
@@ -244,7 +358,13 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.smoke:
             print(f"one batch forward and backward: loss {smoke(config, parms):.4e}")
             return
-        print(train(config, parms, arguments.run_id or datetime.now().strftime("%Y%m%d-%H%M%S")))
+        if arguments.resume_from:
+            training = config.training.model_copy(update={"resume_from": arguments.resume_from})
+            config = config.model_copy(update={"training": training})
+        try:
+            print(train(config, parms, arguments.run_id or datetime.now().strftime("%Y%m%d-%H%M%S")))
+        except RunStopped as stop:
+            raise SystemExit(128 + stop.signal) from None
 
     return commands.run(command)
 

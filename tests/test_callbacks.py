@@ -13,7 +13,7 @@ from tests.test_regressor import SMALL
 ALL = [
     value
     for value in vars(callbacks).values()
-    if inspect.isclass(value) and issubclass(value, Callback) and value.__module__ == callbacks.__name__
+    if inspect.isclass(value) and issubclass(value, Callback) and value.__module__.startswith(f"{callbacks.__name__}.")
 ]
 
 

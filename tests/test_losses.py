@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rheidae.losses import TERMS, FourFluxLoss
+from rheidae.losses import TERMS, FourFluxLoss, values_and_gradients
 
 
 def pair(n=50, seed=0):
@@ -66,3 +66,36 @@ def test_superluminal_flux_is_pushed_back():
     FourFluxLoss(0, 0, 0, 1, 0)(pred, torch.zeros(1, 24)).backward()
     assert pred.grad[0, 0] > 0
     assert pred.grad[0, 3] < 0
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"w_density": 0, "w_direction": 0}, {"density_floor": 0.1, "speed_of_light": 0.3}]
+)
+def test_closed_form_derivatives_equal_autograd(options):
+    criterion = FourFluxLoss(**options)
+    pred, true = pair(seed=3)
+    pred[:5] = true[:5]
+    leaf = pred.clone().requires_grad_()
+    terms = list(criterion.terms(leaf, true).values())
+    values, gradients = criterion.values_and_gradients(pred, true)
+    torch.testing.assert_close(values, torch.stack(terms), rtol=1e-12, atol=1e-15)
+    for term, gradient in zip(terms, gradients, strict=True):
+        torch.testing.assert_close(
+            gradient, torch.autograd.grad(term, leaf, retain_graph=True)[0], rtol=1e-9, atol=1e-14
+        )
+
+
+def test_a_criterion_without_closed_forms_gets_them_from_autograd():
+    class Plain(torch.nn.Module):
+        terms = FourFluxLoss.terms
+
+        def __init__(self):
+            super().__init__()
+            self.__dict__.update({k: v for k, v in vars(FourFluxLoss()).items() if k in ("weights", "eps")})
+            self.density_floor, self.speed_of_light = 1e-3, 1.0
+
+    pred, true = pair(seed=4)
+    for plain, closed in zip(
+        values_and_gradients(Plain(), pred, true), FourFluxLoss().values_and_gradients(pred, true), strict=True
+    ):
+        torch.testing.assert_close(plain, closed, rtol=1e-9, atol=1e-14)

@@ -57,6 +57,17 @@ def test_public_functions_have_docstrings():
 def test_doctests():
     import doctest
 
-    from rheidae import box3d
+    from rheidae import mixing
 
-    assert doctest.testmod(box3d).failed == 0
+    assert doctest.testmod(mixing).failed == 0
+
+
+@pytest.mark.slow
+def test_readme_example_runs(processed, tmp_path, monkeypatch):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / ".pdata").symlink_to(processed)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block, names)
+    assert names["F_final"].shape == (576, 24)
+    assert len(names["scores"]) == 3

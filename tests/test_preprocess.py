@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from rheidae import box3d_flux, commands, files, fourflux, load_dataset, preprocess, progress
+from rheidae import box3d, box3d_flux, commands, files, fourflux, load_dataset, preprocess, progress
 from rheidae.config import PreprocessConfig, check_config
 from rheidae.exceptions import DataError, OutputError
 from tests.states import conservation_error, random_states
@@ -51,7 +51,12 @@ def test_output_is_what_the_design_says(tmp_path):
     F = write_raw(tmp_path / "a.h5", 30)
     run(config_for(tmp_path, "a", lebedev_order=17))
     values, attributes = read_all(tmp_path / "out" / "a_preprocessed.h5")
-    assert all(array.dtype == np.float32 for name, array in values.items() if name not in ("sim_id", "dirname"))
+    other = {"sim_id": "S", "dirname": "S", "has_crossing": "b"}
+    for name, array in values.items():
+        assert array.dtype == np.float32 or array.dtype.kind == other[name], name
+    result = box3d(F, order=17)
+    np.testing.assert_array_equal(values["has_crossing"], result.has_crossing)
+    np.testing.assert_allclose(values["growth_rate"], result.growth_rate, rtol=1e-6)
     box = box3d_flux(F, order=17)
     for name, expected in (("F_init", F), ("F_box", box), ("F_true", box3d_flux(F))):
         np.testing.assert_allclose(values[name], expected, rtol=1e-6, atol=1e24)

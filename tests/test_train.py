@@ -105,6 +105,10 @@ def test_evaluation_counts_only_unseen_rows(trained, processed, data):
     report_alone, _ = evaluate.evaluate(run, alone)
     assert report_alone["groups"][0]["rows"] == by_group["random"]["rows"]
     assert report_alone["groups"][0]["box3d_error"] == pytest.approx(by_group["random"]["box3d_error"], rel=1e-9)
+    # New rows of a family that was trained on are held out, not an unseen family.
+    new = (data.groups == "random") & ~np.isin(runs.row_keys(data.data, data.target), run.rows["train"])
+    moved = Bunch(data=data.data[new], target=data.target[new] * 1.0001, groups=data.groups[new], filename="x")
+    assert [entry["role"] for entry in evaluate.evaluate(run, moved)[0]["groups"]] == ["held out"]
     chosen = rows["group"] == "nsm_b"
     expected = 1 - rows["model_error"][chosen].mean() / rows["box3d_error"][chosen].mean()
     assert by_group["nsm_b"]["skill"] == pytest.approx(expected)
@@ -206,6 +210,32 @@ def test_plots_are_images(trained, data, tmp_path):
     plots.errors(rows, tmp_path / "errors.png")
     for path in (tmp_path / "errors.png", trained[1] / "results" / "first" / "loss.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_loss_plot_of_a_run_folder(trained, tmp_path, capsys):
+    folder, _ = trained
+    assert plots.main(["--run", str(folder), "--output", str(tmp_path / "x.png")]) == 0
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert plots.main(["--run", str(tmp_path)]) == 2
+    assert "no history.jsonl" in capsys.readouterr().err
+
+
+def test_loss_plot_draws_every_number(tmp_path, monkeypatch):
+    """With weights and multipliers, a term of zero, and an epoch that lacks a number."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (drawn.append(figure), path.write_bytes(b"x")))
+    row = {
+        "epoch": 1, "train_loss": 1.0, "valid_loss": 2.0, "box3d_valid_loss": 3.0, "train_density": 0.5, "lr": 0.1,
+        "valid_density": 0.6, "train_unphysical": 0.0, "weight_density": 40.0, "multiplier_superluminal": 0.0,
+        "train_objective": -3.0, "skill": 0.1,
+    }  # fmt: skip
+    partial = {name: value for name, value in row.items() if name != "skill"}
+    plots.loss_curve([row, {**partial, "epoch": 2}], tmp_path / "x.png")
+    labels = [line.get_label() for axes in drawn[0].axes for line in axes.get_lines()]
+    expected = {"training", "validation", "Box3D, validation rows", "density", "unphysical", "learning rate"}
+    assert expected | {"weight density", "multiplier superluminal"} <= set(labels)
 
 
 def test_commands(processed, tmp_path):

@@ -1,0 +1,171 @@
+"""PCGrad against torchjd, the closed form for two tasks, and a loop written from the paper."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from rheidae import FluxRegressor
+from rheidae.callbacks import GradientCombiner, KendallGal, PCGrad
+from rheidae.callbacks.gradients import _coefficients_by_tensors, conflicts, pcgrad_coefficients
+from tests.test_regressor import SMALL
+from tests.test_weighting import prepared
+
+
+def from_the_paper(table, orders):
+    """Algorithm 1 of arXiv:2001.06782, gradient by gradient."""
+    total = torch.zeros_like(table[0])
+    for i, order in enumerate(orders.tolist()):
+        g = table[i].clone()
+        for j in order:
+            if j != i and g @ table[j] < 0:
+                g -= (g @ table[j]) / (table[j] @ table[j]) * table[j]
+        total += g
+    return total
+
+
+def random_gradients(seed, tasks, width=40):
+    """Task gradients of a random network and random losses, with conflicts."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, tasks)).double()
+    output = network(torch.randn(9, 5, dtype=torch.float64))
+    mixture = torch.randn(tasks, tasks, dtype=torch.float64)
+    losses = ((output @ mixture) ** 2 - torch.randn(tasks, dtype=torch.float64) * output).mean(dim=0)
+    rows = [torch.autograd.grad(loss, list(network.parameters()), retain_graph=True) for loss in losses]
+    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 6])
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_torchjd_with_the_same_order(seed, tasks):
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    table = random_gradients(seed, tasks)
+    torch.manual_seed(seed)
+    expected = aggregation.PCGrad()(table)
+    torch.manual_seed(seed)
+    orders = torch.stack([torch.randperm(tasks) for _ in range(tasks)])
+    found = pcgrad_coefficients(table @ table.T, orders).sum(dim=0) @ table
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found, from_the_paper(table, orders), rtol=1e-6, atol=1e-9)
+
+
+def test_some_of_them_have_conflicts():
+    counts = [float(conflicts(table @ table.T)) for table in (random_gradients(seed, 6) for seed in range(5))]
+    assert max(counts) > 2
+
+
+# Squares of tiny numbers vanish.
+numbers = st.floats(-10, 10).filter(lambda x: x == 0 or abs(x) > 1e-100)
+vectors = st.lists(numbers, min_size=3, max_size=3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(vectors, vectors)
+def test_two_tasks_have_a_closed_form(a, b):
+    table = torch.tensor([a, b], dtype=torch.float64)
+    gramian = table @ table.T
+    found = pcgrad_coefficients(gramian) @ table
+    inner = float(gramian[0, 1])
+    if inner >= 0:
+        torch.testing.assert_close(found, table)
+        return
+    expected = torch.stack([table[0] - inner / gramian[1, 1] * table[1], table[1] - inner / gramian[0, 0] * table[0]])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    # Neither projection points against the other task any more.
+    scale = float(gramian.diagonal().max())
+    assert float(found[0] @ table[1]) >= -1e-9 * scale
+    assert float(found[1] @ table[0]) >= -1e-9 * scale
+
+
+def test_without_conflict_it_is_the_sum():
+    table = torch.rand(5, 30, dtype=torch.float64)
+    torch.testing.assert_close(PCGrad().combine(table, table @ table.T), table.sum(dim=0))
+
+
+def test_a_zero_gradient_takes_no_part():
+    table = random_gradients(3, 4)
+    with_zero = torch.cat([table, torch.zeros_like(table[:1])])
+    orders = torch.tensor([[0, 1, 2, 3]] * 4)
+    wide = torch.tensor([[4, 0, 1, 2, 3]] * 5)
+    torch.testing.assert_close(
+        pcgrad_coefficients(with_zero @ with_zero.T, wide).sum(dim=0) @ with_zero,
+        pcgrad_coefficients(table @ table.T, orders).sum(dim=0) @ table,
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_accelerators_get_the_same_coefficients(seed):
+    table = random_gradients(seed, 6)
+    gramian, orders = table @ table.T, torch.rand(6, 6).argsort(dim=1)
+    torch.testing.assert_close(_coefficients_by_tensors(gramian, orders), pcgrad_coefficients(gramian, orders))
+
+
+def test_clipping_sees_the_network_alone(data):
+    """By pieces and by the flat gradient alike."""
+    for pcgrad in (False, True):
+        net, batch = prepared(data, pcgrad=pcgrad, grad_clip=1e-3, weighting=KendallGal(initial=0.0))
+        net.train_step(batch)
+        norm = torch.cat([p.grad.reshape(-1) for p in net.module_.parameters()]).norm()
+        assert float(norm.detach()) == pytest.approx(1e-3, rel=1e-2)
+        assert float(net.criterion_.weighting.s.grad.norm()) > 1e-3
+
+
+@pytest.mark.parametrize("weighting", ["none", "kendall_gal", "dwa", "gradnorm"])
+@pytest.mark.parametrize("constraints", [False, True])
+def test_the_step_projects_the_weighted_terms(data, weighting, constraints):
+    """The gradient of a step, from autograd's gradients of each weighted term and of the penalty."""
+    net, (x, y) = prepared(data, weighting=weighting, constraints=constraints, pcgrad=True)
+    net.module_.double()
+    net.criterion_.double()
+    x, y = x.double(), y.double()
+    if constraints:
+        net.criterion_.constraints.multipliers.fill_(0.5)
+    torch.manual_seed(5)
+    step = net.train_step_single((x, y))
+    parameters = list(net.module_.parameters())
+    found = torch.cat([p.grad.reshape(-1) for p in parameters])
+    y_pred = net.infer(x)
+    terms = net.criterion_.terms(y_pred, y)
+    factors = torch.ones(5) if weighting == "none" else net.criterion_.weighting.factors()
+    tasks = [net.criterion_.weights[name] * w * terms[name] for name, w in zip(terms, factors, strict=True)]
+    if constraints:
+        lagrangian = net.criterion_.constraints
+        c = lagrangian.violations(y_pred)
+        tasks.append((0.5 * c + 0.5 * lagrangian.rho * c**2).sum())
+        assert float(tasks[-1].detach()) > 0
+    rows = []
+    for task in tasks:
+        gradients = torch.autograd.grad(task, parameters, retain_graph=True)
+        rows.append(torch.cat([g.reshape(-1) for g in gradients]))
+    torch.manual_seed(5)
+    orders = torch.rand(len(tasks), len(tasks)).argsort(dim=1)
+    torch.testing.assert_close(found, from_the_paper(torch.stack(rows), orders), rtol=1e-6, atol=1e-9)
+    table = torch.stack(rows)
+    assert float(step["record"][-1]) == float(conflicts(table @ table.T))
+
+
+def test_random_orders_are_seeded(data):
+    X, y = data.data[:100], data.target[:100]
+    options = {**SMALL, "batch_size": 32, "pcgrad": True, "weighting": "gradnorm"}
+    first = FluxRegressor(**options).fit(X, y)
+    second = FluxRegressor(**options).fit(X, y)
+    np.testing.assert_array_equal(first.predict(X), second.predict(X))
+    assert 0 <= first.history[-1, "conflicts"] <= 10
+    assert max(first.history[:, "conflicts"]) > 0
+
+
+@pytest.mark.parametrize("name", ["PCGrad", "Mean", "MGDA", "IMTLG", "AlignedMTL"])
+def test_aggregators_of_torchjd_drop_in(data, name):
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    combiner = GradientCombiner(getattr(aggregation, name)())
+    net = FluxRegressor(**SMALL, pcgrad=combiner, constraints=True).fit(data.data[:60], data.target[:60])
+    assert np.isfinite(net.history[-1, "train_loss"])
+
+
+def test_a_combiner_may_be_any_function(data):
+    X, y = data.data[:60], data.target[:60]
+    summed = FluxRegressor(**SMALL, pcgrad=GradientCombiner(lambda table: table.sum(dim=0))).fit(X, y)
+    plain = FluxRegressor(**SMALL).fit(X, y)
+    np.testing.assert_allclose(summed.predict(X), plain.predict(X), rtol=1e-4, atol=1e-6)

@@ -1,0 +1,310 @@
+"""Runs that are stopped, killed and go on."""
+
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from rheidae import runs, train
+from rheidae.config import TrainParms, check_config
+from rheidae.exceptions import DataError, RunError
+from tests.test_train import config_for
+
+PARMS = {
+    "predict_residual": True,
+    "weighting": {"scheme": "kendall_gal"},
+    "pcgrad": True,
+    "constraints": {"enabled": True},
+    "logging": {"save_every": 2},
+    "lr_scheduler": {"patience": 1},
+}
+
+
+def settings(processed, folder, **sections):
+    sections = {"model": {"dropout": 0.1}, "training": {"epochs": 8}} | sections
+    return config_for(processed, folder, **sections)
+
+
+def parms(**changes):
+    return check_config({**PARMS, **changes}, TrainParms)
+
+
+def resumed(config, folder, **training):
+    update = {"resume_from": str(folder), **training}
+    return config.model_copy(update={"training": config.training.model_copy(update=update)})
+
+
+@pytest.fixture(scope="module")
+def whole(processed, tmp_path_factory):
+    """A run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = settings(processed, folder)
+    return config, train.train(config, parms(), "run")
+
+
+def same_weights(first, second):
+    for name in ("weights.safetensors", "last.safetensors"):
+        ours, theirs = load_file(first / name), load_file(second / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+
+
+def test_a_run_folder_tells_all_about_the_run(whole):
+    _, folder = whole
+    assert {path.name for path in folder.iterdir()} == {
+        "model.yaml", "train_parms.yaml", "run.json", "weights.safetensors", "last.safetensors", "state.pt",
+        "history.json", "history.jsonl", "history.csv", "rows.npz",
+    }  # fmt: skip
+    about = json.loads((folder / "run.json").read_text())
+    assert about["status"] == "finished"
+    assert about["seed"] == 0
+    assert about["versions"]["torch"] == torch.__version__.split("+")[0] or about["versions"]["torch"]
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 9))
+    header, first, *_ = (folder / "history.csv").read_text().splitlines()
+    table = dict(zip(header.split(","), first.split(","), strict=True))
+    for name in (
+        "train_density",
+        "weight_density",
+        "conflicts",
+        "multiplier_superluminal",
+        "box3d_valid_loss",
+        "skill",
+    ):
+        assert float(table[name]) == rows[0][name]
+
+
+def test_a_checkpoint_is_data_alone(whole, tmp_path):
+    _, folder = whole
+    state = torch.load(folder / "state.pt", weights_only=True)
+    assert {"module", "criterion", "optimizer", "callbacks", "rng", "history", "epoch"} <= set(state)
+    assert "weighting.s" in state["criterion"]
+    assert "constraints.multipliers" in state["criterion"]
+
+    class Code:
+        def __reduce__(self):
+            return (print, ("code of a stranger",))
+
+    (tmp_path / "state.pt").write_bytes(b"")
+    with pytest.raises(RunError, match="damaged"):
+        runs.load_state(tmp_path)
+    torch.save({"epoch": 1, "module": Code()}, tmp_path / "state.pt", pickle_module=pickle)
+    with pytest.raises(RunError, match="more than data"):
+        runs.load_state(tmp_path)
+
+
+def test_resuming_a_finished_run_changes_nothing(whole, tmp_path):
+    config, folder = whole
+    before = load_file(folder / "weights.safetensors")
+    assert train.train(resumed(config, folder), parms(), "ignored") == folder
+    after = load_file(folder / "weights.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_save_before_leaving(whole, processed, tmp_path, number):
+    """The signal comes in the middle of an epoch whose number is not one to save at."""
+    config = settings(processed, tmp_path)
+    script = textwrap.dedent(
+        f"""
+        import os, sys, torch
+        from rheidae import train
+        from rheidae.callbacks import EpochProgress
+        from rheidae.regressor import FluxRegressor
+        step = FluxRegressor.train_step
+        def interrupted(self, batch, **kwargs):
+            if len(self.history) == 4 and not getattr(self, "sent_", False):
+                self.sent_ = True
+                os.kill(os.getpid(), {int(number)})
+            return step(self, batch, **kwargs)
+        FluxRegressor.train_step = interrupted
+        sys.exit(train.main(sys.argv[1:]))
+        """
+    )
+    for name, section in (("model", config), ("parms", parms())):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(section.model_dump()))
+    files = ["--config", str(tmp_path / "model.yaml"), "--train-parms", str(tmp_path / "parms.yaml"), "--run-id", "a"]
+    done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True)
+    folder = tmp_path / "runs" / "a"
+    status = json.loads((folder / "run.json").read_text())["status"]
+    assert runs.load_state(folder)["epoch"] == 3
+    if number == signal.SIGINT:
+        assert (done.returncode, status) == (130, "interrupted")
+        run = runs.load_run(folder)
+        assert len(run.regressor.history) == 3
+    else:
+        assert (done.returncode, status) == (128 + number, f"stopped by signal {int(number)}"), done.stderr
+        assert "--resume-from" in done.stderr
+        with pytest.raises(RunError, match="not a finished run"):
+            runs.load_run(folder)
+    train.train(resumed(config, folder), parms(), "a")
+    same_weights(folder, whole[1])
+
+
+@pytest.mark.parametrize(
+    ("sections", "changes", "message"),
+    [
+        ({"optimizer": {"lr": 0.5}}, {}, r"optimizer\.lr \(then 0\.001, now 0\.5\)"),
+        ({"model": {"dropout": 0.0}}, {"pcgrad": False}, r"model\.dropout .*, pcgrad \(then True, now False\)"),
+        ({"data": {"seed": 4}}, {}, r"data\.seed"),
+        ({}, {"weighting": {"scheme": "dwa"}}, r"weighting\.scheme"),
+    ],
+)
+def test_another_configuration_is_refused_by_its_keys(whole, processed, tmp_path, sections, changes, message):
+    _, folder = whole
+    config = settings(processed, tmp_path, **sections)
+    with pytest.raises(RunError, match=message):
+        train.train(resumed(config, folder), parms(**changes), "x")
+
+
+def test_other_data_are_refused(whole, processed):
+    config, folder = whole
+    about = folder / "run.json"
+    text = about.read_text()
+    about.write_text(text.replace(json.loads(text)["data_fingerprint"], "0" * 32))
+    try:
+        with pytest.raises(RunError, match="not those that the run was started with"):
+            train.train(resumed(config, folder), parms(), "x")
+    finally:
+        about.write_text(text)
+
+
+def test_folders_that_hold_no_run(whole, processed, tmp_path):
+    config, folder = whole
+    with pytest.raises(RunError, match="not a run folder"):
+        train.train(resumed(config, tmp_path), parms(), "x")
+    for name in ("run.json", "model.yaml", "train_parms.yaml"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(RunError, match=r"no state\.pt"):
+        train.train(resumed(config, tmp_path), parms(), "x")
+
+
+def test_a_file_without_box3d_is_refused(processed, tmp_path):
+    import h5py
+
+    path = tmp_path / "bare.h5"
+    with h5py.File(processed / "preprocessed_all.h5") as source, h5py.File(path, "w") as target:
+        for name in source:
+            if not name.startswith("F_box"):
+                source.copy(name, target)
+    config = settings(processed, tmp_path, data={"processed_path": str(path)})
+    with pytest.raises(DataError, match="no dataset 'F_box'"):
+        train.train(config, parms(), "x")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_diverging_run_names_its_last_checkpoint(processed, tmp_path, monkeypatch):
+    from rheidae.regressor import FluxRegressor
+
+    step = FluxRegressor.train_step
+
+    def poisoned(self, batch, **kwargs):
+        if len(self.history) == 6:
+            torch.nn.init.constant_(self.module_.head.bias, np.nan)
+        return step(self, batch, **kwargs)
+
+    monkeypatch.setattr(FluxRegressor, "train_step", poisoned)
+    with pytest.raises(RunError, match=r"epoch 6, batch 1: .*last good checkpoint: .*state\.pt"):
+        train.train(settings(processed, tmp_path), parms(), "x")
+    assert runs.load_state(tmp_path / "runs" / "x")["epoch"] == 4
+
+
+KILLER = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import matplotlib.figure, skorch, h5py, safetensors.torch
+from rheidae import plots, runs, train
+from rheidae.config import Config, TrainParms, read_config
+
+base = Path(sys.argv[1])
+config, parms = read_config(base / "model.yaml", Config), read_config(base / "parms.yaml", TrainParms)
+
+
+def child(work):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    return pid
+
+
+def go_on(folder):
+    if (folder / "state.pt").exists():
+        training = config.training.model_copy(update={"resume_from": str(folder)})
+        train.train(config.model_copy(update={"training": training}), parms, folder.name)
+    else:
+        train.train(config, parms, folder.name)
+
+
+runs_folder = Path(config.training.checkpoint_dir)
+# In the parent, so that the children find everything loaded.
+train.train(config, parms, "warm")
+started = time.perf_counter()
+train.train(config, parms, "whole")
+length = time.perf_counter() - started
+random.seed(int(sys.argv[2]))
+for number in range(int(sys.argv[3])):
+    folder = runs_folder / f"killed{number}"
+    pid = child(lambda: train.train(config, parms, folder.name))
+    time.sleep(random.uniform(0.05, 0.95) * length)
+    os.kill(pid, signal.SIGKILL)
+    killed = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    epoch = runs.load_state(folder)["epoch"] if (folder / "state.pt").exists() else 0
+    assert os.waitpid(child(lambda: go_on(folder)), 0)[1] == 0
+    equal = all(
+        (folder / name).read_bytes() == (runs_folder / "whole" / name).read_bytes()
+        for name in ("weights.safetensors", "last.safetensors")
+    )
+    print(int(killed), epoch, int(equal), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed_ends_with_the_same_weights(processed, tmp_path):
+    config = settings(processed, tmp_path, training={"epochs": 12}, data={"batch_size": 16})
+    for name, section in (("model", config), ("parms", parms(logging={"save_every": 1}))):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(section.model_dump()))
+    seed = random.randrange(10**6)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(tmp_path), str(seed), "20"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    moments = [tuple(int(word) for word in line.split()) for line in done.stdout.splitlines()]
+    assert len(moments) == 20
+    assert all(equal for _, _, equal in moments), (seed, moments)
+    # Most have to be stopped for good, and at different epochs.
+    assert sum(killed for killed, _, _ in moments) >= 10, moments
+    assert len({epoch for _, epoch, _ in moments}) >= 4, moments
+
+
+def test_stop_signals_restores_the_handlers():
+    before = signal.getsignal(signal.SIGUSR1)
+    with train.stop_signals() as asked:
+        assert asked() is None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.01)
+        assert asked() == signal.SIGUSR1
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_tensorboard_without_its_package(processed, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(RunError, match=r"rheidae\[tensorboard\]"):
+        train.train(settings(processed, tmp_path), parms(logging={"tensorboard": True}), "x")

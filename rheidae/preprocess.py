@@ -8,70 +8,34 @@ evaluates Box3D for every row and writes one file per simulation and a combined,
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import logging
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 
-import rheidae
-from rheidae import badrows, commands, fingerprint, fourflux, shuffle
+from rheidae import badrows, commands, fingerprint, fourflux
 from rheidae.cluster import Workers, open_workers
+from rheidae.combine import combine
 from rheidae.config import PreprocessConfig, RawFile, Tolerances, read_config
 from rheidae.exceptions import DataError
-from rheidae.files import (
-    Outputs,
-    create_h5,
-    dataset,
-    disk_full,
-    is_disk_full,
-    only_writer,
-    open_h5,
-    require_space,
-)
-from rheidae.mixing import box3d
+from rheidae.files import dataset, only_writer, open_h5, require_space
 from rheidae.progress import Progress, Stages
 from rheidae.rawfile import RawSimulation, inspect, read_growth_rate, read_names
-from rheidae.rows import (
-    Column,
-    Rows,
-    Storage,
-    Table,
-    columns_of,
-    create_table,
-    locate,
-    read_rows,
-    write_all,
-    write_chunked,
-    write_rows,
-)
-from rheidae.signals import uninterrupted
+from rheidae.rows import Table, columns_of
+from rheidae.trainingset import Arrays, Done, attributes, complete, evaluate, example, finish, output_columns, writing
 
 log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 1 << 14
 """Rows that a thread reads, evaluates and writes at a time, if the configuration does not say: about 30 MB."""
-
-COMPRESSED_CHUNK_ROWS = 1024
-"""Rows of an HDF5 chunk in compressed files, if the configuration does not say."""
-
-BUCKET_BYTES = 8 << 20
-"""Rows of the combined file are sorted so many bytes at a time."""
-
-MINIMAL = ("input", "target", "sim_id")
-"""What ``diagnostics: minimal`` writes."""
-
-Arrays = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -128,9 +92,8 @@ def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str 
         pending = [s for s in simulations if not (resume and fingerprint.up_to_date(s.target, s.fingerprint))]
         combined = root / config.output_filename
         mark = fingerprint.of_combined([s.fingerprint for s in simulations], config)
-        combine = bool(pending) or not (resume and fingerprint.up_to_date(combined, mark))
         workers: Workers | None = None
-        if combine:
+        if pending or not (resume and fingerprint.up_to_date(combined, mark)):
             _require_space(pending, simulations, config)
             workers = stack.enter_context(open_workers(scheduler, config.threads))
         written = []
@@ -143,9 +106,18 @@ def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str 
                 written.append(_as_written(simulation.raw.name, simulation.target))
         if workers is None:
             log.info("all: %s is up to date", combined)
-            written.append(_as_written("all", combined))
+            written.append(replace(_as_written("all", combined), bad_rows={}))
         else:
-            rows = _combine(simulations, combined, mark, config, workers, stages)
+            rows = combine(
+                [s.target for s in simulations],
+                combined,
+                attributes(config, [s.source for s in simulations], mark, _bad_rows(simulations, written)),
+                _dropped_rows(simulations),
+                config,
+                workers,
+                stages,
+                config.chunk_rows or CHUNK_ROWS,
+            )
             written.append(Written("all", rows, combined))
     for line in stages.lines():
         log.info(line)
@@ -169,7 +141,6 @@ class _Simulation(NamedTuple):
 
 
 def _inspect(raw: RawFile, config: PreprocessConfig) -> _Simulation:
-    # Absolute, for workers that were started in another folder; spelled as given otherwise.
     source = Path(config.data_root) / raw.path
     remedy = "check data_root and path (the sample is written by: python -m rheidae.datasets FOLDER)"
     held = inspect(source, config.h5_paths, raw.axes or config.axes, remedy)
@@ -196,14 +167,28 @@ def _refuse_to_overwrite_sources(simulations: list[_Simulation], config: Preproc
 
 
 def _require_space(pending: list[_Simulation], simulations: list[_Simulation], config: PreprocessConfig) -> None:
-    """Refuse at once what cannot fit; what others write meanwhile is found when it happens."""
+    """Refuse at once what cannot fit, all rows counted; what others write meanwhile is found when it happens."""
     if config.compression != "none":
         return
-    row = sum(column.row_bytes for column in _columns(_example(config), config))
-    spill = sum(column.row_bytes for column in columns_of(_example(config))) if config.shuffle else 0
+    row = sum(column.row_bytes for column in output_columns(example(config), config))
+    spill = sum(column.row_bytes for column in columns_of(example(config))) if config.shuffle else 0
     rows = sum(s.rows for s in simulations)
-    if config.on_bad_rows != "drop":
-        require_space(Path(config.output_root), row * sum(s.rows for s in pending) + (row + spill) * rows)
+    require_space(Path(config.output_root), row * sum(s.rows for s in pending) + (row + spill) * rows)
+
+
+def _bad_rows(simulations: Sequence[_Simulation], written: Sequence[Written]) -> dict[str, dict[str, int]]:
+    return {s.raw.output_name: entry.bad_rows for s, entry in zip(simulations, written, strict=True)}
+
+
+def _dropped_rows(simulations: Sequence[_Simulation]) -> dict[str, Any]:
+    """By `output_name`, the rows that each simulation's output says were dropped."""
+    dropped = {}
+    for simulation in simulations:
+        with open_h5(simulation.target) as file:
+            name = f"dropped_rows/{simulation.raw.output_name}"
+            if name in file:
+                dropped[simulation.raw.output_name] = dataset(file, name)[()]
+    return dropped
 
 
 def _as_written(name: str, path: Path) -> Written:
@@ -231,16 +216,6 @@ class _Block(NamedTuple):
     durable: bool
 
 
-class _Done(NamedTuple):
-    """What a block did."""
-
-    start: int
-    rows: int
-    stages: Stages
-    arrays: Arrays | None
-    """The arrays, if they could not be written into the file directly."""
-
-
 def _preprocess_file(simulation: _Simulation, config: PreprocessConfig, workers: Workers, stages: Stages) -> Written:
     raw, held, rows = simulation.raw, simulation.held, simulation.rows
     if held.dirnames is None and config.diagnostics == "full":
@@ -253,12 +228,10 @@ def _preprocess_file(simulation: _Simulation, config: PreprocessConfig, workers:
         kept = rows - len(survey.dropped)
         if kept == 0:
             raise DataError(f"{simulation.source}: all {rows} rows are bad, none is left; disable the file")
-        example = _example(config, held, len(raw.sim_id.encode()), survey.name_bytes)
-        columns = _columns(example, config)
-        needed = kept * sum(column.row_bytes for column in columns)
-        attributes = _attributes(config, [simulation], simulation.fingerprint, survey.counts)
+        columns = output_columns(example(config, held, len(raw.sim_id.encode()), survey.name_bytes), config)
+        said = attributes(config, [simulation.source], simulation.fingerprint, survey.counts)
         dropped = {raw.output_name: survey.dropped} if config.on_bad_rows == "drop" else {}
-        with _writing(simulation.target, kept, columns, attributes, dropped, config, stages, needed) as output:
+        with writing(simulation.target, kept, columns, said, dropped, config, stages) as output:
             blocks = _blocks(simulation, config, survey.dropped, output.table, workers.remote)
             try:
                 for done in workers.run(_process_block, ((block,) for block in blocks)):
@@ -268,11 +241,7 @@ def _preprocess_file(simulation: _Simulation, config: PreprocessConfig, workers:
                 found = _survey(simulation, config, workers, states=True, count_only=True)
                 raise DataError(f"{error}{_summary(found.counts, rows)}") from None
             _require_unchanged(simulation)
-        if not commands.on_terminal():
-            speed = kept / max(progress.seconds, 1e-9)
-            log.info(
-                "%s: %d rows from %s, %.1f s, %.0f rows/s", raw.name, kept, simulation.source, progress.seconds, speed
-            )
+        progress.finish(f"{raw.name}: {kept} rows from {simulation.source}")
     if survey.counts:
         what = "dropped" if config.on_bad_rows == "drop" else "clipped"
         log.warning("%s: %s%s", simulation.source, what, _summary(survey.counts, rows))
@@ -312,7 +281,7 @@ def _blocks(
         yield _Block(simulation.held, start, stop, dropped[low:high], start - int(low), config, sim_id, table, durable)
 
 
-def _process_block(block: _Block) -> _Done:
+def _process_block(block: _Block) -> Done:
     """Read, evaluate and write the rows of a block; runs in a thread or on a cluster."""
     config, held, start, stop = block.config, block.held, block.start, block.stop
     stages = Stages()
@@ -331,8 +300,8 @@ def _process_block(block: _Block) -> _Done:
             kinds = badrows.classify(F_init, F_true, config.tolerances)
         if kinds.any():
             raise _BadRowError(_first_bad(held, F_init, F_true, kinds, start, config.tolerances))
-        arrays = _complete({**_evaluate(F_init, F_true, config), **extra}, config)
-    return _finish(arrays, block.first, len(F_init), block.table, block.durable, stages)
+        arrays = complete({**evaluate(F_init, F_true, config), **extra}, config)
+    return finish(arrays, block.first, len(F_init), block.table, block.durable, stages)
 
 
 def _extra(held: RawSimulation, sim_id: bytes, start: int, stop: int) -> Arrays:
@@ -413,368 +382,6 @@ def _survey_block(
         kinds = left = badrows.classify(F_init, F_true, config.tolerances)
     first = _first_bad(held, F_init, F_true, left, start, config.tolerances) if left.any() else None
     return badrows.counted(kinds), np.flatnonzero(kinds) + start, first, name_bytes
-
-
-def _evaluate(F_init: fourflux.Float, F_true: fourflux.Float, config: PreprocessConfig) -> Arrays:
-    """Return what is computed from the states of some rows: all arrays that are not copies of one another."""
-    # One thread, since blocks are worked on side by side.
-    result = box3d(F_init, order=config.lebedev_order, mu_fraction=config.box3d_mu_fraction, threads=1)
-    F_box = result.F_box
-    x, y, z, N = np.moveaxis(F_init, 2, 0)
-    invariants = np.stack([N, np.sqrt(x * x + y * y + z * z)], axis=2, dtype=np.float32)
-    return {
-        "F_init": F_init.astype(np.float32),
-        "F_true": F_true.astype(np.float32),
-        "F_box": F_box.astype(np.float32),
-        "residual": fourflux.flatten((F_true - F_box).astype(np.float32)),
-        "invariants": invariants.reshape(len(F_init), 12),
-        "growth_rate": result.growth_rate.astype(np.float32),
-        "has_crossing": result.has_crossing,
-    }
-
-
-_COPIES = ("F_init_flat", "F_true_flat", "F_box_flat", "input", "target")
-"""Arrays of a full file that `_complete` makes from the others."""
-
-
-def _complete(arrays: Arrays, config: PreprocessConfig) -> Arrays:
-    """Return all arrays of the preprocessed file, in the order in which they are written."""
-    arrays = dict(arrays)
-    if "F_init" in arrays:
-        flat = {f"{name}_flat": fourflux.flatten(arrays[name]) for name in ("F_init", "F_true", "F_box")}
-        input_ = np.concatenate([flat["F_init_flat"], flat["F_box_flat"]], axis=1)
-        states = {name: arrays.pop(name) for name in ("F_init", "F_true", "F_box")}
-        residual = arrays.pop("residual")
-        arrays = {**states, **flat, "residual": residual, "input": input_, "target": flat["F_true_flat"], **arrays}
-    if config.diagnostics == "minimal":
-        return {name: arrays[name] for name in MINIMAL}
-    return arrays
-
-
-def _example(
-    config: PreprocessConfig, held: RawSimulation | None = None, sim_id_bytes: int = 1, name_bytes: int = 1
-) -> Arrays:
-    """Arrays of no rows, which say what the output looks like."""
-    F = np.zeros((0, 6, 4))
-    arrays = _evaluate(F, F, config)
-    if held is not None and held.F_true_stddev is not None:
-        arrays["F_true_stddev"] = np.zeros((0, 6, 4), dtype=np.float32)
-    if held is not None and held.growth_rate is not None:
-        arrays["growth_rate_simulated"] = np.zeros(0, dtype=np.float32)
-    arrays["sim_id"] = np.zeros(0, dtype=f"S{max(sim_id_bytes, 1)}")
-    arrays["dirname"] = np.zeros(0, dtype=f"S{max(name_bytes, 1)}")
-    return arrays
-
-
-def _columns(example: Arrays, config: PreprocessConfig) -> tuple[Column, ...]:
-    return columns_of(_complete(example, config))
-
-
-# --- writing a file ----------------------------------------------------------------------------------------
-
-
-class _Output:
-    """A file that is being written."""
-
-    def __init__(self, table: Table, file: h5py.File | None, stages: Stages) -> None:
-        self.table = table
-        self._file = file
-        self._stages = stages
-
-    def take(self, done: _Done) -> None:
-        """Account for a block, and write what it could not write itself."""
-        self._stages.update(done.stages)
-        if done.arrays is not None:
-            assert self._file is not None
-            names = [column.name for column in self.table.columns]
-            with self._stages.timed("write"):
-                count = write_chunked(self._file, done.arrays, done.start, names)
-            self._stages.add("write", 0.0, count)
-
-
-@contextmanager
-def _writing(
-    target: Path,
-    rows: int,
-    columns: tuple[Column, ...],
-    attributes: Arrays,
-    dropped: dict[str, Any],
-    config: PreprocessConfig,
-    stages: Stages,
-    needed: int,
-) -> Iterator[_Output]:
-    """Write the file `target`, which appears when the block ends without an error."""
-    compressed = config.compression == "gzip"
-    chunk = config.h5_chunk_rows or (COMPRESSED_CHUNK_ROWS if compressed else None)
-    storage = Storage(chunk, config.compression_level if compressed else None)
-    try:
-        with ExitStack() as stack:
-            outputs = stack.enter_context(Outputs())
-            path = outputs.path(target)
-            with create_h5(path) as file:
-                with uninterrupted():
-                    table = create_table(file, path.absolute(), rows, columns, storage)
-                    file.attrs.update(attributes)
-                    for name, numbers in dropped.items():
-                        file.create_dataset(f"dropped_rows/{name}", data=numbers)
-                if storage.chunk_rows is not None:
-                    yield _Output(table, file, stages)
-            if storage.chunk_rows is None:
-                yield _Output(table, None, stages)
-            started = time.perf_counter()
-        stages.add("sync", time.perf_counter() - started)
-    except OSError as error:
-        if is_disk_full(error):
-            raise disk_full(target.parent, needed) from error
-        raise
-
-
-def _attributes(config: PreprocessConfig, sources: list[_Simulation], mark: str, bad_rows: dict[str, Any]) -> Arrays:
-    described = {
-        "F_init, F_true, F_box, F_true_stddev": "(row, species, component)",
-        "*_flat, residual, target": "(row, 4 * species + component)",
-        "input": "(row, [F_init_flat, F_box_flat])",
-        "invariants": "(row, per species (N, |F|) of F_init)",
-        "growth_rate_simulated": "(row), 1/s",
-        "dropped_rows": "per output_name, the rows of the raw file that were left out",
-    }
-    return {
-        "units": "1/cm^3",
-        "species": list(fourflux.SPECIES),
-        "components": list(fourflux.COMPONENTS),
-        "axes": json.dumps(described),
-        "layout": "row-major",
-        "rheidae_version": rheidae.__version__,
-        # How the work was done leaves no trace in the file.
-        "config": config.model_dump_json(exclude={"chunk_rows", "threads"}),
-        "sources": json.dumps([str(simulation.source) for simulation in sources]),
-        "on_bad_rows": config.on_bad_rows,
-        "bad_rows": json.dumps(bad_rows),
-        fingerprint.ATTRIBUTE: mark,
-    }
-
-
-# --- the combined file -------------------------------------------------------------------------------------
-
-
-class _Part(NamedTuple):
-    """The output of one simulation, as a part of the combined file."""
-
-    columns: tuple[Rows, ...]
-    first: int
-    """Number of its first row among all rows."""
-
-    @property
-    def rows(self) -> int:
-        return self.columns[0].length
-
-
-def _parts(simulations: Sequence[_Simulation], config: PreprocessConfig) -> list[_Part]:
-    parts: list[_Part] = []
-    first = 0
-    for simulation in simulations:
-        path = simulation.target.absolute()
-        with open_h5(path) as file:
-            names = [name for name, held in file.items() if isinstance(held, h5py.Dataset)]
-            if config.diagnostics == "full":
-                names = [name for name in names if name not in _COPIES]
-            parts.append(_Part(tuple(locate(dataset(file, name), path, name) for name in names), first))
-        first += parts[-1].rows
-    return parts
-
-
-def _record(parts: Sequence[_Part], example: Arrays) -> Any:
-    """One row with everything that cannot be made from the rest of it, and its number among all rows."""
-    columns: dict[str, Rows] = {}
-    for part in parts:
-        for column in part.columns:
-            held = columns.get(column.name)
-            # Strings differ in length from file to file.
-            if held is None or np.dtype(column.dtype).itemsize > np.dtype(held.dtype).itemsize:
-                columns[column.name] = column
-    order = [name for name in example if name in columns] + [name for name in columns if name not in example]
-    fields: list[Any] = [(name, columns[name].dtype, columns[name].shape[1:]) for name in order]
-    return np.dtype([("row", "<u8"), *fields])
-
-
-def _read_records(part: _Part, start: int, stop: int, record: Any) -> Any:
-    rows = np.empty(stop - start, dtype=record)
-    rows["row"] = np.arange(part.first + start, part.first + stop)
-    held = {column.name: column for column in part.columns}
-    for name in record.names[1:]:
-        if name in held:
-            rows[name] = read_rows(held[name], start, stop)
-        else:  # a quantity that only other simulations have
-            kind = record[name].base.kind
-            rows[name] = np.nan if kind == "f" else np.zeros((), dtype=record[name].base)
-    return rows
-
-
-def _arrays(records: Any, config: PreprocessConfig) -> Arrays:
-    """All arrays of the preprocessed file."""
-    return _complete({name: np.ascontiguousarray(records[name]) for name in records.dtype.names[1:]}, config)
-
-
-def _combine(
-    simulations: Sequence[_Simulation],
-    target: Path,
-    mark: str,
-    config: PreprocessConfig,
-    workers: Workers,
-    stages: Stages,
-) -> int:
-    """Write the rows of all simulations into one file, shuffled if the configuration says so."""
-    parts = _parts(simulations, config)
-    rows = sum(part.rows for part in parts)
-    record = _record(parts, _example(config))
-    columns = columns_of(_arrays(np.zeros(0, dtype=record), config))
-    needed = rows * sum(column.row_bytes for column in columns) + (rows * record.itemsize if config.shuffle else 0)
-    outputs = [_as_written(s.raw.name, s.target) for s in simulations]
-    bad_rows = {s.raw.output_name: written.bad_rows for s, written in zip(simulations, outputs, strict=True)}
-    attributes = _attributes(config, list(simulations), mark, bad_rows)
-    with (
-        Progress("all", rows) as progress,
-        _writing(target, rows, columns, attributes, _dropped_rows(simulations), config, stages, needed) as output,
-        Outputs() as scratch,
-    ):
-        blocks: Iterator[tuple[Any, ...]]
-        if config.shuffle:
-            spill = scratch.scratch(target.with_name(target.name + ".rows")).absolute()
-            begins = _scatter(parts, rows, spill, record, config, workers, stages)
-            work: Any = _sorted_bucket
-            blocks = (
-                (spill, begin, end, record, config, output.table, workers.remote)
-                for begin, end in itertools.pairwise(begins)
-            )
-        else:
-            work = _copied_block
-            blocks = (
-                (part, start, stop, record, config, output.table, workers.remote)
-                for part in parts
-                for start, stop in _pieces(part.rows, config)
-            )
-        for done in workers.run(work, blocks):
-            output.take(done)
-            progress.advance(done.rows)
-    if not commands.on_terminal():
-        speed = rows / max(progress.seconds, 1e-9)
-        log.info("all: %d rows into %s, %.1f s, %.0f rows/s", rows, target, progress.seconds, speed)
-    return rows
-
-
-def _pieces(rows: int, config: PreprocessConfig) -> Iterator[tuple[int, int]]:
-    step = config.chunk_rows or CHUNK_ROWS
-    return ((start, min(start + step, rows)) for start in range(0, rows, step))
-
-
-def _dropped_rows(simulations: Sequence[_Simulation]) -> dict[str, Any]:
-    dropped = {}
-    for simulation in simulations:
-        with open_h5(simulation.target) as file:
-            name = f"dropped_rows/{simulation.raw.output_name}"
-            if name in file:
-                dropped[simulation.raw.output_name] = dataset(file, name)[()]
-    return dropped
-
-
-# A shuffle in two sequential passes: each row goes to the bucket of its key, and each bucket, which fits into memory,
-# is sorted by key. Reading the rows in their new order instead would touch every page of the parts once per row.
-
-
-def _scatter(
-    parts: Sequence[_Part],
-    rows: int,
-    spill: Path,
-    record: Any,
-    config: PreprocessConfig,
-    workers: Workers,
-    stages: Stages,
-) -> Any:
-    """First pass: write the rows into the file `spill`, and return where each bucket begins there, and the end."""
-    count = max(1, math.ceil(rows * record.itemsize / BUCKET_BYTES))
-    begins = np.concatenate([[0], np.cumsum(shuffle.bucket_sizes(rows, config.seed, count))])
-    free = begins[:-1].copy()
-
-    def blocks() -> Iterator[tuple[Any, ...]]:
-        for part in parts:
-            for start, stop in _pieces(part.rows, config):
-                yield part, start, stop, record, config.seed, free.copy(), spill, workers.remote
-                numbers = np.arange(part.first + start, part.first + stop, dtype=np.uint64)
-                free[:] += np.bincount(shuffle.buckets(shuffle.keys(numbers, config.seed), count), minlength=count)
-
-    for seconds, written in workers.run(_scatter_block, blocks()):
-        stages.add("scatter", seconds, written)
-    return begins.tolist()
-
-
-def _scatter_block(
-    part: _Part, start: int, stop: int, record: Any, seed: int, free: Any, spill: Path, durable: bool
-) -> tuple[float, int]:
-    started = time.perf_counter()
-    records = _read_records(part, start, stop, record)
-    bucket = shuffle.buckets(shuffle.keys(records["row"], seed), len(free))
-    order = np.argsort(bucket, kind="stable")
-    records = _taken(records, order)
-    ends = np.cumsum(np.bincount(bucket, minlength=len(free)))
-    descriptor = os.open(spill, os.O_WRONLY)
-    try:
-        begin = 0
-        for number, end in enumerate(ends.tolist()):
-            if end > begin:
-                write_all(descriptor, records[begin:end].view(np.uint8), int(free[number]) * record.itemsize)
-            begin = end
-        if durable:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return time.perf_counter() - started, records.nbytes
-
-
-def _sorted_bucket(
-    spill: Path, begin: int, end: int, record: Any, config: PreprocessConfig, table: Table, durable: bool
-) -> _Done:
-    """Second pass: rows ``begin:end`` of the combined file."""
-    stages = Stages()
-    with stages.timed("gather"):
-        records = np.empty(end - begin, dtype=record)
-        with spill.open("rb", buffering=0) as file:
-            file.seek(begin * record.itemsize)
-            _fill(file, records)
-        records = _taken(records, np.argsort(shuffle.keys(records["row"], config.seed)))
-        arrays = _arrays(records, config)
-    return _finish(arrays, begin, end - begin, table, durable, stages)
-
-
-def _taken(records: Any, order: Any) -> Any:
-    """``records[order]``, whole records at a time: NumPy would go field by field."""
-    return records.view(f"V{records.itemsize}")[order].view(records.dtype)
-
-
-def _fill(file: Any, records: Any) -> None:
-    view = memoryview(records.view(np.uint8))
-    while view:
-        count = file.readinto(view)
-        if not count:
-            raise DataError(f"{file.name}: ends early; another program has cut it short: run again")
-        view = view[count:]
-
-
-def _copied_block(
-    part: _Part, start: int, stop: int, record: Any, config: PreprocessConfig, table: Table, durable: bool
-) -> _Done:
-    stages = Stages()
-    with stages.timed("gather"):
-        arrays = _arrays(_read_records(part, start, stop, record), config)
-    return _finish(arrays, part.first + start, stop - start, table, durable, stages)
-
-
-def _finish(arrays: Arrays, first: int, rows: int, table: Table, durable: bool, stages: Stages) -> _Done:
-    if not table.offsets:
-        return _Done(first, rows, stages, arrays)
-    with stages.timed("write"):
-        count = write_rows(table, arrays, first, durable)
-    stages.add("write", 0.0, count)
-    return _Done(first, rows, stages, None)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -48,10 +48,11 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start."""
-        return time.perf_counter() - self.started
+    def finish(self, said: str) -> None:
+        """Say in a log what was done, and how fast."""
+        if self._bar is None:
+            seconds = max(time.perf_counter() - self.started, 1e-9)
+            log.info("%s, %.1f s, %.0f rows/s", said, seconds, self.done / seconds)
 
     def advance(self, rows: int) -> None:
         """Count more rows as done."""

@@ -148,7 +148,7 @@ def _four_flux(file: h5py.File, path: str | Path, name: str, key: str, axes: Seq
     row_axis = readings[0].index("row")
     if shape[row_axis] == 0:
         raise DataError(f"{where} has no rows; disable the file in the configuration")
-    return FourFluxRows(locate(found, path, name, row_axis), readings[0])
+    return FourFluxRows(locate(file, name, row_axis), readings[0])
 
 
 def possible_axes(shape: Sequence[int]) -> list[tuple[str, ...]]:
@@ -180,7 +180,7 @@ def _per_row(file: h5py.File, path: str | Path, name: str, key: str, count: int)
         raise DataError(
             f"{where} has shape {shape}; expected ({count},), {_one_per_row}: name another dataset in h5_paths.{key}"
         )
-    return locate(found, path, name, shape.index(count))
+    return locate(file, name, shape.index(count))
 
 
 def read_names(names: Rows, start: int, stop: int) -> Any:

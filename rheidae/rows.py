@@ -51,12 +51,14 @@ class Rows(NamedTuple):
         return f"{self.path}: dataset {self.name!r}"
 
 
-def locate(source: h5py.Dataset, path: str | Path, name: str, axis: int = 0) -> Rows:
-    """Describe the dataset `source`, called `name` in the file `path`, whose axis `axis` counts rows."""
+def locate(file: h5py.File, name: str, axis: int = 0) -> Rows:
+    """Describe the dataset `name` of an open file, whose axis `axis` counts rows."""
+    source = file[name]
     chunk = source.chunks[axis] if source.chunks else 1
     # A link may lead into another file.
-    offset = _offset(source) if source.file.filename == str(path) else None
-    return Rows(str(path), name, source.shape, source.dtype.str, axis, offset, chunk)
+    offset = _offset(source) if source.file.filename == file.filename else None
+    # Absolute, for workers that were started in another folder.
+    return Rows(os.path.abspath(file.filename), name, source.shape, source.dtype.str, axis, offset, chunk)
 
 
 def _offset(source: h5py.Dataset) -> int | None:

@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,6 +96,7 @@ def combine(
     workers: Workers,
     stages: Stages,
     step: int,
+    read: Callable[[], None] = lambda: None,
 ) -> int:
     """Write the rows of all simulations into one file, shuffled if the configuration says so.
 
@@ -115,6 +116,8 @@ def combine(
         Where bytes and seconds are counted in.
     step : int
         Rows of a block.
+    read : callable
+        Called when the simulations have been read for the last time.
 
     Returns
     -------
@@ -134,6 +137,7 @@ def combine(
         if config.shuffle:
             spill = scratch.scratch(target.with_name(target.name + ".rows")).absolute()
             begins = _scatter(parts, rows, spill, record, config, workers, stages, step)
+            read()
             work: Any = _sorted_bucket
             blocks = (
                 (spill, begin, end, record, config, output.table, workers.remote)
@@ -151,6 +155,8 @@ def combine(
                 output.take(done)
                 progress.advance(done.rows)
             progress.finish(f"all: {rows} rows into {target}")
+        if not config.shuffle:
+            read()
     return rows
 
 

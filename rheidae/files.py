@@ -11,6 +11,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -252,25 +253,78 @@ class Outputs:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                wanted = [pair for pair in self._pending if pair[0] != pair[1]]
-                for temporary, _target in wanted:
-                    sync(temporary)
-                # HDF5 refuses to read a file while someone holds this lock.
+                self.sync()
                 with uninterrupted():
-                    self._release()
-                    for temporary, target in wanted:
+                    self.unlock()
+                    for target, temporary in self.targets.items():
                         os.replace(temporary, target)
-                for folder in {target.parent for _, target in wanted}:
+                for folder in {target.parent for target in self.targets}:
                     sync(folder)
         finally:
             with uninterrupted():
                 for temporary, _target in self._pending:
                     temporary.unlink(missing_ok=True)
-                self._release()
+                self.unlock()
 
-    def _release(self) -> None:
+    @property
+    def targets(self) -> dict[Path, Path]:
+        """Temporary path by final path."""
+        return {target: temporary for temporary, target in self._pending if temporary != target}
+
+    def sync(self) -> None:
+        """Wait until what was written so far is on the disk."""
+        for temporary in self.targets.values():
+            sync(temporary)
+
+    def unlock(self) -> None:
+        """Let go of the locks that tell others that the temporary files are in use; HDF5 reads no locked file."""
         while self._locks:
             os.close(self._locks.pop())
+
+
+class Finished:
+    """Complete files on their way to the disk: a thread syncs them, and they get their names once they are there.
+
+    For the only writer of a folder, who has other things to do meanwhile; they get their names also if that fails.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: list[tuple[Outputs, Future[None]]] = []
+
+    def __enter__(self) -> Finished:
+        return self
+
+    def add(self, outputs: Outputs) -> None:
+        """Take over `outputs`, whose files are written."""
+        outputs.unlock()
+        self._waiting.append((outputs, self._pool.submit(outputs.sync)))
+
+    def where(self, target: Path) -> Path:
+        """Under which name the file `target` can be read now."""
+        for outputs, _ in self._waiting:
+            if target in outputs.targets:
+                return outputs.targets[target]
+        return target
+
+    def name(self) -> None:
+        """Wait until all are on the disk, and give them their names."""
+        while self._waiting:
+            outputs, synced = self._waiting.pop(0)
+            with outputs:
+                try:
+                    synced.result()
+                except OSError as error:
+                    if is_disk_full(error):
+                        target, temporary = next(iter(outputs.targets.items()))
+                        raise disk_full(target.parent, temporary.stat().st_size) from error
+                    raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.name()
+        finally:
+            self._pool.shutdown()
 
 
 def sync(path: Path) -> None:

@@ -26,7 +26,7 @@ from rheidae.cluster import Workers, open_workers
 from rheidae.combine import combine
 from rheidae.config import PreprocessConfig, RawFile, Tolerances, read_config
 from rheidae.exceptions import DataError
-from rheidae.files import dataset, only_writer, open_h5, require_space
+from rheidae.files import Finished, dataset, only_writer, open_h5, require_space
 from rheidae.progress import Progress, Stages
 from rheidae.rawfile import RawSimulation, inspect, read_growth_rate, read_names
 from rheidae.rows import Table, columns_of
@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 1 << 14
 """Rows that a thread reads, evaluates and writes at a time, if the configuration does not say: about 30 MB."""
+
+NAMES_BYTES = 32 << 20
+"""Directory names of variable length, which are slow to read, are kept between two passes up to this size."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str 
         raise DataError("no file is enabled; set enabled: true for at least one entry of `files`")
     root = Path(config.output_root)
     stages = Stages()
-    with only_writer(root), ExitStack() as stack:
+    with only_writer(root), Finished() as finished, ExitStack() as stack:
         with stages.timed("inspect"):
             simulations = [_inspect(raw, config) for raw in enabled]
         _refuse_to_overwrite_sources(simulations, config)
@@ -100,7 +103,7 @@ def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str 
         for simulation in simulations:
             if simulation in pending:
                 assert workers is not None
-                written.append(_preprocess_file(simulation, config, workers, stages))
+                written.append(_preprocess_file(simulation, config, workers, stages, finished))
             else:
                 log.info("%s: %s is up to date", simulation.raw.name, simulation.target)
                 written.append(_as_written(simulation.raw.name, simulation.target))
@@ -108,15 +111,17 @@ def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str 
             log.info("all: %s is up to date", combined)
             written.append(replace(_as_written("all", combined), bad_rows={}))
         else:
+            paths = [finished.where(s.target) for s in simulations]
             rows = combine(
-                [s.target for s in simulations],
+                paths,
                 combined,
                 attributes(config, [s.source for s in simulations], mark, _bad_rows(simulations, written)),
-                _dropped_rows(simulations),
+                _dropped_rows(paths),
                 config,
                 workers,
                 stages,
                 config.chunk_rows or CHUNK_ROWS,
+                finished.name,
             )
             written.append(Written("all", rows, combined))
     for line in stages.lines():
@@ -180,14 +185,13 @@ def _bad_rows(simulations: Sequence[_Simulation], written: Sequence[Written]) ->
     return {s.raw.output_name: entry.bad_rows for s, entry in zip(simulations, written, strict=True)}
 
 
-def _dropped_rows(simulations: Sequence[_Simulation]) -> dict[str, Any]:
-    """By `output_name`, the rows that each simulation's output says were dropped."""
+def _dropped_rows(paths: Sequence[Path]) -> dict[str, Any]:
+    """By `output_name`, the rows that the simulations' outputs say were dropped."""
     dropped = {}
-    for simulation in simulations:
-        with open_h5(simulation.target) as file:
-            name = f"dropped_rows/{simulation.raw.output_name}"
-            if name in file:
-                dropped[simulation.raw.output_name] = dataset(file, name)[()]
+    for path in paths:
+        with open_h5(path) as file:
+            for name, rows in file.get("dropped_rows", {}).items():
+                dropped[name] = rows[()]
     return dropped
 
 
@@ -212,16 +216,20 @@ class _Block(NamedTuple):
     """Where the rows go in the output."""
     config: PreprocessConfig
     sim_id: bytes
+    names: Any
+    """Directory names of the rows; None: to be read."""
     table: Table
     durable: bool
 
 
-def _preprocess_file(simulation: _Simulation, config: PreprocessConfig, workers: Workers, stages: Stages) -> Written:
+def _preprocess_file(
+    simulation: _Simulation, config: PreprocessConfig, workers: Workers, stages: Stages, finished: Finished
+) -> Written:
     raw, held, rows = simulation.raw, simulation.held, simulation.rows
     if held.dirnames is None and config.diagnostics == "full":
         log.warning("%s: no dataset %r; `dirname` stays empty", simulation.source, config.h5_paths.dirnames)
     with Progress(raw.name, rows) as progress:
-        survey = _Survey({}, np.zeros(0, dtype=np.int64), 1)
+        survey = _Survey({}, np.zeros(0, dtype=np.int64), 1, [])
         if config.on_bad_rows != "error" or held.dirnames is not None:
             with stages.timed("survey"):
                 survey = _survey(simulation, config, workers, states=config.on_bad_rows != "error")
@@ -231,12 +239,14 @@ def _preprocess_file(simulation: _Simulation, config: PreprocessConfig, workers:
         columns = output_columns(example(config, held, len(raw.sim_id.encode()), survey.name_bytes), config)
         said = attributes(config, [simulation.source], simulation.fingerprint, survey.counts)
         dropped = {raw.output_name: survey.dropped} if config.on_bad_rows == "drop" else {}
-        with writing(simulation.target, kept, columns, said, dropped, config, stages) as output:
-            blocks = _blocks(simulation, config, survey.dropped, output.table, workers.remote)
+        with writing(simulation.target, kept, columns, said, dropped, config, stages, finished=finished) as output:
+            blocks = _blocks(simulation, config, survey, output.table, workers.remote)
             try:
                 for done in workers.run(_process_block, ((block,) for block in blocks)):
                     output.take(done)
                     progress.advance(done.rows)
+                # The one before is on the disk by now.
+                finished.name()
             except _BadRowError as error:
                 found = _survey(simulation, config, workers, states=True, count_only=True)
                 raise DataError(f"{error}{_summary(found.counts, rows)}") from None
@@ -271,14 +281,16 @@ def _block_rows(held: RawSimulation, config: PreprocessConfig) -> int:
 
 
 def _blocks(
-    simulation: _Simulation, config: PreprocessConfig, dropped: Any, table: Table, durable: bool
+    simulation: _Simulation, config: PreprocessConfig, survey: _Survey, table: Table, durable: bool
 ) -> Iterator[_Block]:
     step = _block_rows(simulation.held, config)
     sim_id = simulation.raw.sim_id.encode()
     for start in range(0, simulation.rows, step):
         stop = min(start + step, simulation.rows)
-        low, high = np.searchsorted(dropped, [start, stop])
-        yield _Block(simulation.held, start, stop, dropped[low:high], start - int(low), config, sim_id, table, durable)
+        low, high = np.searchsorted(survey.dropped, [start, stop])
+        drop, first = survey.dropped[low:high], start - int(low)
+        names = survey.names[start // step] if survey.names else None
+        yield _Block(simulation.held, start, stop, drop, first, config, sim_id, names, table, durable)
 
 
 def _process_block(block: _Block) -> Done:
@@ -287,7 +299,7 @@ def _process_block(block: _Block) -> Done:
     stages = Stages()
     with stages.timed("read"):
         F_init, F_true = held.F_init.read(start, stop), held.F_true.read(start, stop)
-        extra = _extra(held, block.sim_id, start, stop)
+        extra = _extra(held, block.sim_id, block.names, start, stop)
     stages.add("read", 0.0, F_init.nbytes + F_true.nbytes + sum(values.nbytes for values in extra.values()))
     with stages.timed("Box3D"):
         if config.on_bad_rows == "clip":
@@ -304,7 +316,7 @@ def _process_block(block: _Block) -> Done:
     return finish(arrays, block.first, len(F_init), block.table, block.durable, stages)
 
 
-def _extra(held: RawSimulation, sim_id: bytes, start: int, stop: int) -> Arrays:
+def _extra(held: RawSimulation, sim_id: bytes, names: Any, start: int, stop: int) -> Arrays:
     """Arrays that are carried along as they are."""
     extra: Arrays = {}
     if held.F_true_stddev is not None:
@@ -313,9 +325,9 @@ def _extra(held: RawSimulation, sim_id: bytes, start: int, stop: int) -> Arrays:
     if held.growth_rate is not None:
         extra["growth_rate_simulated"] = read_growth_rate(held.growth_rate, start, stop)
     extra["sim_id"] = np.full(stop - start, sim_id)
-    extra["dirname"] = (
-        np.zeros(stop - start, dtype="S1") if held.dirnames is None else read_names(held.dirnames, start, stop)
-    )
+    if names is None and held.dirnames is not None:
+        names = read_names(held.dirnames, start, stop)
+    extra["dirname"] = np.zeros(stop - start, dtype="S1") if names is None else names
     return extra
 
 
@@ -343,6 +355,8 @@ class _Survey(NamedTuple):
     counts: dict[str, int]
     dropped: Any
     name_bytes: int
+    names: list[Any]
+    """Directory names block by block, where reading them is slow and they are not too many to keep; else empty."""
 
 
 def _survey(
@@ -351,37 +365,51 @@ def _survey(
     step = _block_rows(simulation.held, config)
     counts: Counter[str] = Counter()
     dropped = [np.zeros(0, dtype=np.int64)]
-    longest = 1
+    longest, kept_bytes, names = 1, 0, []
     starts = range(0, simulation.rows, step)
     blocks = ((simulation.held, start, min(start + step, simulation.rows), config, states) for start in starts)
     first = None
-    for found, bad, first_bad, name_bytes in workers.run(_survey_block, blocks):
-        counts.update(found)
-        dropped.append(bad)
-        first = first or first_bad
-        longest = max(longest, name_bytes)
+    for found in workers.run(_survey_block, blocks):
+        counts.update(found.counts)
+        dropped.append(found.bad)
+        first = first or found.first
+        longest = max(longest, found.name_bytes)
+        if found.names is not None and kept_bytes <= NAMES_BYTES:
+            names.append(found.names)
+            kept_bytes += found.names.nbytes
     if first and config.on_bad_rows == "clip" and not count_only:
         raise DataError(f"{first}{_summary(dict(counts), simulation.rows)}; clip cannot mend this one")
     rows = np.concatenate(dropped) if config.on_bad_rows == "drop" else dropped[0]
-    return _Survey({name: counts[name] for name in badrows.KINDS.values() if counts[name]}, rows, longest)
+    ordered = {name: counts[name] for name in badrows.KINDS.values() if counts[name]}
+    return _Survey(ordered, rows, longest, names if kept_bytes <= NAMES_BYTES else [])
 
 
-def _survey_block(
-    held: RawSimulation, start: int, stop: int, config: PreprocessConfig, states: bool
-) -> tuple[dict[str, int], Any, str | None, int]:
-    name_bytes = 1
+class _Found(NamedTuple):
+    """What one block adds to the survey."""
+
+    counts: dict[str, int]
+    bad: Any
+    first: str | None
+    name_bytes: int
+    names: Any
+
+
+def _survey_block(held: RawSimulation, start: int, stop: int, config: PreprocessConfig, states: bool) -> _Found:
+    name_bytes, names = 1, None
     if held.dirnames is not None:
         kind = np.dtype(held.dirnames.dtype)
-        name_bytes = kind.itemsize if kind.kind == "S" else read_names(held.dirnames, start, stop).dtype.itemsize
+        if kind.kind != "S":
+            names = read_names(held.dirnames, start, stop)
+        name_bytes = (kind if names is None else names.dtype).itemsize
     if not states:
-        return {}, None, None, name_bytes
+        return _Found({}, np.zeros(0, dtype=np.int64), None, name_bytes, names)
     F_init, F_true = held.F_init.read(start, stop), held.F_true.read(start, stop)
     if config.on_bad_rows == "clip":
         kinds, left = badrows.clip(F_init, F_true, config.tolerances)
     else:
         kinds = left = badrows.classify(F_init, F_true, config.tolerances)
     first = _first_bad(held, F_init, F_true, left, start, config.tolerances) if left.any() else None
-    return badrows.counted(kinds), np.flatnonzero(kinds) + start, first, name_bytes
+    return _Found(badrows.counted(kinds), np.flatnonzero(kinds) + start, first, name_bytes, names)
 
 
 def main(argv: list[str] | None = None) -> int:

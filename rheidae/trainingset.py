@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 import rheidae
 from rheidae import fingerprint, fourflux
 from rheidae.config import PreprocessConfig
-from rheidae.files import Outputs, create_h5, disk_full, is_disk_full
+from rheidae.files import Finished, Outputs, create_h5, disk_full, is_disk_full
 from rheidae.mixing import box3d
 from rheidae.progress import Stages
 from rheidae.rawfile import RawSimulation
@@ -139,6 +139,7 @@ def writing(
     config: PreprocessConfig,
     stages: Stages,
     scratch: int = 0,
+    finished: Finished | None = None,
 ) -> Iterator[Output]:
     """Write the file `target`, which appears when the block ends without an error.
 
@@ -158,6 +159,8 @@ def writing(
         Where bytes and seconds are counted in.
     scratch : int
         Bytes that are needed beside it meanwhile; for the message if the disk is full.
+    finished : Finished, optional
+        Who syncs and names the file. Default: this does, before it returns.
 
     Raises
     ------
@@ -169,7 +172,8 @@ def writing(
     chunk = config.h5_chunk_rows or (COMPRESSED_CHUNK_ROWS if compressed else None)
     storage = Storage(chunk, config.compression_level if compressed else None)
     try:
-        with Outputs() as outputs:
+        with ExitStack() as stack:
+            outputs = stack.enter_context(Outputs())
             path = outputs.path(target)
             with create_h5(path) as file:
                 with uninterrupted():
@@ -181,6 +185,11 @@ def writing(
                     yield Output(table, file, stages)
             if storage.chunk_rows is None:
                 yield Output(table, None, stages)
+            if finished is not None:
+                with uninterrupted():
+                    finished.add(outputs)
+                    stack.pop_all()
+                return
             started = time.perf_counter()
         stages.add("sync", time.perf_counter() - started)
     except OSError as error:

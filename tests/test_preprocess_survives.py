@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -39,7 +40,10 @@ def test_sigkill_at_any_moment_leaves_nothing_wrong_and_nothing_in_the_way(tmp_p
     config = write_config(tmp_path / "new.yaml", config_for(tmp_path, "a", "b", lebedev_order=17, chunk_rows=2000))
     older = write_config(tmp_path / "old.yaml", config_for(tmp_path, "a", "b", lebedev_order=7))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killing", str(config), str(older), "50", "1"], capture_output=True, text=True
+        [sys.executable, "-m", "tests.killing", str(config), str(older), "50", "1"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
     )
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout)
@@ -73,6 +77,7 @@ def small_disk(tmp_path):
 
 WITHOUT_ASKING_FIRST = """
 import sys
+from pathlib import Path
 from rheidae import preprocess
 preprocess.require_space = lambda *_: None
 sys.exit(preprocess.main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """Rheidae: sub-grid models of the neutrino fast flavor instability.
 
-Box3D on moments (`box3d_flux`), training sets from particle-in-cell simulations (`load_dataset`,
+Box3D and other mixing schemes on moments (`box3d_flux`, `mix`), training sets from particle-in-cell simulations (`load_dataset`,
 ``python -m rheidae.preprocess``) and a network for what Box3D leaves unexplained (`FluxRegressor`).
 """
 
@@ -13,10 +13,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rheidae.datasets import load_dataset
-    from rheidae.mixing import Box3D, box3d, box3d_flux
+    from rheidae.mixing import Box3D, box3d, box3d_flux, mix
     from rheidae.regressor import FluxRegressor
 
-__all__ = ["Box3D", "FluxRegressor", "__version__", "box3d", "box3d_flux", "load_dataset"]
+__all__ = ["Box3D", "FluxRegressor", "__version__", "box3d", "box3d_flux", "load_dataset", "mix"]
 
 # Numba, torch and matplotlib take seconds to import: each name is loaded when first asked for.
 _HOME = {
@@ -24,6 +24,7 @@ _HOME = {
     "Box3D": "rheidae.mixing",
     "box3d": "rheidae.mixing",
     "box3d_flux": "rheidae.mixing",
+    "mix": "rheidae.mixing",
     "load_dataset": "rheidae.datasets",
 }
 

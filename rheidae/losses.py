@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TERMS = ("density", "magnitude", "direction", "unphysical", "residual_l1")
+TERMS = ("distance", "density", "magnitude", "direction", "unphysical", "residual_l1")
 
 
 class FourFluxLoss(nn.Module):
@@ -16,6 +16,8 @@ class FourFluxLoss(nn.Module):
     Predictions and targets are ``(n, 24)`` in units of the row's total number density, so that every row
     counts alike whatever its density. The terms are
 
+    - ``distance``: mean over rows and species of the four-flux distance ``|dF4|``, what `rheidae.metrics` scores;
+    - ``distance``: mean four-flux distance ``|dF|`` over rows and species, what `rheidae.metrics.flux_error` measures;
     - ``density``: mean squared error of N;
     - ``magnitude``: mean squared error of ``|F|``;
     - ``direction``: mean of ``1 - cos`` of the angle between the fluxes, over those whose true length exceeds
@@ -26,7 +28,7 @@ class FourFluxLoss(nn.Module):
 
     Parameters
     ----------
-    w_density, w_magnitude, w_direction, w_unphysical, w_residual_l1 : float
+    w_distance, w_density, w_magnitude, w_direction, w_unphysical, w_residual_l1 : float
         Weights of the terms; a term of weight zero is not computed.
     density_floor : float
         In units of the total density: shorter fluxes take no part in ``direction``, and N is raised to it in
@@ -39,6 +41,7 @@ class FourFluxLoss(nn.Module):
 
     def __init__(
         self,
+        w_distance: float = 1.0,
         w_density: float = 1.0,
         w_magnitude: float = 1.0,
         w_direction: float = 0.01,
@@ -49,7 +52,7 @@ class FourFluxLoss(nn.Module):
         eps: float = 1e-12,
     ) -> None:
         super().__init__()
-        weights = (w_density, w_magnitude, w_direction, w_unphysical, w_residual_l1)
+        weights = (w_distance, w_density, w_magnitude, w_direction, w_unphysical, w_residual_l1)
         self.weights = {name: weight for name, weight in zip(TERMS, weights, strict=True) if weight != 0}
         if not self.weights:
             raise ValueError("every weight is zero: at least one loss term is needed")
@@ -64,7 +67,9 @@ class FourFluxLoss(nn.Module):
         length_true = (true[..., :3].square().sum(dim=-1) + self.eps).sqrt()
         values = {}
         for name in self.weights:
-            if name == "density":
+            if name == "distance":
+                values[name] = ((pred - true).square().sum(dim=-1) + self.eps).sqrt().mean()
+            elif name == "density":
                 values[name] = (pred[..., 3] - true[..., 3]).square().mean()
             elif name == "magnitude":
                 values[name] = (length_pred - length_true).square().mean()
@@ -95,7 +100,11 @@ class FourFluxLoss(nn.Module):
         unit = flux / length[..., None]
         values, gradients = [], pred.new_zeros(len(self.weights), *pred.shape)
         for name, gradient in zip(self.weights, gradients, strict=True):
-            if name == "density":
+            if name == "distance":
+                distance = (difference.square().sum(dim=-1) + self.eps).sqrt()
+                values.append(distance.mean())
+                torch.mul(difference, 1 / (count * distance[..., None]), out=gradient)
+            elif name == "density":
                 error = difference[..., 3]
                 values.append(error.square().mean())
                 torch.mul(error, 2 / count, out=gradient[..., 3])

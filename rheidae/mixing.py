@@ -179,6 +179,77 @@ def box3d(
     return Box3D(out, sides[:, 2:].copy(), I_plus, I_minus, has_crossing, growth_rate)
 
 
+SCHEMES = ("box3d", "power")
+"""Analytic schemes that `mix` knows."""
+
+
+def mix(
+    F_init: ArrayLike,
+    scheme: str = "box3d",
+    *,
+    c: ArrayLike = 1.0,
+    order: int = 31,
+    threads: int | None = None,
+    **parameters: Any,
+) -> fourflux.Float:
+    """Final four-fluxes by an analytic scheme.
+
+    Parameters
+    ----------
+    F_init : array_like, shape (n, 6, 4)
+        Initial four-fluxes, any one unit, usually 1/cm^3.
+    scheme : {"box3d", "power"}
+        "box3d": the survival probability jumps at the crossing (`box3d_flux`). "power": it falls off continuously
+        (`rheidae.power.power_flux`).
+    c : float or array_like, shape (n,)
+        Strength of the change, in [0, 1.5]; 1 is the scheme itself.
+    order, threads : int
+        Order of the Lebedev rule; threads to share the rows among.
+    **parameters
+        Those of the scheme: ``crossing`` and ``mu_fraction`` of Box3D; ``p``, ``a``, ``axial``, ``p_axial``, ``a_axial`` of the power
+        scheme, numbers or arrays of shape (n,).
+
+    Returns
+    -------
+    ndarray, shape (n, 6, 4)
+        In the unit and the float type of the input. Flavor sums and lepton numbers are those of the input, to rounding
+        (with ``mu_fraction`` the lepton numbers of mu and tau only together); a state without a crossing is the input.
+
+    Raises
+    ------
+    FourFluxError
+        If the shape is another, or a row is not physical.
+    ValueError
+        If the scheme is not known or a parameter is outside its range.
+    TypeError
+        If the scheme has no such parameter.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rheidae import mix
+    >>> F = np.zeros((1, 6, 4))
+    >>> F[0, :, 3] = [1.0, 0.3, 0.3, 0.9, 0.3, 0.3]
+    >>> F[0, 3, 2] = 0.4
+    >>> mix(F)[0, 0, 3].round(2), mix(F, c=0.5)[0, 0, 3].round(2)
+    (np.float64(0.62), np.float64(0.81))
+    """
+    if scheme == "power":
+        from rheidae.power import power_flux
+
+        return power_flux(F_init, c=c, order=order, threads=threads, **parameters)
+    if scheme != "box3d":
+        raise ValueError(f"scheme={scheme!r} is not one of {', '.join(SCHEMES)}")
+    out = box3d_flux(F_init, order=order, threads=threads, **parameters)
+    strength = np.asarray(c, dtype=out.dtype)
+    if strength.shape not in ((), (len(out),)) or not ((strength >= 0) & (strength <= 1.5)).all():
+        raise ValueError(f"c has to be a number in [0, 1.5], or {len(out)} of them; got {c!r}")
+    if (strength == 1).all():
+        return out
+    F = fourflux.as_four_flux(F_init, "F_init")
+    return F + strength.reshape(-1, 1, 1) * (out - F)
+
+
 class _Method(NamedTuple):
     """The kernels of one way to treat the crossing."""
 

@@ -1,13 +1,14 @@
 """Networks from 48 inputs (initial moments and Box3D's answer) to a correction of 24 moments.
 
 Every module takes ``x (n, 48)`` in units of the row's total number density and returns ``(n, 24)``: what is
-to be added to a base state that the estimator chooses, Box3D's answer or the initial state. A module that
-returns zero thus predicts exactly that base state.
+to be added to a base state. That is the one that the module names (``adds_to = "initial"`` or ``"box3d"``), else the one
+that the estimator chooses. A module that returns zero thus predicts exactly that base state.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,20 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "elu": nn.ELU,
 }
+
+
+# Of the mixing model, in the order of rheidae.power.PARAMETERS: log c, log p, log a, logit of the axial weight, log p and log a of
+# the axial component.
+N_INVARIANTS, N_PARAMETERS = 5, 6
+_CENTRE = (0.0, -1.0, math.log(2), 0.0, 0.0, math.log(2))
+_REACH = (0.15, 1.5, 0.7, 1.5, 1.5, 0.7)
+_SLOPE = (0.3, 1.5, 1.0, 1.0, 1.5, 1.0)
+CUT = 3.0
+
+
+def _as_states(x: Tensor) -> Any:
+    """Initial states ``(n, 6, 4)`` of ``x (n, 24 or 48)`` as a float64 array."""
+    return x[:, :24].detach().cpu().double().reshape(-1, 6, 4).contiguous().numpy()
 
 
 class SkipBlock(nn.Module):
@@ -90,6 +105,117 @@ class InvariantFrame(nn.Module):
         moved_number = coefficients[:, :1, None].expand(n, 2, 1)
         moved = size[:, :, None] * torch.cat([moved_vector, moved_number], dim=2)
         return torch.stack([moved, -0.5 * moved, -0.5 * moved], dim=2).reshape(n, 24)
+
+
+class _PowerMixing(torch.autograd.Function):
+    """Continuous mixing as one operation: `rheidae.power.power_change` gives the value and the derivative in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, F: Any, order: int) -> Tensor:  # type: ignore[override]
+        from rheidae.power import power_change
+
+        change = power_change(
+            F, theta.detach().cpu().double().numpy(), derivatives=True, order=order, tolerance=1e-7, threads=1
+        )
+        assert change.jacobian is not None
+        ctx.save_for_backward(torch.from_numpy(change.jacobian).to(theta))
+        return torch.from_numpy(change.D).to(theta)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (jacobian,) = ctx.saved_tensors
+        return torch.einsum("...nk,nqk->...nq", gradients[0], jacobian), None, None
+
+
+class MixingModel(nn.Module):
+    """Network from invariants of a state to the parameters of the continuous mixing scheme.
+
+    The network sees the five numbers of `rheidae.power.power_invariants` and sets the six parameters of
+    `rheidae.power.power_change` for the row. What comes out is a mixture of the initial distributions: it turns with the
+    state, conserves what the instability conserves, and leaves a state without a crossing alone, whatever the weights
+    are. At its initial weights the module is the analytic scheme with half of its axial component.
+
+    Parameters
+    ----------
+    hidden_dim : int
+        Width of the hidden layers.
+    hidden_layers : int
+        How many of them.
+    activation : {"silu", "relu", "gelu", "tanh", "elu"}
+        Nonlinearity.
+    order : int
+        Of the Lebedev rule. The network learns around its error; a higher one costs time and gains next to nothing.
+
+    Notes
+    -----
+    The parameters stay within bounds around the analytic scheme, ``centre + reach tanh(slope output/reach)``. Features are
+    standardised by the training rows (`prepare`). Beyond three standard deviations they are cut, and the parameters
+    fall back to the analytic ones with the distance, so that far from the training data the answer is the scheme's.
+    """
+
+    adds_to = "initial"
+
+    def __init__(
+        self,
+        hidden_dim: int = 32,
+        hidden_layers: int = 2,
+        activation: str = "silu",
+        order: int = 17,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        self.order = order
+        layers: list[nn.Module] = []
+        width = N_INVARIANTS
+        for _ in range(hidden_layers):
+            layers += [nn.Linear(width, hidden_dim), ACTIVATIONS[activation]()]
+            width = hidden_dim
+        self.head = nn.Linear(width, N_PARAMETERS)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.net = nn.Sequential(*layers, self.head)
+        self.register_buffer("mean", torch.zeros(N_INVARIANTS))
+        self.register_buffer("deviation", torch.ones(N_INVARIANTS))
+        self.register_buffer("prepared", torch.tensor(False))
+        for name, values in (("centre", _CENTRE), ("reach", _REACH), ("slope", _SLOPE)):
+            self.register_buffer(name, torch.tensor(values), persistent=False)
+
+    def prepare(self, x: Tensor) -> None:
+        """Take means and deviations of the features from training rows ``x (n, 48)``, once in a model's life."""
+        if not self.prepared:
+            features = self._features(x[:, :24])
+            self.mean.copy_(features.mean(dim=0))
+            self.deviation.copy_(features.std(dim=0, correction=0) + 1e-6)
+            self.prepared.fill_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(n, 48)``, in units of the total density, to the change of the initial state ``(n, 24)``."""
+        state = _as_states(x)
+        theta = self._theta(self._invariants(state, x))
+        D = _PowerMixing.apply(theta, state, self.order).reshape(-1, 2, 1, 4)
+        return torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 24)
+
+    def parameters_of(self, x: Tensor) -> Tensor:
+        """Parameters ``(n, 6)`` of the scheme, in the order of `rheidae.power.PARAMETERS`."""
+        return self._theta(self._features(x))
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self._invariants(_as_states(x), x)
+
+    def _invariants(self, state: Any, like: Tensor) -> Tensor:
+        from rheidae.power import power_invariants
+
+        return torch.from_numpy(power_invariants(state, order=self.order, threads=1)).to(like)
+
+    def _theta(self, features: Tensor) -> Tensor:
+        z = (features - self.mean) / self.deviation
+        inside = z.clamp(-CUT, CUT)
+        near = torch.exp(-0.5 * (z - inside).square().sum(dim=1, keepdim=True))
+        offset = near * self.reach * torch.tanh(self.slope * self.net(inside) / self.reach)
+        theta = self.centre + offset
+        # The weight of the axial component is a probability, the others are logarithms.
+        return torch.cat([theta[:, :3], torch.sigmoid(theta[:, 3:4]), theta[:, 4:]], dim=1)
 
 
 class ResidualFFIModel(nn.Module):

@@ -32,13 +32,15 @@ from rheidae.callbacks.saving import callback_state, copy_state, plain_history, 
 from rheidae.callbacks.weighting import SCHEMES
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.losses import FourFluxLoss, values_and_gradients
-from rheidae.modules import ResidualFFIModel
+from rheidae.modules import MixingModel
 from rheidae.splits import GroupSplit
 
 # A non-finite loss is noticed after at most this many batches: looking at each would stop an accelerator.
 LOOK_EVERY = 64
 FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 STATE_FORMAT = 1
+# Rows that a module sees before its first step, for means and deviations.
+PREPARE_ROWS = 100_000
 
 
 class FluxRegressor(NeuralNetRegressor):
@@ -126,7 +128,7 @@ class FluxRegressor(NeuralNetRegressor):
 
     def __init__(
         self,
-        module: Any = ResidualFFIModel,
+        module: Any = MixingModel,
         *,
         criterion: Any = FourFluxLoss,
         predict_residual: bool = True,
@@ -139,9 +141,9 @@ class FluxRegressor(NeuralNetRegressor):
         average_heavy: bool = True,
         random_state: Any = None,
         optimizer: Any = torch.optim.AdamW,
-        lr: float = 2e-3,
-        max_epochs: int = 200,
-        batch_size: int = 64,
+        lr: float = 1e-2,
+        max_epochs: int = 60,
+        batch_size: int = 32,
         grad_clip: float | None = 1.0,
         iterator_train: Any = BatchSlicer,
         iterator_valid: Any = BatchSlicer,
@@ -160,6 +162,8 @@ class FluxRegressor(NeuralNetRegressor):
         self.random_state = random_state
         self.grad_clip = grad_clip
         kwargs.setdefault("iterator_train__shuffle", True)
+        # Without gradients large batches are quicker, and the result is the same.
+        kwargs.setdefault("iterator_valid__batch_size", 4096)
         super().__init__(
             module,
             criterion=criterion,
@@ -283,12 +287,25 @@ class FluxRegressor(NeuralNetRegressor):
                 f"{len(train)} training rows in batches of {self.batch_size}: batch norm has no variance in a batch of "
                 "one row; give two rows at least, or set use_batch_norm=False"
             )
+        self._prepare(train)
         return train, valid
+
+    def _prepare(self, train: Any) -> None:
+        """Show a module that wants it (``prepare``) the training inputs, a few at most, before its first step."""
+        prepare = getattr(self.module_, "prepare", None)
+        if prepare is not None:
+            x, _ = next(iter(BatchSlicer(train, PREPARE_ROWS)))
+            prepare(x.to(self.device))
+
+    def _base(self, x: Any) -> Any:
+        """The state that the module's output is added to: the one that the module names, or as `predict_residual` says."""
+        on_box3d = {"initial": False, "box3d": True}.get(getattr(self.module_, "adds_to", ""), self.predict_residual)
+        return x[:, 24:] if on_box3d else x[:, :24]
 
     def infer(self, x: Tensor, **_fit_params: Any) -> Tensor:
         """Return final four-fluxes ``(n, 24)`` in units of the total density: base state plus correction."""
         x = x.to(self.device, non_blocking=True)
-        base = x[:, 24:] if self.predict_residual else x[:, :24]
+        base = self._base(x)
         if self.mixed_precision and self.module_.training:
             with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
                 correction = self.module_(x)
@@ -601,7 +618,7 @@ class FluxRegressor(NeuralNetRegressor):
             for batch in self.get_iterator(dataset, training=False):
                 rows, _ = unpack_data(batch)
                 parts.append(self.module_(rows.to(self.device)).cpu().numpy())
-        base = x[:, 24:] if self.predict_residual else x[:, :24]
+        base = self._base(x)
         correction = np.concatenate(parts) if parts else np.empty((0, 24), np.float32)
         return (base + total[:, None] * correction).astype(x.dtype)
 

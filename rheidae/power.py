@@ -180,7 +180,7 @@ def power_flux(
     >>> F[0, :, 3] = [1.0, 0.3, 0.3, 0.9, 0.3, 0.3]
     >>> F[0, 3, 2] = 0.4
     >>> mix(F, "power")[0, :, 3].round(2)
-    array([0.61, 0.49, 0.49, 0.51, 0.49, 0.49])
+    array([0.6, 0.5, 0.5, 0.5, 0.5, 0.5])
     """
     F = fourflux.as_four_flux(F_init, "F_init")
     fourflux.require_physical(F, "F_init")

@@ -69,7 +69,13 @@ class InvariantFrame(nn.Module):
     """
 
     n_features = 4 + 2 + 3 + 21
-    n_coefficients = 1 + 2 * 6
+
+    def __init__(self, conserve: bool = True) -> None:
+        super().__init__()
+        self.conserve = conserve
+        # Conserving: six vectors for each of e, ebar and one common number. Else the same six and a number for each
+        # of e, x, ebar, xbar.
+        self.n_coefficients = 2 * 6 + 1 if conserve else 4 * (6 + 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return features ``(n, 30)``, vectors ``(n, 6, 3)`` of unit order and size ``(n, 1)`` of Box3D's change."""
@@ -97,14 +103,36 @@ class InvariantFrame(nn.Module):
         )
         return features, vectors, size
 
-    @staticmethod
-    def rebuild(coefficients: Tensor, vectors: Tensor, size: Tensor) -> Tensor:
-        """Change of the six four-fluxes, ``(n, 24)``, from ``(n, 13)`` coefficients."""
+    def rebuild(self, coefficients: Tensor, vectors: Tensor, size: Tensor) -> Tensor:
+        """Change of the six four-fluxes, ``(n, 24)``, from ``(n, n_coefficients)`` coefficients."""
         n = len(coefficients)
+        if not self.conserve:
+            own = coefficients.reshape(n, 4, 7)
+            change = size[:, :, None] * torch.cat([own[:, :, :6] @ vectors, own[:, :, 6:]], dim=2)
+            electron, heavy = change.reshape(n, 2, 2, 4).unbind(dim=2)
+            return torch.stack([electron, heavy, heavy], dim=2).reshape(n, 24)
         moved_vector = coefficients[:, 1:].reshape(n, 2, 6) @ vectors
         moved_number = coefficients[:, :1, None].expand(n, 2, 1)
         moved = size[:, :, None] * torch.cat([moved_vector, moved_number], dim=2)
         return torch.stack([moved, -0.5 * moved, -0.5 * moved], dim=2).reshape(n, 24)
+
+
+def conserving_part(change: Tensor) -> Tensor:
+    """The part of a change ``(n, 24)`` that keeps flavor sums and the lepton number of every flavor.
+
+    The orthogonal projection: the mean over flavors is taken off each component, and neutrinos and antineutrinos of a
+    flavor take the mean of their changes of density.
+    """
+    change = change.reshape(-1, 2, 3, 4)
+    change = change - change.mean(dim=2, keepdim=True)
+    number = change[..., 3:].mean(dim=1, keepdim=True).expand(-1, 2, -1, -1)
+    return torch.cat([change[..., :3], number], dim=3).reshape(-1, 24)
+
+
+def exchange_antineutrinos(x: Tensor, rows: Tensor) -> Tensor:
+    """Exchange neutrinos and antineutrinos in the marked rows of ``(n, 24 k)`` four-fluxes."""
+    states = x.reshape(len(x), -1, 2, 12)
+    return torch.where(rows[:, None, None, None], states.flip(2), states).reshape(x.shape)
 
 
 class _PowerMixing(torch.autograd.Function):
@@ -237,9 +265,14 @@ class ResidualFFIModel(nn.Module):
         "invariant" feeds rotation invariants and rebuilds a change that turns with the state and conserves
         what the instability conserves (see `InvariantFrame`). "lab" feeds the 48 numbers as they are and
         returns 24 free ones: it has to learn from data what the other has by construction.
+    conserve : bool
+        Keep flavor sums and the lepton number of every flavor. In the invariant frame the change is only moved between
+        flavors; in the lab frame 24 free numbers are projected (`conserving_part`).
 
     Notes
     -----
+    In the invariant frame neutrinos and antineutrinos are exchanged where there are more of the latter (``int G < 0``),
+    and exchanged back afterwards, so that both cases are one to the network.
     The linear head starts at zero, so that an untrained model returns its base state.
     """
 
@@ -251,13 +284,15 @@ class ResidualFFIModel(nn.Module):
         dropout: float = 0.0,
         use_batch_norm: bool = True,
         frame: Literal["invariant", "lab"] = "invariant",
+        conserve: bool = True,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
         if frame not in ("invariant", "lab"):
             raise ValueError(f"frame={frame!r} is neither 'invariant' nor 'lab'")
-        self.frame = InvariantFrame() if frame == "invariant" else None
+        self.conserve = conserve
+        self.frame = InvariantFrame(conserve) if frame == "invariant" else None
         n_in, n_out = (48, 24) if self.frame is None else (self.frame.n_features, self.frame.n_coefficients)
         first: list[nn.Module] = [nn.Linear(n_in, hidden_dim)]
         if use_batch_norm:
@@ -274,6 +309,10 @@ class ResidualFFIModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(n, 48)``, in units of the total density, to the correction ``(n, 24)``."""
         if self.frame is None:
-            return self.head(self.blocks(self.input_block(x)))
-        features, vectors, size = self.frame(x)
-        return self.frame.rebuild(self.head(self.blocks(self.input_block(features))), vectors, size)
+            change = self.head(self.blocks(self.input_block(x)))
+            return conserving_part(change) if self.conserve else change
+        more_antineutrinos = x[:, :24].reshape(-1, 2, 3, 4)[..., 3] @ x.new_tensor([1.0, -0.5, -0.5])
+        exchanged = more_antineutrinos[:, 0] < more_antineutrinos[:, 1]
+        features, vectors, size = self.frame(exchange_antineutrinos(x, exchanged))
+        change = self.frame.rebuild(self.head(self.blocks(self.input_block(features))), vectors, size)
+        return exchange_antineutrinos(change, exchanged)

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from skorch import NeuralNetRegressor
 from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler, PrintLog
 from skorch.dataset import unpack_data
 from skorch.history import History
 from torch import Tensor
+from torch.utils.data import Subset
 
 from rheidae import fourflux
 from rheidae.batches import BatchSlicer, FourFluxDataset
@@ -33,14 +35,18 @@ from rheidae.callbacks.weighting import SCHEMES
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.losses import FourFluxLoss, values_and_gradients
 from rheidae.modules import MixingModel
+from rheidae.power import keep_physical
 from rheidae.splits import GroupSplit
+from rheidae.uncertainty import ErrorScale
 
 # A non-finite loss is noticed after at most this many batches: looking at each would stop an accelerator.
 LOOK_EVERY = 64
 FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 STATE_FORMAT = 1
-# Rows that a module sees before its first step, for means and deviations.
-PREPARE_ROWS = 100_000
+# Validation rows that are enough to learn the size of errors from.
+CALIBRATION_ROWS = 50
+# Rows that means and deviations are taken from, at most.
+ENOUGH_ROWS = 50_000
 
 
 class FluxRegressor(NeuralNetRegressor):
@@ -125,6 +131,8 @@ class FluxRegressor(NeuralNetRegressor):
     jacobian_: Tensor | None = None
     flat_gradient_: Tensor | None = None
     fixed_: tuple[tuple[float, ...], Tensor] | None = None
+    error_scale_: ErrorScale | None = None
+    known_rows_: Any = None
 
     def __init__(
         self,
@@ -287,15 +295,11 @@ class FluxRegressor(NeuralNetRegressor):
                 f"{len(train)} training rows in batches of {self.batch_size}: batch norm has no variance in a batch of "
                 "one row; give two rows at least, or set use_batch_norm=False"
             )
-        self._prepare(train)
-        return train, valid
-
-    def _prepare(self, train: Any) -> None:
-        """Show a module that wants it (``prepare``) the training inputs, a few at most, before its first step."""
         prepare = getattr(self.module_, "prepare", None)
         if prepare is not None:
-            x, _ = next(iter(BatchSlicer(train, PREPARE_ROWS)))
-            prepare(x.to(self.device))
+            prepare(_some_rows(train)[0].to(self.device))
+        self.known_rows_ = valid if valid is not None and len(valid) >= CALIBRATION_ROWS else train
+        return train, valid
 
     def _base(self, x: Any) -> Any:
         """The state that the module's output is added to: the one that the module names, or as `predict_residual` says."""
@@ -563,7 +567,7 @@ class FluxRegressor(NeuralNetRegressor):
             If a shape is another, a number is not finite, or a row has no neutrinos.
         """
         with self._random(fresh=True):
-            return super().fit(X, y, **fit_params)
+            return super().fit(X, y, **fit_params)  # by way of partial_fit
 
     def resume(self, X: Any, y: Any, state: dict[str, Any], **fit_params: Any) -> FluxRegressor:
         """Go on with a training that was stopped, as if it had not been.
@@ -587,26 +591,42 @@ class FluxRegressor(NeuralNetRegressor):
         with self._random(fresh=True):
             self.initialize()
             self.state_ = state
-            return super().partial_fit(X, y, **fit_params)
+            return self.partial_fit(X, y, **fit_params)
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> FluxRegressor:
         """Train on, from the present weights, for `max_epochs` more."""
         with self._random(fresh=not self.initialized_):
-            return super().partial_fit(X, y, classes, **fit_params)
+            super().partial_fit(X, y, classes, **fit_params)
+        known, self.known_rows_ = self.known_rows_, None
+        if known is not None and len(known) > 1:
+            self.calibrate(*_some_rows(known))
+        return self
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any, return_std: bool = False) -> Any:
         """Return final four-fluxes.
 
         Parameters
         ----------
         X : array_like, shape (n, 48)
             Initial four-fluxes and Box3D's answer, one common unit.
+        return_std : bool
+            Whether to return standard deviations too: 90 % of the errors are expected within 1.64 of them (see
+            `calibrate`).
 
         Returns
         -------
-        ndarray, shape (n, 24)
+        F_final : ndarray, shape (n, 24)
             In the unit and the float type of `X`; never the residual. The correction is added to the base
-            state in that type, so that a zero correction returns the base state bit for bit.
+            state in float64, so that a zero correction returns the base state bit for bit. Where a four-flux would
+            leave the physical ones, ``N >= 0`` and ``|F| <= N``, the row's whole change from its initial state is
+            shortened until none does; conservation laws hold as before.
+        std : ndarray, shape (n, 24)
+            With `return_std` only, in the same unit.
+
+        Raises
+        ------
+        FourFluxError
+            If a shape is another, a number is not finite, or a row has no neutrinos.
         """
         self.check_is_fitted()
         x = _table(X, 48, "X")
@@ -618,9 +638,50 @@ class FluxRegressor(NeuralNetRegressor):
             for batch in self.get_iterator(dataset, training=False):
                 rows, _ = unpack_data(batch)
                 parts.append(self.module_(rows.to(self.device)).cpu().numpy())
-        base = self._base(x)
         correction = np.concatenate(parts) if parts else np.empty((0, 24), np.float32)
-        return (base + total[:, None] * correction).astype(x.dtype)
+        final = self._base(x) + total[:, None] * correction
+        init = np.ascontiguousarray(x[:, :24], dtype=np.float64)
+        keep_physical(fourflux.unflatten(init), fourflux.unflatten(final))
+        F_final = final.astype(x.dtype, copy=False)
+        if not return_std:
+            return F_final
+        if self.error_scale_ is None:
+            raise NotFittedError("no standard deviations yet; call calibrate(X, y) with rows whose answer is known")
+        scaled_init, scaled_final = (fourflux.unflatten(table / total[:, None]) for table in (init, final))
+        std = self.error_scale_.std(scaled_init, scaled_final).reshape(-1, 24)
+        return F_final, (std * total[:, None]).astype(x.dtype, copy=False)
+
+    def calibrate(self, X: Any, y: Any) -> FluxRegressor:
+        """Learn how far off predictions are, for ``predict(X, return_std=True)``.
+
+        `fit` does so by itself, on the validation rows if there are at least 50, else on the training rows. The errors of
+        `MixingModel` there are hardly smaller than on rows it has not seen; those of a larger network are, and want
+        rows held out.
+
+        Parameters
+        ----------
+        X : array_like, shape (n, 48)
+            Inputs.
+        y : array_like, shape (n, 24)
+            Simulated final four-fluxes.
+
+        Returns
+        -------
+        FluxRegressor
+            Itself.
+        """
+        x, target = _table(X, 48, "X"), _table(y, 24, "y")
+        if len(x) != len(target) or len(x) < 2:
+            raise FourFluxError(f"X has {len(x)} rows, y has {len(target)}; both need the same two or more to calibrate")
+        total = fourflux.total_density(x[:, :24])[:, None]
+        init, box, true, predicted = (
+            np.ascontiguousarray(fourflux.unflatten(table / total))
+            for table in (x[:, :24], x[:, 24:], target, self.predict(x))
+        )
+        if self.average_heavy:
+            true = fourflux.average_heavy(true, init)
+        self.error_scale_ = ErrorScale.fit(init, predicted, true, box)
+        return self
 
     @contextmanager
     def _random(self, fresh: bool) -> Iterator[None]:
@@ -681,6 +742,13 @@ class _Means:
         self.rows += int(rows.sum())
         self.batches += len(rows)
         self.waiting.clear()
+
+
+def _some_rows(dataset: Any) -> tuple[Tensor, Tensor]:
+    """At most `ENOUGH_ROWS` rows of a data set, evenly spaced."""
+    step = -(-len(dataset) // ENOUGH_ROWS)
+    rows = Subset(dataset, range(0, len(dataset), step)) if step > 1 else dataset
+    return next(iter(BatchSlicer(rows, ENOUGH_ROWS)))
 
 
 def _get_rng(device: Any) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 ``checkpoints/<run-id>/`` holds ``model.yaml`` and ``train_parms.yaml`` (resolved), ``run.json`` (status, versions,
 seed, fingerprint of the data), ``history.json``, ``.jsonl`` (a line per epoch as it goes) and ``.csv``, ``state.pt``
 (all that is needed to go on exactly; tensors and plain data alone), ``last.safetensors`` (its weights) and, once
-finished, ``weights.safetensors`` (the best epoch's) and ``rows.npz`` (which rows it was trained on).
+finished, ``weights.safetensors`` (the best epoch's), ``error_scale.safetensors`` (how far off it may be) and ``rows.npz`` (which rows it was trained on).
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from rheidae.config import Config, TrainParms, read_config
 from rheidae.exceptions import RunError
 from rheidae.files import Outputs, write_text
 from rheidae.regressor import FluxRegressor
+from rheidae.uncertainty import ErrorScale
 
-RESULTS = ("weights.safetensors", "history.json", "rows.npz", "run.json")
+RESULTS = ("weights.safetensors", "error_scale.safetensors", "history.json", "rows.npz", "run.json")
 PACKAGES = ("numpy", "numba", "h5py", "torch", "skorch", "scikit-learn", "scipy")
 
 
@@ -90,6 +91,9 @@ def save_run(
 ) -> None:
     """Write a finished run; `about` goes to ``run.json``."""
     save_weights(regressor, folder / "weights.safetensors")
+    if regressor.error_scale_ is not None:
+        with Outputs() as outputs:
+            regressor.error_scale_.save(outputs.path(folder / "error_scale.safetensors"))
     save_history(regressor, folder / "history.json")
     history = plain_history(regressor.history)
     write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
@@ -199,6 +203,9 @@ def load_run(folder: str | Path) -> Run:
         regressor.module_.load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError) as error:
         raise RunError(f"{weights}: does not fit the run's model.yaml, or is damaged: {error}") from error
+    scale = folder / "error_scale.safetensors"
+    if scale.is_file():
+        regressor.error_scale_ = ErrorScale.load(scale)
     history = folder / "history.json"
     if history.is_file():
         regressor.load_params(f_history=str(history))

@@ -134,7 +134,7 @@ class DataConfig(Section):
     """What to train on, and which rows to keep out of it."""
 
     processed_path: str = ".pdata/preprocessed_all.h5"
-    batch_size: Annotated[int, Field(gt=0)] = 64
+    batch_size: Annotated[int, Field(gt=0)] = 32
     val_split: Annotated[float, Field(ge=0, lt=1)] = 0.1
     test_split: Annotated[float, Field(ge=0, lt=1)] = 0.1
     seed: Annotated[int, Field(ge=0)] = 0
@@ -149,20 +149,34 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """`rheidae.modules.ResidualFFIModel`."""
+    """`rheidae.modules.MixingModel` or `rheidae.modules.ResidualFFIModel`; None: as the architecture has it by default."""
 
-    hidden_dim: Annotated[int, Field(gt=0)] = 128
-    hidden_layers: Annotated[int, Field(ge=0)] = 3
+    architecture: Literal["mixing", "residual"] = "mixing"
+    hidden_dim: Annotated[int, Field(gt=0)] | None = None
+    hidden_layers: Annotated[int, Field(ge=0)] | None = None
     activation: Literal["relu", "gelu", "silu", "tanh", "elu"] = "silu"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    use_batch_norm: bool = True
-    frame: Literal["invariant", "lab"] = "invariant"
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    use_batch_norm: bool | None = None
+    frame: Literal["invariant", "lab"] | None = None
+    conserve: bool | None = None
+
+    @model_validator(mode="after")
+    def _applies(self) -> ModelConfig:
+        residual_only = ("dropout", "use_batch_norm", "frame", "conserve")
+        given = [name for name in residual_only if getattr(self, name) is not None]
+        if self.architecture == "mixing" and given:
+            raise ValueError(f"{', '.join(given)}: for architecture residual only; set to null, or choose that")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the module: what is not None."""
+        return self.model_dump(exclude={"architecture"}, exclude_none=True)
 
 
 class OptimizerConfig(Section):
     """AdamW."""
 
-    lr: Positive = 1e-3
+    lr: Positive = 1e-2
     weight_decay: NonNegative = 1e-2
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
     eps: Positive = 1e-8
@@ -171,7 +185,7 @@ class OptimizerConfig(Section):
 class TrainingConfig(Section):
     """How long to train, where, and where the results go."""
 
-    epochs: Annotated[int, Field(gt=0)] = 200
+    epochs: Annotated[int, Field(gt=0)] = 60
     grad_clip: Positive | None = 1.0
     checkpoint_dir: str = "checkpoints"
     results_dir: str = "results"
@@ -188,6 +202,7 @@ class LossConfig(Section):
     w_direction: NonNegative = 0.01
     w_unphysical: NonNegative = 1.0
     w_residual_l1: NonNegative = 1.0
+    w_distance: NonNegative = 1.0
     density_floor: Positive = 1e-3
     speed_of_light: Positive = 1.0
     eps: Positive = 1e-12
@@ -279,15 +294,18 @@ class ConstraintsConfig(Section):
 class EarlyStopConfig(Section):
     """Stop when the validation loss no longer improves, and return to its best epoch."""
 
-    enabled: bool = True
+    enabled: bool = False
     patience: Annotated[int, Field(gt=0)] = 50
     min_delta: NonNegative = 0.0
 
 
 class LRSchedulerConfig(Section):
-    """Learning-rate schedule."""
+    """Learning-rate schedule: half a cosine down to zero over all epochs, or steps down where the loss stalls.
 
-    type: Literal["reduce_on_plateau", "none"] = "reduce_on_plateau"
+    All but `type` are of ``reduce_on_plateau``.
+    """
+
+    type: Literal["cosine", "reduce_on_plateau", "none"] = "cosine"
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     patience: Annotated[int, Field(ge=0)] = 15
     min_lr: NonNegative = 1e-5
@@ -297,7 +315,7 @@ class LRSchedulerConfig(Section):
 class LRWarmupConfig(Section):
     """Linear warm-up of the learning rate."""
 
-    enabled: bool = True
+    enabled: bool = False
     warmup_epochs: Annotated[int, Field(gt=0)] = 5
     start_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TERMS = ("distance", "density", "magnitude", "direction", "unphysical", "residual_l1")
+TERMS = ("density", "magnitude", "direction", "unphysical", "residual_l1", "distance")
 
 
 class FourFluxLoss(nn.Module):
@@ -17,18 +17,18 @@ class FourFluxLoss(nn.Module):
     counts alike whatever its density. The terms are
 
     - ``distance``: mean over rows and species of the four-flux distance ``|dF4|``, what `rheidae.metrics` scores;
-    - ``distance``: mean four-flux distance ``|dF|`` over rows and species, what `rheidae.metrics.flux_error` measures;
     - ``density``: mean squared error of N;
     - ``magnitude``: mean squared error of ``|F|``;
     - ``direction``: mean of ``1 - cos`` of the angle between the fluxes, over those whose true length exceeds
       `density_floor` (a vanishing flux has no direction);
     - ``unphysical``: mean of ``relu(|F|/N - c)``, zero where the flux moves no faster than light;
     - ``residual_l1``: mean absolute error of all 24 numbers. Whether the network predicts final moments or what
-      Box3D leaves unexplained, the difference of prediction and truth is the same.
+      Box3D leaves unexplained, the difference of prediction and truth is the same;
+    - ``distance``: mean four-flux distance ``|dF|`` over rows and species, what `rheidae.metrics.flux_error` measures.
 
     Parameters
     ----------
-    w_distance, w_density, w_magnitude, w_direction, w_unphysical, w_residual_l1 : float
+    w_density, w_magnitude, w_direction, w_unphysical, w_residual_l1, w_distance : float
         Weights of the terms; a term of weight zero is not computed.
     density_floor : float
         In units of the total density: shorter fluxes take no part in ``direction``, and N is raised to it in
@@ -41,18 +41,18 @@ class FourFluxLoss(nn.Module):
 
     def __init__(
         self,
-        w_distance: float = 1.0,
         w_density: float = 1.0,
         w_magnitude: float = 1.0,
         w_direction: float = 0.01,
         w_unphysical: float = 1.0,
         w_residual_l1: float = 1.0,
+        w_distance: float = 1.0,
         density_floor: float = 1e-3,
         speed_of_light: float = 1.0,
         eps: float = 1e-12,
     ) -> None:
         super().__init__()
-        weights = (w_distance, w_density, w_magnitude, w_direction, w_unphysical, w_residual_l1)
+        weights = (w_density, w_magnitude, w_direction, w_unphysical, w_residual_l1, w_distance)
         self.weights = {name: weight for name, weight in zip(TERMS, weights, strict=True) if weight != 0}
         if not self.weights:
             raise ValueError("every weight is zero: at least one loss term is needed")
@@ -67,9 +67,7 @@ class FourFluxLoss(nn.Module):
         length_true = (true[..., :3].square().sum(dim=-1) + self.eps).sqrt()
         values = {}
         for name in self.weights:
-            if name == "distance":
-                values[name] = ((pred - true).square().sum(dim=-1) + self.eps).sqrt().mean()
-            elif name == "density":
+            if name == "density":
                 values[name] = (pred[..., 3] - true[..., 3]).square().mean()
             elif name == "magnitude":
                 values[name] = (length_pred - length_true).square().mean()
@@ -83,6 +81,9 @@ class FourFluxLoss(nn.Module):
                 ).mean()
             elif name == "residual_l1":
                 values[name] = (pred - true).abs().mean()
+            elif name == "distance":
+                distance = ((pred - true).square().sum(dim=-1) + self.eps).sqrt()
+                values[name] = distance.mean() - self.eps**0.5
         return values
 
     def values_and_gradients(self, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,11 +101,7 @@ class FourFluxLoss(nn.Module):
         unit = flux / length[..., None]
         values, gradients = [], pred.new_zeros(len(self.weights), *pred.shape)
         for name, gradient in zip(self.weights, gradients, strict=True):
-            if name == "distance":
-                distance = (difference.square().sum(dim=-1) + self.eps).sqrt()
-                values.append(distance.mean())
-                torch.mul(difference, 1 / (count * distance[..., None]), out=gradient)
-            elif name == "density":
+            if name == "density":
                 error = difference[..., 3]
                 values.append(error.square().mean())
                 torch.mul(error, 2 / count, out=gradient[..., 3])
@@ -130,6 +127,10 @@ class FourFluxLoss(nn.Module):
             elif name == "residual_l1":
                 values.append(difference.abs().mean())
                 torch.mul(difference.sign(), 1 / difference.numel(), out=gradient)
+            elif name == "distance":
+                distance = (difference.square().sum(dim=-1) + self.eps).sqrt()
+                values.append(distance.mean() - self.eps**0.5)
+                torch.mul(difference, 1 / (count * distance[..., None]), out=gradient)
         return torch.stack(values), gradients.reshape(-1, *y_pred.shape)
 
     def combine(self, terms: dict[str, Tensor]) -> Tensor:

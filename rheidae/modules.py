@@ -199,10 +199,10 @@ class MixingModel(nn.Module):
         for _ in range(hidden_layers):
             layers += [nn.Linear(width, hidden_dim), ACTIVATIONS[activation]()]
             width = hidden_dim
-        self.head = nn.Linear(width, N_PARAMETERS)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.net = nn.Sequential(*layers, self.head)
+        head = nn.Linear(width, N_PARAMETERS)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        self.net = nn.Sequential(*layers, head)
         self.register_buffer("mean", torch.zeros(N_INVARIANTS))
         self.register_buffer("deviation", torch.ones(N_INVARIANTS))
         self.register_buffer("prepared", torch.tensor(False))
@@ -316,3 +316,7 @@ class ResidualFFIModel(nn.Module):
         features, vectors, size = self.frame(exchange_antineutrinos(x, exchanged))
         change = self.frame.rebuild(self.head(self.blocks(self.input_block(features))), vectors, size)
         return exchange_antineutrinos(change, exchanged)
+
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {"mixing": MixingModel, "residual": ResidualFFIModel}
+"""Networks by their name in the configuration (``model: {architecture: ...}``)."""

@@ -672,7 +672,9 @@ class FluxRegressor(NeuralNetRegressor):
         """
         x, target = _table(X, 48, "X"), _table(y, 24, "y")
         if len(x) != len(target) or len(x) < 2:
-            raise FourFluxError(f"X has {len(x)} rows, y has {len(target)}; both need the same two or more to calibrate")
+            raise FourFluxError(
+                f"X has {len(x)} rows, y has {len(target)}; both need the same two or more to calibrate"
+            )
         total = fourflux.total_density(x[:, :24])[:, None]
         init, box, true, predicted = (
             np.ascontiguousarray(fourflux.unflatten(table / total))

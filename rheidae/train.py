@@ -38,6 +38,7 @@ from rheidae.config import Config, DataConfig, TrainParms, read_config
 from rheidae.datasets import load_dataset
 from rheidae.exceptions import DataError, RunError, RunStopped
 from rheidae.files import open_h5
+from rheidae.modules import ARCHITECTURES
 from rheidae.regressor import FluxRegressor
 from rheidae.runs import (
     check_same_run,
@@ -126,6 +127,8 @@ def build_regressor(config: Config, parms: TrainParms) -> FluxRegressor:
         schedule = parms.lr_scheduler.model_dump(exclude={"type"})
         monitor = "valid_loss" if has_validation else "train_loss"
         callbacks.append(("lr_plateau", LRScheduler("ReduceLROnPlateau", monitor=monitor, **schedule)))
+    elif parms.lr_scheduler.type == "cosine":
+        callbacks.append(("lr_cosine", LRScheduler("CosineAnnealingLR", T_max=config.training.epochs)))
     if parms.early_stop.enabled:
         if not has_validation:
             raise RunError("early_stop.enabled needs a validation loss: set data.val_split above 0, or disable it")
@@ -145,6 +148,7 @@ def build_regressor(config: Config, parms: TrainParms) -> FluxRegressor:
             parms.constraints.lr_lambda, parms.constraints.rho, config.loss.density_floor
         )
     return FluxRegressor(
+        ARCHITECTURES[config.model.architecture],
         weighting=weighting,
         pcgrad=parms.pcgrad,
         constraints=constraints,
@@ -162,7 +166,7 @@ def build_regressor(config: Config, parms: TrainParms) -> FluxRegressor:
         callbacks=callbacks,
         callbacks__lr_schedule=None,  # the configuration says what the learning rate does
         callbacks__print_log=None,
-        **{f"module__{name}": value for name, value in config.model},
+        **{f"module__{name}": value for name, value in config.model.options().items()},
         **{f"criterion__{name}": value for name, value in config.loss},
     )
 

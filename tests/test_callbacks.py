@@ -51,10 +51,14 @@ def test_warmup_by_hand(data):
 @pytest.mark.parametrize("max_batches", [None, 1])
 def test_recalibrated_statistics_are_the_exact_means(data, max_batches):
     X, y = data.data[:100], data.target[:100]
-    net = FluxRegressor(**SMALL, batch_size=50, callbacks=[("bn", BatchNormRecalibration(0, max_batches))]).fit(X, y)
-    features, _, _ = net.module_.frame(net.get_dataset(X).x)
-    used = features[: 50 if max_batches else 100]
+    recalibration = BatchNormRecalibration(0, max_batches)
+    net = FluxRegressor(**SMALL, iterator_valid__batch_size=50, callbacks=[("bn", recalibration)]).fit(X, y)
+    seen = []
     norm = net.module_.input_block[0]
+    handle = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    net.predict(X)
+    handle.remove()
+    used = torch.cat(seen)[: 50 if max_batches else 100]
     torch.testing.assert_close(norm.running_mean, used.mean(dim=0), rtol=1e-4, atol=1e-5)
     variance = torch.stack([part.var(dim=0) for part in used.split(50)]).mean(dim=0)
     torch.testing.assert_close(norm.running_var, variance, rtol=1e-4, atol=1e-6)

@@ -49,13 +49,14 @@ class Wild(ResidualFFIModel):
     """Starts out far from physical."""
 
     def __init__(self, **options):
-        super().__init__(**options, frame="lab", use_batch_norm=False)
+        super().__init__(**options, frame="lab", conserve=False, use_batch_norm=False)
         nn.init.normal_(self.head.weight, std=1.0)
 
 
 OPTIONS = {
     **SMALL, "module": Wild, "predict_residual": False, "average_heavy": False, "batch_size": 50, "lr": 1e-2,
     "criterion__w_unphysical": 0, "criterion__w_direction": 0, "criterion__w_magnitude": 0,
+    "criterion__w_distance": 0,
 }  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def test_the_step_projects_the_weighted_terms(data, weighting, constraints):
     found = torch.cat([p.grad.reshape(-1) for p in parameters])
     y_pred = net.infer(x)
     terms = net.criterion_.terms(y_pred, y)
-    factors = torch.ones(5) if weighting == "none" else net.criterion_.weighting.factors()
+    factors = torch.ones(len(terms)) if weighting == "none" else net.criterion_.weighting.factors()
     tasks = [net.criterion_.weights[name] * w * terms[name] for name, w in zip(terms, factors, strict=True)]
     if constraints:
         lagrangian = net.criterion_.constraints
@@ -152,7 +152,7 @@ def test_random_orders_are_seeded(data):
     first = FluxRegressor(**options).fit(X, y)
     second = FluxRegressor(**options).fit(X, y)
     np.testing.assert_array_equal(first.predict(X), second.predict(X))
-    assert 0 <= first.history[-1, "conflicts"] <= 10
+    assert 0 <= first.history[-1, "conflicts"] <= 15
     assert max(first.history[:, "conflicts"]) > 0
 
 
@@ -166,6 +166,7 @@ def test_aggregators_of_torchjd_drop_in(data, name):
 
 def test_a_combiner_may_be_any_function(data):
     X, y = data.data[:60], data.target[:60]
-    summed = FluxRegressor(**SMALL, pcgrad=GradientCombiner(lambda table: table.sum(dim=0))).fit(X, y)
-    plain = FluxRegressor(**SMALL).fit(X, y)
+    options = {**SMALL, "lr": 2e-3, "batch_size": 64}
+    summed = FluxRegressor(**options, pcgrad=GradientCombiner(lambda table: table.sum(dim=0))).fit(X, y)
+    plain = FluxRegressor(**options).fit(X, y)
     np.testing.assert_allclose(summed.predict(X), plain.predict(X), rtol=1e-4, atol=1e-6)

@@ -22,6 +22,7 @@ def test_terms_by_their_definitions():
         "direction": np.mean((1 - (p * t)[..., :3].sum(2) / (length_p * length_t))[length_t > 0.05]),
         "unphysical": np.mean(np.maximum(length_p / np.maximum(p[..., 3], 0.05) - 1, 0)),
         "residual_l1": np.mean(np.abs(p - t)),
+        "distance": np.mean(np.linalg.norm(p - t, axis=2)),
     }
     assert tuple(terms) == TERMS
     for name, value in expected.items():
@@ -30,13 +31,13 @@ def test_terms_by_their_definitions():
 
 def test_weights_combine_linearly_and_zero_leaves_out():
     pred, true = pair()
-    loss = FourFluxLoss(2.0, 0, 0.5, 0, 3.0)
+    loss = FourFluxLoss(2.0, 0, 0.5, 0, 3.0, 0)
     terms = loss.terms(pred, true)
     assert set(terms) == {"density", "direction", "residual_l1"}
     expected = 2 * terms["density"] + 0.5 * terms["direction"] + 3 * terms["residual_l1"]
     assert float(loss(pred, true)) == pytest.approx(float(expected), rel=1e-14)
     with pytest.raises(ValueError, match="at least one"):
-        FourFluxLoss(0, 0, 0, 0, 0)
+        FourFluxLoss(0, 0, 0, 0, 0, 0)
 
 
 def test_perfect_prediction_costs_nothing():
@@ -63,7 +64,7 @@ def test_superluminal_flux_is_pushed_back():
     pred = torch.zeros(1, 24, requires_grad=True)
     with torch.no_grad():
         pred[0, :4] = torch.tensor([0.3, 0.0, 0.0, 0.2])
-    FourFluxLoss(0, 0, 0, 1, 0)(pred, torch.zeros(1, 24)).backward()
+    FourFluxLoss(0, 0, 0, 1, 0, 0)(pred, torch.zeros(1, 24)).backward()
     assert pred.grad[0, 0] > 0
     assert pred.grad[0, 3] < 0
 

@@ -12,8 +12,12 @@ from skorch.dataset import ValidSplit
 from rheidae import FluxRegressor
 from rheidae.exceptions import FourFluxError
 from rheidae.metrics import flux_error
+from rheidae.modules import ResidualFFIModel
 
-SMALL = {"module__hidden_dim": 16, "module__hidden_layers": 1, "max_epochs": 3, "random_state": 0}
+SMALL = {
+    "module": ResidualFFIModel, "module__hidden_dim": 16, "module__hidden_layers": 1,
+    "max_epochs": 3, "random_state": 0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

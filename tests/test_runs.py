@@ -32,7 +32,7 @@ PARMS = {
 
 
 def settings(processed, folder, **sections):
-    sections = {"model": {"dropout": 0.1}, "training": {"epochs": 8}} | sections
+    sections = {"model": {"architecture": "residual", "dropout": 0.1}, "training": {"epochs": 8}} | sections
     return config_for(processed, folder, **sections)
 
 
@@ -64,7 +64,7 @@ def test_a_run_folder_tells_all_about_the_run(whole):
     _, folder = whole
     assert {path.name for path in folder.iterdir()} == {
         "model.yaml", "train_parms.yaml", "run.json", "weights.safetensors", "last.safetensors", "state.pt",
-        "history.json", "history.jsonl", "history.csv", "rows.npz",
+        "history.json", "history.jsonl", "history.csv", "rows.npz", "error_scale.safetensors",
     }  # fmt: skip
     about = json.loads((folder / "run.json").read_text())
     assert about["status"] == "finished"
@@ -155,8 +155,12 @@ def test_signals_save_before_leaving(whole, processed, tmp_path, number):
 @pytest.mark.parametrize(
     ("sections", "changes", "message"),
     [
-        ({"optimizer": {"lr": 0.5}}, {}, r"optimizer\.lr \(then 0\.001, now 0\.5\)"),
-        ({"model": {"dropout": 0.0}}, {"pcgrad": False}, r"model\.dropout .*, pcgrad \(then True, now False\)"),
+        ({"optimizer": {"lr": 0.5}}, {}, r"optimizer\.lr \(then 0\.01, now 0\.5\)"),
+        (
+            {"model": {"architecture": "residual", "dropout": 0.0}},
+            {"pcgrad": False},
+            r"model\.dropout .*, pcgrad \(then True, now False\)",
+        ),
         ({"data": {"seed": 4}}, {}, r"data\.seed"),
         ({}, {"weighting": {"scheme": "dwa"}}, r"weighting\.scheme"),
     ],

@@ -175,15 +175,16 @@ def test_weights_of_another_architecture_are_refused(trained, tmp_path):
 
 
 def test_early_stop_needs_validation_rows(processed, tmp_path):
+    parms = check_config({"early_stop": {"enabled": True}}, TrainParms)
     with pytest.raises(RunError, match="val_split"):
-        train.train(config_for(processed, tmp_path, data={"val_split": 0.0}), PARMS, "x")
+        train.train(config_for(processed, tmp_path, data={"val_split": 0.0}), parms, "x")
     assert not (tmp_path / "runs").exists()
 
 
 def test_early_stop_keeps_the_best_epoch(processed, tmp_path):
     config = config_for(processed, tmp_path, training={"epochs": 60}, optimizer={"lr": 0.05})
     off = {"lr_scheduler": {"type": "none"}, "bn_recalibrate": {"enabled": False}}
-    parms = check_config({"early_stop": {"patience": 3}, **off}, TrainParms)
+    parms = check_config({"early_stop": {"enabled": True, "patience": 3}, **off}, TrainParms)
     run = runs.load_run(train.train(config, parms, "x"))
     losses = run.regressor.history[:, "valid_loss"]
     assert len(losses) < 60

@@ -1,7 +1,7 @@
 """Rheidae: sub-grid models of the neutrino fast flavor instability.
 
-Box3D and other mixing schemes on moments (`box3d_flux`, `mix`), training sets from particle-in-cell simulations (`load_dataset`,
-``python -m rheidae.preprocess``) and a network for what Box3D leaves unexplained (`FluxRegressor`).
+Box3D and other mixing schemes on moments (`box3d_flux`, `mix`), training sets from particle-in-cell simulations
+(`load_dataset`, ``python -m rheidae.preprocess``) and a network for what Box3D leaves unexplained (`FluxRegressor`).
 """
 
 from __future__ import annotations

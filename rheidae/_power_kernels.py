@@ -7,8 +7,8 @@ Side: G is counted positive on the side with the larger integral, that of the si
 
     h = 1 on the smaller side,      h = (1 + (G/s)^a)^-p on the larger,      int h G = 0 fixes s,
 
-and ``1 - P = (2/3) c h``. One such function lives on the sphere (G(n)), a second on ``zeta = n . axis`` alone, made from
-the azimuthal mean of G about the net flux ``int G n`` (signed so that it points to the larger side):
+and ``1 - P = (2/3) c h``. One such function lives on the sphere (G(n)), a second on ``zeta = n . axis`` alone, made
+from the azimuthal mean of G about the net flux ``int G n`` (signed so that it points to the larger side):
 
     1 - P = (2/3) c [(1 - b) h(G(n)) + b h(Gbar(zeta))].
 
@@ -24,11 +24,12 @@ Azimuthal integrals of a Minerbo distribution with exponent Z, alpha the angle b
 Fading
 ------
 A quadrature node that crosses to the smaller side does so with its whole weight. Each h is therefore multiplied by
-``1 - exp(-I_small/(FADE N_total))``, and b by ``1 - exp(-(|int G n| / (AXIS int |Gbar|))^2)``, because the axis loses its
-meaning with the net flux. Neither breaks a conservation law.
+``1 - exp(-I_small/(FADE N_total))``, and b by ``1 - exp(-(|int G n| / (AXIS int |Gbar|))^2)``, because the axis
+loses its meaning with the net flux. Neither breaks a conservation law.
 
-Parameters of a row: ``theta = (log c, log p, log a, b, log p_axial, log a_axial)``. All directions are taken in the frame
-(across, across, axis) of the state, so the rule turns with it and rotated states give rotated answers to rounding.
+Parameters of a row: ``theta = (log c, log p, log a, b, log p_axial, log a_axial)``. All directions are taken in the
+frame (across, across, axis) of the state, so the rule turns with it and rotated states give rotated answers to
+rounding.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def scaled_bessel(x):
 # ---------
 @kernel
 def _across(x, y, z, basis):
-    """Make the first row of ``basis`` the unit vector along the part of a vector across its third; False if there is none."""
+    """Turn the first row of ``basis`` along the part of a vector across the third; False if there is no such part."""
     along = x * basis[2, 0] + y * basis[2, 1] + z * basis[2, 2]
     x -= along * basis[2, 0]
     y -= along * basis[2, 1]
@@ -173,12 +174,12 @@ def _enter(F, moments, basis, species):
         basis[2, 0], basis[2, 1], basis[2, 2] = 0.0, 0.0, 1.0
     # Sums over neutrinos and antineutrinos do not change when these are exchanged.
     a, b, c, d = moments[0], moments[1], moments[2], moments[3]
-    if not _across(a[0] + b[0], a[1] + b[1], a[2] + b[2], basis):
-        if not _across(c[0] + d[0], c[1] + d[1], c[2] + d[2], basis):
-            if abs(basis[2, 0]) < 0.6:
-                _across(1.0, 0.0, 0.0, basis)
-            else:
-                _across(0.0, 1.0, 0.0, basis)
+    found = _across(a[0] + b[0], a[1] + b[1], a[2] + b[2], basis)
+    found = found or _across(c[0] + d[0], c[1] + d[1], c[2] + d[2], basis)
+    if not found and abs(basis[2, 0]) < 0.6:
+        _across(1.0, 0.0, 0.0, basis)
+    elif not found:
+        _across(0.0, 1.0, 0.0, basis)
     for k in range(3):
         m, n = (k + 1) % 3, (k + 2) % 3
         basis[1, k] = basis[2, m] * basis[0, n] - basis[2, n] * basis[0, m]
@@ -231,7 +232,7 @@ def _on_sphere(species, rule, sign, terms, G, L):
 
 @kernel
 def _azimuthal(s, rule, near, even, odd):
-    """Azimuthal integrals of one species: of g into ``even``, of its part across the axis into ``odd``, with weights."""
+    """Weighted azimuthal integrals of one species: of g into ``even``, of its part across the axis into ``odd``."""
     simd_function()
     across = np.sqrt(s[0] * s[0] + s[1] * s[1])
     for j in range(rule.shape[1]):
@@ -420,8 +421,8 @@ def power_rows(F, theta, sphere, axial, tolerance, with_derivatives, D, J, scale
     """Continuous mixing of rows ``start:stop`` of ``F (n, 6, 4)``.
 
     ``theta (n, 6)`` -> ``D (n, 8)``, what nu_e and nubar_e lose, each ``(x, y, z, t)``, over the total density;
-    ``J (n, 6, 8)``, its derivatives by theta, if asked for (else any 3d array); ``scales (n, 2)``, log2 of s on the sphere
-    and on the axis over the total density, NaN where there is no crossing or no such component.
+    ``J (n, 6, 8)``, its derivatives by theta, if asked for (else any 3d array); ``scales (n, 2)``, log2 of s on the
+    sphere and on the axis over the total density, NaN where there is no crossing or no such component.
     """
     m = max(sphere.shape[1], axial.shape[1])
     K, M = sphere.shape[1], axial.shape[1]

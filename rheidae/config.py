@@ -149,7 +149,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """`rheidae.modules.MixingModel` or `rheidae.modules.ResidualFFIModel`; None: as the architecture has it by default."""
+    """`rheidae.modules.MixingModel` or `ResidualFFIModel`; None: as the architecture has it by default."""
 
     architecture: Literal["mixing", "residual"] = "mixing"
     hidden_dim: Annotated[int, Field(gt=0)] | None = None

@@ -206,8 +206,8 @@ def mix(
     order, threads : int
         Order of the Lebedev rule; threads to share the rows among.
     **parameters
-        Those of the scheme: ``crossing`` and ``mu_fraction`` of Box3D; ``p``, ``a``, ``axial``, ``p_axial``, ``a_axial`` of the power
-        scheme, numbers or arrays of shape (n,).
+        Those of the scheme: ``crossing`` and ``mu_fraction`` of Box3D; ``p``, ``a``, ``axial``, ``p_axial``,
+        ``a_axial`` of the power scheme, numbers or arrays of shape (n,).
 
     Returns
     -------

@@ -1,8 +1,8 @@
 """Networks from 48 inputs (initial moments and Box3D's answer) to a correction of 24 moments.
 
 Every module takes ``x (n, 48)`` in units of the row's total number density and returns ``(n, 24)``: what is
-to be added to a base state. That is the one that the module names (``adds_to = "initial"`` or ``"box3d"``), else the one
-that the estimator chooses. A module that returns zero thus predicts exactly that base state.
+to be added to a base state. That is the one that the module names (``adds_to = "initial"`` or ``"box3d"``), else the
+one that the estimator chooses. A module that returns zero thus predicts exactly that base state.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-# Of the mixing model, in the order of rheidae.power.PARAMETERS: log c, log p, log a, logit of the axial weight, log p and log a of
-# the axial component.
+# Of the mixing model, in the order of rheidae.power.PARAMETERS: log c, log p, log a, logit of the axial weight, log
+# p and log a of the axial component.
 N_INVARIANTS, N_PARAMETERS = 5, 6
 _CENTRE = (0.0, -1.0, math.log(2), 0.0, 0.0, math.log(2))
 _REACH = (0.15, 1.5, 0.7, 1.5, 1.5, 0.7)
@@ -136,17 +136,18 @@ def exchange_antineutrinos(x: Tensor, rows: Tensor) -> Tensor:
 
 
 class _PowerMixing(torch.autograd.Function):
-    """Continuous mixing as one operation: `rheidae.power.power_change` gives the value and the derivative in one pass."""
+    """Continuous mixing: `rheidae.power.power_change` gives the value and the derivative in one pass."""
 
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, F: Any, order: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, theta: Tensor, F: Any, order: int) -> Tensor:
         from rheidae.power import power_change
 
+        wanted = ctx.needs_input_grad[0]
         change = power_change(
-            F, theta.detach().cpu().double().numpy(), derivatives=True, order=order, tolerance=1e-7, threads=1
+            F, theta.detach().cpu().double().numpy(), derivatives=wanted, order=order, tolerance=1e-7, threads=1
         )
-        assert change.jacobian is not None
-        ctx.save_for_backward(torch.from_numpy(change.jacobian).to(theta))
+        if change.jacobian is not None:
+            ctx.save_for_backward(torch.from_numpy(change.jacobian).to(theta))
         return torch.from_numpy(change.D).to(theta)
 
     @staticmethod
@@ -159,9 +160,9 @@ class MixingModel(nn.Module):
     """Network from invariants of a state to the parameters of the continuous mixing scheme.
 
     The network sees the five numbers of `rheidae.power.power_invariants` and sets the six parameters of
-    `rheidae.power.power_change` for the row. What comes out is a mixture of the initial distributions: it turns with the
-    state, conserves what the instability conserves, and leaves a state without a crossing alone, whatever the weights
-    are. At its initial weights the module is the analytic scheme with half of its axial component.
+    `rheidae.power.power_change` for the row. What comes out is a mixture of the initial distributions: it turns with
+    the state, conserves what the instability conserves, and leaves a state without a crossing alone, whatever the
+    weights are. At its initial weights the module is the analytic scheme with half of its axial component.
 
     Parameters
     ----------
@@ -176,12 +177,19 @@ class MixingModel(nn.Module):
 
     Notes
     -----
-    The parameters stay within bounds around the analytic scheme, ``centre + reach tanh(slope output/reach)``. Features are
-    standardised by the training rows (`prepare`). Beyond three standard deviations they are cut, and the parameters
-    fall back to the analytic ones with the distance, so that far from the training data the answer is the scheme's.
+    The parameters stay within bounds around the analytic scheme, ``centre + reach tanh(slope output/reach)``.
+    Features are standardised by the training rows (`prepare`). Beyond three standard deviations they are cut, and
+    the parameters fall back to the analytic ones with the distance, so that far from the training data the answer is
+    the scheme's.
     """
 
     adds_to = "initial"
+    mean: Tensor
+    deviation: Tensor
+    prepared: Tensor
+    centre: Tensor
+    reach: Tensor
+    slope: Tensor
 
     def __init__(
         self,

@@ -106,9 +106,9 @@ def power_invariants(F: fourflux.Float, *, order: int = 31, threads: int | None 
     Returns
     -------
     ndarray, shape (n, 5)
-        In the order of `INVARIANTS`, of ``G`` and its azimuthal mean ``Gbar`` with ``A = int |Gbar|``: depth of the crossing
-        in Gbar and in G, ``log(I_small/I_large + 1e-3)``; ``|int G|/A``; ``|int G n|/A``; and ``|int G|/A`` times the
-        quadrupole ``int Gbar P2(zeta)/A``, zeta counted towards the larger side.
+        In the order of `INVARIANTS`, of ``G`` and its azimuthal mean ``Gbar`` with ``A = int |Gbar|``: depth of the
+        crossing in Gbar and in G, ``log(I_small/I_large + 1e-3)``; ``|int G|/A``; ``|int G n|/A``; and ``|int G|/A``
+        times the quadrupole ``int Gbar P2(zeta)/A``, zeta counted towards the larger side.
     """
     out = np.empty((len(F), kernels.FEATURES))
     sphere, axial = _rules(order)
@@ -135,12 +135,13 @@ def power_flux(
     F_init : array_like, shape (n, 6, 4)
         Initial four-fluxes, any one unit, usually 1/cm^3.
     c : float or array_like, shape (n,)
-        Strength: 1 is flavor equilibrium on the smaller side. The answer is a convex mixture of the initial distributions
-        for ``0 <= c <= 1.5``.
+        Strength: 1 is flavor equilibrium on the smaller side. The answer is a convex mixture of the initial
+        distributions for ``0 <= c <= 1.5``.
     p, a : float or array_like, shape (n,)
         How the mixing falls off on the larger side, both positive; 1 and 2 are the scheme of the literature.
     axial : float or array_like, shape (n,)
-        Weight in [0, 1] of a second component, the same scheme in the azimuthal mean of G about the net flux ``int G n``.
+        Weight in [0, 1] of a second component, the same scheme in the azimuthal mean of G about the net flux ``int G
+        n``.
     p_axial, a_axial : float or array_like, shape (n,), optional
         Of that component; by default those of the first.
     order : int
@@ -151,7 +152,8 @@ def power_flux(
     Returns
     -------
     ndarray, shape (n, 6, 4)
-        In the unit of the input; float32 for float32 input, else float64. A state without a crossing comes back unchanged.
+        In the unit of the input; float32 for float32 input, else float64. A state without a crossing comes back
+        unchanged.
 
     Raises
     ------
@@ -170,7 +172,8 @@ def power_flux(
     Xiong et al. (arXiv:2307.11129) and George et al. (arXiv:2409.08833), written for one angle, to the sphere. What is
     moved is applied in conservative form, so that flavor sums and lepton numbers hold to rounding. As the crossing
     closes, the change is faded out by ``1 - exp(-I_small/(1e-4 N_total))``, a quadrature being unable to see a crossing
-    close smoothly, and the axial component by ``1 - exp(-(|int G n|/(0.1 int |Gbar|))^2)`` as its axis loses its meaning.
+    close smoothly, and the axial component by ``1 - exp(-(|int G n|/(0.1 int |Gbar|))^2)`` as its axis loses its
+    meaning.
 
     Examples
     --------

@@ -302,7 +302,7 @@ class FluxRegressor(NeuralNetRegressor):
         return train, valid
 
     def _base(self, x: Any) -> Any:
-        """The state that the module's output is added to: the one that the module names, or as `predict_residual` says."""
+        """What the output is added to: the state that the module names, or as `predict_residual` says."""
         on_box3d = {"initial": False, "box3d": True}.get(getattr(self.module_, "adds_to", ""), self.predict_residual)
         return x[:, 24:] if on_box3d else x[:, :24]
 
@@ -654,9 +654,9 @@ class FluxRegressor(NeuralNetRegressor):
     def calibrate(self, X: Any, y: Any) -> FluxRegressor:
         """Learn how far off predictions are, for ``predict(X, return_std=True)``.
 
-        `fit` does so by itself, on the validation rows if there are at least 50, else on the training rows. The errors of
-        `MixingModel` there are hardly smaller than on rows it has not seen; those of a larger network are, and want
-        rows held out.
+        `fit` does so by itself, on the validation rows if there are at least 50, else on the training rows. The
+        errors of `MixingModel` there are hardly smaller than on rows it has not seen; those of a larger network are,
+        and want rows held out.
 
         Parameters
         ----------

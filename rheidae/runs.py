@@ -3,7 +3,8 @@
 ``checkpoints/<run-id>/`` holds ``model.yaml`` and ``train_parms.yaml`` (resolved), ``run.json`` (status, versions,
 seed, fingerprint of the data), ``history.json``, ``.jsonl`` (a line per epoch as it goes) and ``.csv``, ``state.pt``
 (all that is needed to go on exactly; tensors and plain data alone), ``last.safetensors`` (its weights) and, once
-finished, ``weights.safetensors`` (the best epoch's), ``error_scale.safetensors`` (how far off it may be) and ``rows.npz`` (which rows it was trained on).
+finished, ``weights.safetensors`` (the best epoch's), ``error_scale.safetensors`` (how far off it may be) and
+``rows.npz`` (which rows it was trained on).
 """
 
 from __future__ import annotations

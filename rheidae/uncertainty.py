@@ -28,10 +28,10 @@ class ErrorScale:
     """Standard deviation of a prediction from what is known before the answer.
 
     The logarithm of a row's rms error is a ridge regression on the invariants of the state
-    (`rheidae.power.power_invariants`), their squares and the logarithm of the size of the predicted change; each of the 24
-    components has its own factor; one more makes `COVERAGE` of the errors seen lie within `DEVIATIONS` standard
-    deviations. Beyond three standard deviations of the invariants seen, the scale passes over into the rms error of Box3D,
-    the worst that is known.
+    (`rheidae.power.power_invariants`), their squares and the logarithm of the size of the predicted change; each of
+    the 24 components has its own factor; one more makes `COVERAGE` of the errors seen lie within `DEVIATIONS` standard
+    deviations. Beyond three standard deviations of the invariants seen, the scale passes over into the rms error of
+    Box3D, the worst that is known.
 
     Attributes
     ----------
@@ -51,8 +51,8 @@ class ErrorScale:
         Parameters
         ----------
         F_init, F_pred, F_true, F_box : ndarray, shape (n, 6, 4)
-            Initial four-fluxes, and final ones: predicted, simulated (see `rheidae.fourflux.average_heavy`) and Box3D's, in
-            units of the row's total density.
+            Initial four-fluxes, and final ones: predicted, simulated (see `rheidae.fourflux.average_heavy`) and
+            Box3D's, in units of the row's total density.
 
         Returns
         -------

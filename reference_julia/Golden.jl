@@ -12,6 +12,7 @@ export write_golden, random_samples
 using Printf
 using ..Lebedev: Rule, lebedev_rule
 using ..Box3D: box3d, inverse_langevin, langevin
+using ..Power: power
 
 const SPECIES = ("nu_e", "nu_mu", "nu_tau", "nubar_e", "nubar_mu", "nubar_tau")
 const COMPONENTS = ("x", "y", "z", "t")
@@ -245,6 +246,41 @@ function write_mu_fractions(path, order)
     end
 end
 
+"Parameters of the power scheme, in the order of its columns."
+const POWER_PARAMETERS = (:c, :p, :a, :axial, :p_axial, :a_axial)
+
+"Random ones."
+function power_parameters(random, with_axial)
+    ranges = ((0.5, 1.2), (0.3, 2.0), (1.0, 4.0), (0.2, 1.0), (0.3, 2.0), (1.0, 4.0))
+    values = [uniform(random, low, high) for (low, high) in ranges]
+    with_axial || (values[4] = 0)
+    return NamedTuple{POWER_PARAMETERS}(Tuple(values))
+end
+
+"""
+The golden file for the power scheme, every second sample without an axial
+component. The Float64 result must be right to 1e-11, and whether there is a
+crossing must be plain.
+"""
+function write_power(path, order)
+    rule = lebedev_rule(order)
+    exact_rule = Rule{BigFloat}(rule)
+    random = SplitMix64(2000 + order)
+    open(path, "w") do io
+        write_row(io, ["kind"; string.(POWER_PARAMETERS)...; flat_names("in"); flat_names("out")])
+        with_axial = false
+        for (kind, copies, draw) in KINDS, _ in 1:copies
+            with_axial = !with_axial
+            F = draw_sample(draw, random, rule; accept=crosses(kind))
+            parameters = power_parameters(random, with_axial)
+            result = power(BigFloat.(F), exact_rule; map(BigFloat, parameters)...)
+            off = maximum(abs, result - power(F, rule; parameters...)) / sum(F[4, :])
+            off <= 1e-11 || error("power scheme off by $error in Float64, $kind")
+            write_row(io, [kind; full.(collect(parameters)); full.(vec(F)); full.(vec(result))])
+        end
+    end
+end
+
 "Flux factors from 0 to the largest double below 1, ascending."
 function flux_factors()
     random = SplitMix64(7)
@@ -300,6 +336,8 @@ function write_golden(outdir::AbstractString)
         end
         push!(paths, joinpath(outdir, "mu_fraction_order17.csv"))
         write_mu_fractions(paths[end], 17)
+        push!(paths, joinpath(outdir, "power_order17.csv"))
+        write_power(paths[end], 17)
         push!(paths, joinpath(outdir, "inverse_langevin.csv"))
         write_inverse_langevin(paths[end])
     end

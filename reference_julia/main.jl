@@ -2,10 +2,12 @@
 
 include("Lebedev.jl")
 include("Box3D.jl")
+include("Power.jl")
 include("Golden.jl")
 
 using .Lebedev: lebedev_rule, lebedev_orders
 using .Box3D: box3d
+using .Power: power
 
 const USAGE = """
 usage: julia reference_julia/main.jl COMMAND
@@ -13,10 +15,12 @@ usage: julia reference_julia/main.jl COMMAND
 commands:
   golden OUTDIR                             write the golden files into OUTDIR
   box3d --order N [--mu-fraction X]         four-fluxes from stdin to stdout
+  power --order N [--c X] [--p X] [--a X] [--axial X] [--p-axial X] [--a-axial X]
+                                            the same by the continuous scheme
   check                                     verify the Lebedev rules and the closure
   time --order N SAMPLES                    microseconds per sample, one thread
 
-box3d reads and writes little-endian 64-bit floats, 24 a sample: species (nu_e,
+box3d and power read and write little-endian 64-bit floats, 24 a sample: species (nu_e,
 nu_mu, nu_tau, nubar_e, nubar_mu, nubar_tau), then component (x, y, z, t).
 """
 
@@ -60,6 +64,24 @@ function parse_mu_fraction(options)
     return value
 end
 
+"Parameters of the power scheme that are given: option => (least, largest)."
+const POWER_RANGES = (c=(0, 1.5), p=(0.01, Inf), a=(0.01, Inf), axial=(0, 1), p_axial=(0.01, Inf), a_axial=(0.01, Inf))
+
+power_option(name) = "--" * replace(string(name), '_' => '-')
+
+function parse_power_parameters(options)
+    given = filter(name -> haskey(options, power_option(name)), keys(POWER_RANGES))
+    values = map(given) do name
+        text = options[power_option(name)]
+        least, largest = POWER_RANGES[name]
+        value = tryparse(Float64, text)
+        value !== nothing && isfinite(value) && least <= value <= largest || throw(UsageError(
+            "$(power_option(name)) $text is not a number in [$least, $largest]"))
+        value
+    end
+    return NamedTuple{given}(values)
+end
+
 "Read samples from `input` as a 4 x 6 x n array."
 function read_samples(input::IO)
     bytes = read(input)
@@ -69,11 +91,12 @@ function read_samples(input::IO)
     return reshape(collect(numbers), 4, 6, :)
 end
 
-function evaluate(F, rule; mu_fraction=nothing)
+"Apply `scheme` (4 x 6 to 4 x 6) to each sample."
+function evaluate(scheme, F)
     out = similar(F)
     for i in axes(F, 3)
         try
-            out[:, :, i] = box3d(F[:, :, i], rule; mu_fraction=mu_fraction).F
+            out[:, :, i] = scheme(F[:, :, i])
         catch e
             e isa ArgumentError || rethrow()
             throw(ArgumentError("sample $(i - 1): $(e.msg)"))
@@ -86,8 +109,9 @@ end
 function time_per_sample(order, n)
     rule = lebedev_rule(order)
     F = Golden.random_samples(n)
-    evaluate(F[:, :, 1:1], rule)
-    return minimum(@elapsed(evaluate(F, rule)) for _ in 1:3) / n * 1e6
+    scheme(sample) = box3d(sample, rule).F
+    evaluate(scheme, F[:, :, 1:1])
+    return minimum(@elapsed(evaluate(scheme, F)) for _ in 1:3) / n * 1e6
 end
 
 # One function a command: (positional arguments, options) to exit status.
@@ -101,7 +125,15 @@ function run_box3d(positional, options)
     rule = lebedev_rule(parse_order(options))
     mu_fraction = parse_mu_fraction(options)
     F_init = read_samples(stdin)
-    write(stdout, htol.(evaluate(F_init, rule; mu_fraction=mu_fraction)))
+    write(stdout, htol.(evaluate(F -> box3d(F, rule; mu_fraction=mu_fraction).F, F_init)))
+    return 0
+end
+
+function run_power(positional, options)
+    rule = lebedev_rule(parse_order(options))
+    parameters = parse_power_parameters(options)
+    F_init = read_samples(stdin)
+    write(stdout, htol.(evaluate(F -> power(F, rule; parameters...), F_init)))
     return 0
 end
 
@@ -124,6 +156,7 @@ end
 const COMMANDS = Dict{String,Tuple{Function,Int,Vector{String}}}(
     "golden" => (run_golden, 1, []),
     "box3d" => (run_box3d, 0, ["--order", "--mu-fraction"]),
+    "power" => (run_power, 0, ["--order"; [power_option(name) for name in keys(POWER_RANGES)]]),
     "check" => (run_check, 0, []),
     "time" => (run_time, 1, ["--order"]),
 )

@@ -2,8 +2,8 @@
 
 The scheme
 ----------
-Side: G is counted positive on the side with the larger integral, that of the sign of
-``int G = N_e - Nbar_e - N_x + Nbar_x`` (exact, whatever the quadrature). With two numbers p, a > 0,
+Side: G is counted positive on the side with the larger integral: that of the sign of ``int G = N_e - Nbar_e - N_x +
+Nbar_x``, unless a beam falls between the nodes and the quadrature says otherwise. With two numbers p, a > 0,
 
     h = 1 on the smaller side,      h = (1 + (G/s)^a)^-p on the larger,      int h G = 0 fixes s,
 
@@ -207,6 +207,16 @@ def _enter(F, moments, basis, species):
 # G, positive on the larger side; ``L (m)`` is log2 |G| without weight. What the eight are is the component's own affair
 # until `_leave_*` turns their sums into the change in the frame.
 @kernel
+def _turn_sides(G, large, small):
+    """Make the larger side of the quadrature the positive one; returns both integrals in this order."""
+    if large >= small:
+        return large, small
+    for j in range(G.shape[0]):
+        G[j] = -G[j]
+    return small, large
+
+
+@kernel
 def _on_sphere(species, rule, sign, terms, G, L):
     """Fill for G(n); returns the integrals over the larger and the smaller side."""
     simd_function()
@@ -227,7 +237,7 @@ def _on_sphere(species, rule, sign, terms, G, L):
         G[j] = weighted
         large += max(weighted, 0.0)
         small += max(-weighted, 0.0)
-    return large, small
+    return _turn_sides(G, large, small)
 
 
 @kernel
@@ -262,7 +272,7 @@ def _on_axis(species, rule, sign, terms, G, L, even):
         L[j] = log2(max(abs(weighted) / rule[1, j], _TINY))
         large += max(weighted, 0.0)
         small += max(-weighted, 0.0)
-    return large, small
+    return _turn_sides(G, large, small)
 
 
 @kernel

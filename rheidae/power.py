@@ -36,8 +36,8 @@ class PowerChange(NamedTuple):
     jacobian : ndarray, shape (n, 6, 8), or None
         Derivatives of `D` by the parameters, in the order of `PARAMETERS`.
     scales : ndarray, shape (n, 2)
-        ``s`` on the sphere and on the axis, over the total number density per steradian (per unit of zeta); NaN where
-        there is no crossing, or no such component.
+        ``s`` on the sphere and on the axis, over the total number density per steradian; NaN where there is no
+        crossing, or no such component.
     """
 
     D: NDArray[np.float64]

@@ -20,6 +20,7 @@ ORDERS = (13, 17, 31, 53)
 TOLERANCE = 1e-10  # of each sample's total density
 BEAMS = {"large_flux_factor", "flux_factor_0.999999"}  # kinds with a species narrower than the node spacing
 
+POWER_PARAMETERS = ("c", "p", "a", "axial", "p_axial", "a_axial")
 ORBIT_SIZE = {"a1": 6, "a2": 12, "a3": 8, "b": 24, "c": 24, "d": 48}
 
 needs_julia = [
@@ -83,9 +84,26 @@ def test_mu_fraction_equals_golden(kind):
         assert_agrees(F_box, four_flux([row], "out_"), F_init)
 
 
+@pytest.mark.parametrize("axial", [False, True], ids=["sphere", "axial"])
+def test_power_scheme_equals_golden(axial):
+    rows = [row for row in read_golden("power_order17.csv") if (float(row["axial"]) > 0) == axial]
+    assert len(rows) >= 10
+    F_init = four_flux(rows, "in_")
+    parameters = {name: np.array([float(row[name]) for row in rows]) for name in POWER_PARAMETERS}
+    F_power = rheidae.mix(F_init, "power", order=17, **parameters)
+    expected = four_flux(rows, "out_")
+    error = relative_error(F_power, expected, F_init)
+    # Numba has Bessel functions to 3e-9 where Julia sums over the azimuth.
+    assert error.max() <= (3e-8 if axial else TOLERANCE), rows[int(error.argmax())]["kind"]
+    without = np.isin([row["kind"] for row in rows], ["no_crossing", "all_isotropic", "symmetric"])
+    np.testing.assert_array_equal(F_power[without], F_init[without])
+    np.testing.assert_array_equal(expected[without], F_init[without])
+    assert (relative_error(expected[~without], F_init[~without], F_init[~without]) > 1e-4).all()
+
+
 def test_golden_outputs_conserve():
-    for order in ORDERS:
-        rows = read_golden(f"box3d_order{order}.csv")
+    for name in [*(f"box3d_order{order}.csv" for order in ORDERS), "power_order17.csv"]:
+        rows = read_golden(name)
         F_init, F_box = four_flux(rows, "in_"), four_flux(rows, "out_")
         total = F_init[:, :, 3].sum(axis=1)
         change = (F_box - F_init) / total[:, None, None]
@@ -107,7 +125,7 @@ def test_inverse_langevin_equals_golden():
 
 
 def test_golden_files_are_small():
-    assert sum(path.stat().st_size for path in GOLDEN.iterdir()) < 200_000
+    assert sum(path.stat().st_size for path in GOLDEN.iterdir()) < 220_000
 
 
 def test_orbit_table_holds_the_points_of_scipy():
@@ -203,6 +221,16 @@ class TestLive:
         F_box = rheidae.box3d_flux(F_init, order=31, crossing="sharp", mu_fraction=0.4)
         assert_agrees(F_box, julia_box3d(F_init, "--order", 31, "--mu-fraction", 0.4), F_init)
 
+    @pytest.mark.parametrize("parameters", [{}, {"c": 0.8, "p": 0.5, "a": 3.0, "axial": 0.6, "a_axial": 1.5}])
+    def test_power_scheme_agrees_on_fresh_samples(self, parameters):
+        F_init = random_four_flux(200, 0.95, seed=20_25)
+        arguments = [text for name, value in parameters.items() for text in (f"--{name.replace('_', '-')}", value)]
+        stdout, _ = julia("power", "--order", 17, *arguments, stdin=F_init.astype("<f8").tobytes())
+        expected = np.frombuffer(stdout, dtype="<f8").reshape(F_init.shape)
+        F_power = rheidae.mix(F_init, "power", order=17, **parameters)
+        assert relative_error(F_power, expected, F_init).max() <= (3e-8 if "axial" in parameters else TOLERANCE)
+        assert (relative_error(expected, F_init, F_init) > 1e-3).mean() > 0.5
+
     def test_no_sample_gives_no_output(self):
         stdout, _ = julia("box3d", "--order", 31)
         assert stdout == b""
@@ -226,6 +254,9 @@ class TestLive:
             (["box3d", "--order", "many"], "no Lebedev order"),
             (["box3d", "--order", "31", "--mu-fraction", "1.5"], "not a number in [0, 1]"),
             (["box3d", "--order", "31", "--mu-fraction", "NaN"], "not a number in [0, 1]"),
+            (["power", "--order", "31", "--p", "0"], "--p 0 is not a number in"),
+            (["power", "--order", "31", "--axial", "2"], "--axial 2 is not a number in [0, 1]"),
+            (["power", "--order", "31", "--mu-fraction", "1"], "power has no option --mu-fraction"),
             (["time", "--order", "31", "0"], "positive integer"),
         ],
     )

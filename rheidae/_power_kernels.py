@@ -84,7 +84,7 @@ def log2(x):
     return e + t * (2.8853900817779268 + s * (0.961796693925976 + s * series))
 
 
-# exp(-x) I0(x) and exp(-x) I1(x): polynomials in x/4 - 1 up to x = 8, above it in 16/x - 1 times 1/sqrt(x); 3e-9.
+# exp(-x) I0(x) and exp(-x) I1(x): polynomials in x/4 - 1 up to x = 8, above it in 16/x - 1 times 1/sqrt(x); 1e-7.
 def _fit(function):
     return tuple(float(c) for c in chebyshev.cheb2poly(chebyshev.chebinterpolate(function, 15)))
 
@@ -125,7 +125,7 @@ def _bessel_far(x):
 
 @scalar_kernel
 def scaled_bessel(x):
-    """Return ``exp(-x) I0(x)`` and ``exp(-x) I1(x)`` for ``x >= 0``, to 3e-9."""
+    """Return ``exp(-x) I0(x)`` and ``exp(-x) I1(x)`` for ``x >= 0``, to 1e-7."""
     return _bessel_near(x) if x <= 8.0 else _bessel_far(x)
 
 

@@ -18,6 +18,17 @@ def random_states(n, seed=0, max_flux_factor=0.75, alike=False):
     return F
 
 
+def nearby_states(n, seed=0, spread=0.01):
+    """One state with a crossing, mu equal to tau, total density 1, and noise of a relative size on its numbers."""
+    state = np.zeros((6, 4))
+    state[:, 3] = [1.0, 0.3, 0.3, 0.9, 0.3, 0.3]
+    state[0, :3], state[3, :3], state[[1, 2, 4, 5], 2] = [0.0, 0.1, 0.2], [0.1, 0.0, 0.4], 0.15
+    noise = np.random.default_rng(seed).normal(scale=spread, size=(n, 6, 4))
+    noise[:, [2, 5]] = noise[:, [1, 4]]
+    F = state * (1 + noise)
+    return F / F[:, :, 3].sum(axis=1)[:, None, None]
+
+
 @st.composite
 def states(draw, max_flux_factor=0.999):
     """One (1, 6, 4) state of order one, chosen by hypothesis; densities from empty to 1."""

@@ -9,10 +9,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from skorch.dataset import ValidSplit
 
-from rheidae import FluxRegressor
+from rheidae import FluxRegressor, box3d_flux, mix
 from rheidae.exceptions import FourFluxError
 from rheidae.metrics import flux_error
-from rheidae.modules import ResidualFFIModel
+from rheidae.modules import MixingModel, ResidualFFIModel
+from tests.states import random_states
 
 SMALL = {
     "module": ResidualFFIModel, "module__hidden_dim": 16, "module__hidden_layers": 1,
@@ -176,3 +177,47 @@ def test_strided_and_torch_input(small):
     np.testing.assert_array_equal(net.predict(np.asfortranarray(X)), net.predict(X))
     np.testing.assert_array_equal(net.predict(torch.from_numpy(X)), net.predict(X))
     np.testing.assert_array_equal(net.predict(X[:0]), np.empty((0, 24)))
+
+
+@pytest.mark.parametrize("module", [MixingModel, ResidualFFIModel], ids=["mixing", "residual"])
+@pytest.mark.parametrize("size", [0.1, 2.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_predictions_are_physical_whatever_the_weights(module, size, dtype):
+    # mu and tau differ, flux factors reach 0.999, one species in six is empty.
+    F = random_states(3000, max_flux_factor=0.999)
+    F[np.random.default_rng(0).random((3000, 6)) < 1 / 6] = 0
+    F[F[..., 3].sum(axis=1) == 0, 0, 3] = 1
+    F *= 1e33
+    X = np.concatenate([F, box3d_flux(F)], axis=1).reshape(-1, 48).astype(dtype)
+    net = FluxRegressor(module, random_state=0).initialize()
+    with torch.no_grad():
+        for parameter in net.module_.parameters():
+            torch.nn.init.normal_(parameter, std=size)
+    final = net.predict(X).reshape(-1, 6, 4)
+    total = F[..., 3].sum(axis=1)[:, None]
+    slack = 1e-13 if dtype == np.float64 else 2e-7  # rounding of the result to its own float type
+    assert final.dtype == dtype
+    assert (final[..., 3] >= -slack * total).all()
+    assert (np.linalg.norm(final[..., :3].astype(np.float64), axis=2) <= final[..., 3] + slack * total).all()
+    moved = np.abs(final - F).max(axis=(1, 2)) / total[:, 0]
+    assert np.percentile(moved, 90) > 1e-3
+
+
+@pytest.mark.parametrize("module", [MixingModel, ResidualFFIModel], ids=["mixing", "residual"])
+def test_states_without_a_crossing_come_back_as_they_are(module, small):
+    F = random_states(200)
+    F[:, [1, 2, 4, 5]] = F[:, [1]]
+    F[:, 0] = 1.5 * F[:, 3]
+    F *= 1e33
+    X = np.concatenate([F, box3d_flux(F)], axis=1).reshape(-1, 48)
+    net = FluxRegressor(module, random_state=0, max_epochs=2).fit(*small)
+    np.testing.assert_array_equal(net.predict(X), X[:, :24])
+    np.testing.assert_array_equal(net.predict(X.astype(np.float32)), X[:, :24].astype(np.float32))
+
+
+def test_untrained_mixing_model_predicts_the_analytic_scheme(small):
+    X, _ = small
+    net = FluxRegressor().initialize()
+    scheme = mix(X[:, :24].reshape(-1, 6, 4), "power", order=17, p=np.exp(-1), axial=0.5, p_axial=1.0)
+    total = X[:, 3:24:4].sum(axis=1)[:, None]
+    np.testing.assert_allclose(net.predict(X) / total, scheme.reshape(-1, 24) / total, atol=5e-7)

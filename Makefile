@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SETUP := $(VENV)/.installed
 
-.PHONY: setup sample preprocess train train-residual smoke demo plot-loss slurm-train test bench lint clean
+.PHONY: setup sample preprocess train train-residual smoke demo plot-loss slurm-train test bench docs lint clean
 .DEFAULT_GOAL := demo
 
 # Made anew when the requirements change.
@@ -50,11 +50,14 @@ test: setup
 bench: setup
 	$(RUN) -m pytest benchmarks
 
+docs: setup
+	$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
 clean:
-	rm -rf $(VENV) .data .pdata results build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .data .pdata results build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find rheidae tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -15,7 +15,7 @@ import numpy as np
 import rheidae
 from rheidae import fingerprint, fourflux
 from rheidae.config import PreprocessConfig
-from rheidae.files import Finished, Outputs, create_h5, disk_full, is_disk_full
+from rheidae.files import Finished, Outputs, create_h5, not_written
 from rheidae.mixing import box3d
 from rheidae.progress import Stages
 from rheidae.rawfile import RawSimulation
@@ -165,7 +165,7 @@ def writing(
     Raises
     ------
     OutputError
-        If the disk is full.
+        If the disk is full, or the file cannot be written for another reason.
     """
     needed = scratch + rows * sum(column.row_bytes for column in columns)
     compressed = config.compression == "gzip"
@@ -193,9 +193,7 @@ def writing(
             started = time.perf_counter()
         stages.add("sync", time.perf_counter() - started)
     except OSError as error:
-        if is_disk_full(error):
-            raise disk_full(target.parent, needed) from error
-        raise
+        raise not_written(target, error, needed) from error
 
 
 def attributes(config: PreprocessConfig, sources: Sequence[Path], mark: str, bad_rows: dict[str, Any]) -> Arrays:

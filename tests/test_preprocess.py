@@ -13,7 +13,7 @@ import yaml
 
 from rheidae import box3d, box3d_flux, commands, files, fourflux, load_dataset, preprocess, progress
 from rheidae.config import PreprocessConfig, check_config
-from rheidae.exceptions import DataError, OutputError
+from rheidae.exceptions import ConfigError, DataError, OutputError
 from tests.states import conservation_error, random_states
 
 INIT, TRUE, NAMES = "F4_initial(1|ccm)", "F4_final(1|ccm)", "directorynames"
@@ -425,6 +425,23 @@ def test_same_size_and_time_but_other_content_is_another_source(tmp_path):
     np.testing.assert_allclose(read_all(tmp_path / "out" / "a_preprocessed.h5")[0]["F_init"], F, rtol=1e-6)
 
 
+def test_what_is_up_to_date_is_said_with_its_bad_rows(tmp_path, capsys):
+    spoil_many(tmp_path)
+    config = config_for(tmp_path, "a", on_bad_rows="drop")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    said = []
+    for _ in range(2):
+        assert preprocess.main(["--config", str(tmp_path / "config.yaml")]) == 0
+        said.append(capsys.readouterr().out)
+    out = tmp_path / "out"
+    kinds = "1 not finite, 1 negative density, 1 |F| > N, 1 all zero, 1 out of range, 1 totals differ"
+    assert said[0].splitlines() == [
+        f"{'a':16s} {44:9d} rows  {out / 'a_preprocessed.h5'}, {kinds}",
+        f"{'all':16s} {44:9d} rows  {out / 'preprocessed_all.h5'}",
+    ]
+    assert said[1] == re.sub(r"\.h5", ".h5, up to date", said[0])
+
+
 def test_two_runs_in_one_folder(tmp_path):
     write_raw(tmp_path / "a.h5")
     with (
@@ -440,6 +457,25 @@ def test_an_output_that_would_overwrite_an_input_is_refused(tmp_path):
     write_raw(tmp_path / "a_preprocessed.h5")
     with pytest.raises(DataError, match=r"a_preprocessed\.h5 is an input and would be an output"):
         run(config_for(tmp_path, {"name": "a", "path": "a_preprocessed.h5"}, output_root=str(tmp_path)))
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    write_raw(tmp_path / "a.h5")
+    (tmp_path / "file").write_text("")
+    for root in ("file", "file/below"):
+        with pytest.raises(OutputError, match=rf"{root}: cannot be written \(.*\); .* or choose another output_root"):
+            run(config_for(tmp_path, "a", output_root=str(tmp_path / root)))
+    (tmp_path / "out" / "preprocessed_all.h5").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"preprocessed_all\.h5 is a folder and would be an output"):
+        run(config_for(tmp_path, "a"))
+
+
+@pytest.mark.parametrize("name", ["", "..", "sub/a", "a\0b", "x" * 200])
+def test_outputs_are_files_of_the_output_folder(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"output_filename: must be"):
+        config_for(tmp_path, "a", output_filename=name)
+    with pytest.raises(ConfigError, match=r"files\.0\.output_name: must be"):
+        config_for(tmp_path, {"name": "a", "output_name": name})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

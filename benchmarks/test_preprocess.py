@@ -71,14 +71,14 @@ def floats(command):
     return map(float, done.stdout.split())
 
 
-def measured(folder, rows):
+def measured(folder, rows, **options):
     """Seconds and peak bytes of the command for `rows` rows, and the files it wrote."""
     raw, out = folder / "raw.h5", folder / "out"
     if not raw.exists():
         make_raw(raw, rows)
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
-    config = {"data_root": str(folder), "output_root": str(out), "files": [{"name": "a", "path": raw.name}]}
+    config = {"data_root": str(folder), "output_root": str(out), "files": [{"name": "a", "path": raw.name}], **options}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "rheidae.preprocess", "--config", str(folder / "config.yaml")]
     seconds, peak = floats([sys.executable, "-c", MEASURE, *command])
@@ -91,11 +91,12 @@ def folder(tmp_path):
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
-def test_against_plain_h5py(folder, capsys):
-    """Both sides twice, the better round counts: other programs use the same disk."""
+@pytest.mark.parametrize("schemes", [["box3d"], ["box3d", "power"]], ids="+".join)
+def test_against_plain_h5py(folder, capsys, schemes):
+    """Both sides three times, the best round counts: other programs use the same disk."""
     runs, plain = [], []
-    for _ in range(2):
-        runs.append(measured(folder, ROWS))
+    for _ in range(3):
+        runs.append(measured(folder, ROWS, schemes=schemes))
         outputs = [str(path) for path in runs[-1][2]]
         os.sync()
         plain.append(
@@ -106,7 +107,7 @@ def test_against_plain_h5py(folder, capsys):
     read, write, sync = min(plain, key=sum)
     unsynced = min(read + write for read, write, _ in plain)
     with capsys.disabled():
-        print(f"\n{ROWS} rows, {written / 1e9:.2f} GB written")
+        print(f"\n{ROWS} rows, schemes {', '.join(schemes)}, {written / 1e9:.2f} GB written")
         print(f"  rheidae.preprocess, start-up and sync included  {seconds:6.2f} s, peak {peak / 2**20:.0f} MiB")
         print(f"  plain h5py, read {read:.2f}, write {write:.2f}, sync {sync:.2f}   {read + write + sync:6.2f} s")
         print(

@@ -125,6 +125,12 @@ class RawFile(Section):
         return data
 
 
+def _with_box3d(schemes: object) -> object:
+    if isinstance(schemes, list) and ("box3d" not in schemes or len(set(map(str, schemes))) < len(schemes)):
+        raise ValueError("must name box3d, which the inputs of a model hold, and each scheme once")
+    return schemes
+
+
 class PreprocessConfig(Section):
     """``config/pre_process.yaml``."""
 
@@ -137,6 +143,7 @@ class PreprocessConfig(Section):
     files: Annotated[list[RawFile], Field(min_length=1)]
     lebedev_order: Annotated[int, BeforeValidator(_known_order)] = 31
     box3d_mu_fraction: Fraction | None = None
+    schemes: Annotated[list[Literal["box3d", "power"]], BeforeValidator(_with_box3d)] = ["box3d"]
     output_filename: FileName = "preprocessed_all.h5"
     shuffle: bool = True
     seed: Annotated[int, Field(ge=0)] = 0

@@ -304,7 +304,7 @@ def _process_block(block: _Block) -> Done:
         F_init, F_true = held.F_init.read(start, stop), held.F_true.read(start, stop)
         extra = _extra(held, block.sim_id, block.names, start, stop)
     stages.add("read", 0.0, F_init.nbytes + F_true.nbytes + sum(values.nbytes for values in extra.values()))
-    with stages.timed("Box3D"):
+    with stages.timed("mixing"):
         if config.on_bad_rows == "clip":
             kinds = badrows.clip(F_init, F_true, config.tolerances).left
         else:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from rheidae import box3d, box3d_flux, commands, files, fourflux, load_dataset, preprocess, progress
+from rheidae import box3d, box3d_flux, commands, files, fourflux, load_dataset, mix, preprocess, progress
 from rheidae.config import PreprocessConfig, check_config
 from rheidae.exceptions import ConfigError, DataError, OutputError
 from tests.states import conservation_error, random_states
@@ -49,7 +49,7 @@ def read_all(path):
 
 def test_output_is_what_the_design_says(tmp_path):
     F = write_raw(tmp_path / "a.h5", 30)
-    run(config_for(tmp_path, "a", lebedev_order=17))
+    run(config_for(tmp_path, "a", lebedev_order=17, schemes=["box3d", "power"]))
     values, attributes = read_all(tmp_path / "out" / "a_preprocessed.h5")
     other = {"sim_id": "S", "dirname": "S", "has_crossing": "b"}
     for name, array in values.items():
@@ -58,6 +58,7 @@ def test_output_is_what_the_design_says(tmp_path):
     np.testing.assert_array_equal(values["has_crossing"], result.has_crossing)
     np.testing.assert_allclose(values["growth_rate"], result.growth_rate, rtol=1e-6)
     box = box3d_flux(F, order=17)
+    np.testing.assert_array_equal(values["F_power"], mix(F, "power", order=17).astype(np.float32))
     for name, expected in (("F_init", F), ("F_box", box), ("F_true", box3d_flux(F))):
         np.testing.assert_allclose(values[name], expected, rtol=1e-6, atol=1e24)
         np.testing.assert_array_equal(values[f"{name}_flat"], values[name].reshape(30, 24))
@@ -251,6 +252,23 @@ def test_every_order_and_number_format_gives_the_same(tmp_path, options, dtype, 
             file.create_dataset(name, data=raw, dtype=dtype, **options)
     run(config_for(tmp_path, "a", chunk_rows=16))
     np.testing.assert_array_equal(read_all(tmp_path / "out" / "a_preprocessed.h5")[0]["F_true"], F)
+
+
+def test_schemes_to_store(tmp_path):
+    F = write_raw(tmp_path / "a.h5")
+    run(config_for(tmp_path, "a", schemes=["box3d", "power"]))
+    full = read_all(tmp_path / "out" / "preprocessed_all.h5")[0]
+    run(config_for(tmp_path, "a"))
+    for name in ("a_preprocessed.h5", "preprocessed_all.h5"):
+        values = read_all(tmp_path / "out" / name)[0]
+        assert full.keys() - values.keys() == {"F_power"}
+    np.testing.assert_array_equal(full["F_box"], values["F_box"])
+    # In the combined file, too, each row has the answer to its own initial state.
+    order = [int(name.removeprefix(b"run")) for name in full["dirname"]]
+    np.testing.assert_array_equal(full["F_power"], mix(F, "power").astype(np.float32)[order])
+    for schemes in (["power"], ["box3d", "box3d"]):
+        with pytest.raises(ConfigError, match=r"schemes: must name box3d, .* and each scheme once"):
+            config_for(tmp_path, "a", schemes=schemes)
 
 
 def test_growth_rate_and_spread_are_carried_along_where_present(tmp_path):
@@ -505,7 +523,7 @@ def test_report_and_progress(tmp_path, caplog, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     run(config_for(tmp_path, "a", chunk_rows=100))
     assert re.search(r"a: 100 of 300 rows, \d+ rows/s, \d+ s left", caplog.text)
-    for stage in ("read", "Box3D", "write", "sync", "scatter", "gather"):
+    for stage in ("read", "mixing", "write", "sync", "scatter", "gather"):
         assert re.search(rf"{stage} +([\d.]+ [kMG]?B +)?[\d.]+ s", caplog.text)
     monkeypatch.setattr(commands, "on_terminal", lambda: True)
     preprocess.preprocess(config_for(tmp_path, "a", chunk_rows=100), resume=False)

@@ -132,3 +132,54 @@ def test_growth(folder, capsys):
         for rows, seconds, peak in lines:
             print(f"{rows:8d} {seconds:6.2f} {1e6 * seconds / rows:8.2f} {peak / 2**20:9.0f}")
     assert max(peak for _, _, peak in lines) < min(600e6, 1.3 * min(peak for _, _, peak in lines))
+
+
+STORAGE = {
+    "in one piece": {},
+    "chunks of 256": {"h5_chunk_rows": 256},
+    "chunks of 1024": {"h5_chunk_rows": 1024},
+    "chunks of 4096": {"h5_chunk_rows": 4096},
+    **{
+        f"gzip {level}, chunks of {chunk}": {"compression": "gzip", "compression_level": level, "h5_chunk_rows": chunk}
+        for level, chunk in ((1, 256), (1, 1024), (1, 4096), (1, 16384), (4, 1024), (9, 1024))
+    },
+}
+
+LOAD = """
+import sys, time
+from rheidae import load_dataset
+load_dataset(sys.argv[1], return_X_y=True)
+started = time.perf_counter()
+load_dataset(sys.argv[1], return_X_y=True)
+print(time.perf_counter() - started)
+"""
+
+# Batches of 256 neighbouring rows, from random places: what a program does that does not hold the file in memory.
+BATCHES = """
+import sys, time, h5py, numpy as np
+rng = np.random.default_rng(0)
+with h5py.File(sys.argv[1]) as file:
+    inputs, targets = file["input"], file["target"]
+    starts = rng.integers(0, len(inputs) - 256, 400)
+    started = time.perf_counter()
+    for start in starts.tolist():
+        inputs[start : start + 256], targets[start : start + 256]
+    print((time.perf_counter() - started) / len(starts))
+"""
+
+
+@pytest.mark.skipif("RHEIDAE_BENCH_STORAGE" not in os.environ, reason="takes minutes: RHEIDAE_BENCH_STORAGE=200000")
+def test_storage(folder, capsys):
+    """What chunks and compression cost and save; each setting twice, the better round counts."""
+    rows = int(os.environ["RHEIDAE_BENCH_STORAGE"])
+    lines = []
+    for name, options in STORAGE.items():
+        seconds, _, outputs = min(measured(folder, rows, **options) for _ in range(2))
+        combined = str(folder / "out" / "preprocessed_all.h5")
+        (load,) = floats([sys.executable, "-c", LOAD, combined])
+        (batch,) = floats([sys.executable, "-c", BATCHES, combined])
+        lines.append((name, seconds, sum(path.stat().st_size for path in outputs), load, batch))
+    with capsys.disabled():
+        print(f"\n{rows} rows               write, s    MB  load, s  batch, ms")
+        for name, seconds, size, load, batch in lines:
+            print(f"{name:26s} {seconds:8.2f} {size / 1e6:5.0f} {load:8.3f} {1e3 * batch:10.3f}")

@@ -71,14 +71,14 @@ def floats(command):
     return map(float, done.stdout.split())
 
 
-def measured(folder, rows):
+def measured(folder, rows, **options):
     """Seconds and peak bytes of the command for `rows` rows, and the files it wrote."""
     raw, out = folder / "raw.h5", folder / "out"
     if not raw.exists():
         make_raw(raw, rows)
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
-    config = {"data_root": str(folder), "output_root": str(out), "files": [{"name": "a", "path": raw.name}]}
+    config = {"data_root": str(folder), "output_root": str(out), "files": [{"name": "a", "path": raw.name}], **options}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "rheidae.preprocess", "--config", str(folder / "config.yaml")]
     seconds, peak = floats([sys.executable, "-c", MEASURE, *command])
@@ -91,11 +91,12 @@ def folder(tmp_path):
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
-def test_against_plain_h5py(folder, capsys):
-    """Both sides twice, the better round counts: other programs use the same disk."""
+@pytest.mark.parametrize("schemes", [["box3d"], ["box3d", "power"]], ids="+".join)
+def test_against_plain_h5py(folder, capsys, schemes):
+    """Both sides three times, the best round counts: other programs use the same disk."""
     runs, plain = [], []
-    for _ in range(2):
-        runs.append(measured(folder, ROWS))
+    for _ in range(3):
+        runs.append(measured(folder, ROWS, schemes=schemes))
         outputs = [str(path) for path in runs[-1][2]]
         os.sync()
         plain.append(
@@ -106,7 +107,7 @@ def test_against_plain_h5py(folder, capsys):
     read, write, sync = min(plain, key=sum)
     unsynced = min(read + write for read, write, _ in plain)
     with capsys.disabled():
-        print(f"\n{ROWS} rows, {written / 1e9:.2f} GB written")
+        print(f"\n{ROWS} rows, schemes {', '.join(schemes)}, {written / 1e9:.2f} GB written")
         print(f"  rheidae.preprocess, start-up and sync included  {seconds:6.2f} s, peak {peak / 2**20:.0f} MiB")
         print(f"  plain h5py, read {read:.2f}, write {write:.2f}, sync {sync:.2f}   {read + write + sync:6.2f} s")
         print(
@@ -131,3 +132,54 @@ def test_growth(folder, capsys):
         for rows, seconds, peak in lines:
             print(f"{rows:8d} {seconds:6.2f} {1e6 * seconds / rows:8.2f} {peak / 2**20:9.0f}")
     assert max(peak for _, _, peak in lines) < min(600e6, 1.3 * min(peak for _, _, peak in lines))
+
+
+STORAGE = {
+    "in one piece": {},
+    "chunks of 256": {"h5_chunk_rows": 256},
+    "chunks of 1024": {"h5_chunk_rows": 1024},
+    "chunks of 4096": {"h5_chunk_rows": 4096},
+    **{
+        f"gzip {level}, chunks of {chunk}": {"compression": "gzip", "compression_level": level, "h5_chunk_rows": chunk}
+        for level, chunk in ((1, 256), (1, 1024), (1, 4096), (1, 16384), (4, 1024), (9, 1024))
+    },
+}
+
+LOAD = """
+import sys, time
+from rheidae import load_dataset
+load_dataset(sys.argv[1], return_X_y=True)
+started = time.perf_counter()
+load_dataset(sys.argv[1], return_X_y=True)
+print(time.perf_counter() - started)
+"""
+
+# Batches of 256 neighbouring rows, from random places: what a program does that does not hold the file in memory.
+BATCHES = """
+import sys, time, h5py, numpy as np
+rng = np.random.default_rng(0)
+with h5py.File(sys.argv[1]) as file:
+    inputs, targets = file["input"], file["target"]
+    starts = rng.integers(0, len(inputs) - 256, 400)
+    started = time.perf_counter()
+    for start in starts.tolist():
+        inputs[start : start + 256], targets[start : start + 256]
+    print((time.perf_counter() - started) / len(starts))
+"""
+
+
+@pytest.mark.skipif("RHEIDAE_BENCH_STORAGE" not in os.environ, reason="takes minutes: RHEIDAE_BENCH_STORAGE=200000")
+def test_storage(folder, capsys):
+    """What chunks and compression cost and save; each setting twice, the better round counts."""
+    rows = int(os.environ["RHEIDAE_BENCH_STORAGE"])
+    lines = []
+    for name, options in STORAGE.items():
+        seconds, _, outputs = min(measured(folder, rows, **options) for _ in range(2))
+        combined = str(folder / "out" / "preprocessed_all.h5")
+        (load,) = floats([sys.executable, "-c", LOAD, combined])
+        (batch,) = floats([sys.executable, "-c", BATCHES, combined])
+        lines.append((name, seconds, sum(path.stat().st_size for path in outputs), load, batch))
+    with capsys.disabled():
+        print(f"\n{rows} rows               write, s    MB  load, s  batch, ms")
+        for name, seconds, size, load, batch in lines:
+            print(f"{name:26s} {seconds:8.2f} {size / 1e6:5.0f} {load:8.3f} {1e3 * batch:10.3f}")

@@ -136,6 +136,9 @@ def combine(
         blocks: Iterator[tuple[Any, ...]]
         if config.shuffle:
             spill = scratch.scratch(target.with_name(target.name + ".rows")).absolute()
+            # At its full length from the start: a network file system may fill up a page that it takes for the last
+            # one, and so overwrite what another machine wrote behind.
+            os.truncate(spill, scratch_bytes)
             begins = _scatter(parts, rows, spill, record, config, workers, stages, step)
             read()
             work: Any = _sorted_bucket

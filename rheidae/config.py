@@ -67,6 +67,36 @@ class Tolerances(Section):
     clip_negative: NonNegative = 1e-6
 
 
+_LONGEST_NAME = 150
+"""Bytes of a file name; temporary names are longer, and many file systems end at 255."""
+
+
+def _file_name(name: object) -> object:
+    if isinstance(name, str):
+        if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
+            raise ValueError("must be the name of a file, without folders: those go into output_root")
+        if len(_encoded(name)) > _LONGEST_NAME:
+            raise ValueError(f"must be at most {_LONGEST_NAME} bytes long")
+    return name
+
+
+def _label(text: object) -> object:
+    if isinstance(text, str) and b"\0" in _encoded(text):
+        raise ValueError("must not hold a zero byte, which ends strings in HDF5")
+    return text
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds a character that is none") from None
+
+
+FileName = Annotated[str, BeforeValidator(_file_name)]
+Label = Annotated[str, BeforeValidator(_label)]
+
+
 class RawFile(Section):
     """One raw simulation file.
 
@@ -76,10 +106,10 @@ class RawFile(Section):
 
     name: str
     path: str = ""
-    sim_id: str = ""
+    sim_id: Label = ""
     enabled: bool = True
     max_rows: Annotated[int, Field(gt=0)] | None = None
-    output_name: str = ""
+    output_name: FileName = ""
     axes: Axes | None = None
 
     @model_validator(mode="before")
@@ -95,6 +125,12 @@ class RawFile(Section):
         return data
 
 
+def _with_box3d(schemes: object) -> object:
+    if isinstance(schemes, list) and ("box3d" not in schemes or len(set(map(str, schemes))) < len(schemes)):
+        raise ValueError("must name box3d, which the inputs of a model hold, and each scheme once")
+    return schemes
+
+
 class PreprocessConfig(Section):
     """``config/pre_process.yaml``."""
 
@@ -107,7 +143,8 @@ class PreprocessConfig(Section):
     files: Annotated[list[RawFile], Field(min_length=1)]
     lebedev_order: Annotated[int, BeforeValidator(_known_order)] = 31
     box3d_mu_fraction: Fraction | None = None
-    output_filename: str = "preprocessed_all.h5"
+    schemes: Annotated[list[Literal["box3d", "power"]], BeforeValidator(_with_box3d)] = ["box3d"]
+    output_filename: FileName = "preprocessed_all.h5"
     shuffle: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
     diagnostics: Literal["full", "minimal"] = "full"

@@ -315,10 +315,8 @@ class Finished:
                 try:
                     synced.result()
                 except OSError as error:
-                    if is_disk_full(error):
-                        target, temporary = next(iter(outputs.targets.items()))
-                        raise disk_full(target.parent, temporary.stat().st_size) from error
-                    raise
+                    target, temporary = next(iter(outputs.targets.items()))
+                    raise not_written(target, error, temporary.stat().st_size) from error
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -431,12 +429,15 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises
     ------
     OutputError
-        If another run is at work there. The message says which.
+        If another run is at work there (the message says which), or the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / _LOCK_NAME
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise not_written(folder, error) from error
         held = _lock(descriptor)
         if held is False:
             who = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "of unknown number"
@@ -476,9 +477,14 @@ def disk_full(folder: Path, needed: int) -> OutputError:
     )
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that the disk, or the user's share of it, is used up."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+def not_written(target: Path, error: OSError, needed: int = 0) -> OutputError:
+    """Return the error for an output of `needed` bytes, or a folder, that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and needed:
+        return disk_full(target.parent, needed)
+    return OutputError(
+        f"{target}: cannot be written ({error.strerror or error}); see to the disk and the permissions, "
+        "or choose another output_root"
+    )
 
 
 def size(count: float) -> str:

@@ -25,7 +25,7 @@ from rheidae import badrows, commands, fingerprint, fourflux
 from rheidae.cluster import Workers, open_workers
 from rheidae.combine import combine
 from rheidae.config import PreprocessConfig, RawFile, Tolerances, read_config
-from rheidae.exceptions import DataError
+from rheidae.exceptions import DataError, OutputError
 from rheidae.files import Finished, dataset, only_writer, open_h5, require_space
 from rheidae.progress import Progress, Stages
 from rheidae.rawfile import RawSimulation, inspect, read_growth_rate, read_names
@@ -78,7 +78,7 @@ def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str 
         If a file is missing or malformed, or a row is not physical. The message names file, dataset, row
         and remedy; no output is written from a bad file, and older outputs stay.
     OutputError
-        If the disk is full, or another run writes into the same folder.
+        If the disk is full, outputs cannot be written for another reason, or another run writes into the same folder.
     ClusterError
         If the cluster cannot be reached, or loses its workers.
     """
@@ -91,7 +91,7 @@ def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str 
     with only_writer(root), Finished() as finished, ExitStack() as stack:
         with stages.timed("inspect"):
             simulations = [_inspect(raw, config) for raw in enabled]
-        _refuse_to_overwrite_sources(simulations, config)
+        _require_targets(simulations, config)
         pending = [s for s in simulations if not (resume and fingerprint.up_to_date(s.target, s.fingerprint))]
         combined = root / config.output_filename
         mark = fingerprint.of_combined([s.fingerprint for s in simulations], config)
@@ -163,12 +163,15 @@ def _inspect(raw: RawFile, config: PreprocessConfig) -> _Simulation:
     )
 
 
-def _refuse_to_overwrite_sources(simulations: list[_Simulation], config: PreprocessConfig) -> None:
+def _require_targets(simulations: list[_Simulation], config: PreprocessConfig) -> None:
+    """Refuse outputs that would overwrite a source, or whose place something else has."""
     targets = [s.target for s in simulations] + [Path(config.output_root) / config.output_filename]
     sources = {s.source.resolve(): s.source for s in simulations}
     for target in targets:
         if target.resolve() in sources:
             raise DataError(f"{target} is an input and would be an output; choose another output_root or output_name")
+        if target.is_dir():
+            raise OutputError(f"{target} is a folder and would be an output; choose another output_root or output_name")
 
 
 def _require_space(pending: list[_Simulation], simulations: list[_Simulation], config: PreprocessConfig) -> None:
@@ -301,7 +304,7 @@ def _process_block(block: _Block) -> Done:
         F_init, F_true = held.F_init.read(start, stop), held.F_true.read(start, stop)
         extra = _extra(held, block.sim_id, block.names, start, stop)
     stages.add("read", 0.0, F_init.nbytes + F_true.nbytes + sum(values.nbytes for values in extra.values()))
-    with stages.timed("Box3D"):
+    with stages.timed("mixing"):
         if config.on_bad_rows == "clip":
             kinds = badrows.clip(F_init, F_true, config.tolerances).left
         else:

@@ -15,8 +15,8 @@ import numpy as np
 import rheidae
 from rheidae import fingerprint, fourflux
 from rheidae.config import PreprocessConfig
-from rheidae.files import Finished, Outputs, create_h5, disk_full, is_disk_full
-from rheidae.mixing import box3d
+from rheidae.files import Finished, Outputs, create_h5, not_written
+from rheidae.mixing import box3d, mix
 from rheidae.progress import Stages
 from rheidae.rawfile import RawSimulation
 from rheidae.rows import Column, Storage, Table, columns_of, create_table, write_chunked, write_rows
@@ -36,12 +36,15 @@ def evaluate(F_init: fourflux.Float, F_true: fourflux.Float, config: PreprocessC
     # One thread, since blocks are worked on side by side.
     result = box3d(F_init, order=config.lebedev_order, mu_fraction=config.box3d_mu_fraction, threads=1)
     F_box = result.F_box
+    # A minimal file holds none of them.
+    others = [scheme for scheme in config.schemes if scheme != "box3d" and config.diagnostics == "full"]
     x, y, z, N = np.moveaxis(F_init, 2, 0)
     invariants = np.stack([N, np.sqrt(x * x + y * y + z * z)], axis=2, dtype=np.float32)
     return {
         "F_init": F_init.astype(np.float32),
         "F_true": F_true.astype(np.float32),
         "F_box": F_box.astype(np.float32),
+        **{f"F_{name}": mix(F_init, name, order=config.lebedev_order, threads=1).astype(np.float32) for name in others},
         "residual": fourflux.flatten((F_true - F_box).astype(np.float32)),
         "invariants": invariants.reshape(len(F_init), 12),
         "growth_rate": result.growth_rate.astype(np.float32),
@@ -165,7 +168,7 @@ def writing(
     Raises
     ------
     OutputError
-        If the disk is full.
+        If the disk is full, or the file cannot be written for another reason.
     """
     needed = scratch + rows * sum(column.row_bytes for column in columns)
     compressed = config.compression == "gzip"
@@ -193,15 +196,13 @@ def writing(
             started = time.perf_counter()
         stages.add("sync", time.perf_counter() - started)
     except OSError as error:
-        if is_disk_full(error):
-            raise disk_full(target.parent, needed) from error
-        raise
+        raise not_written(target, error, needed) from error
 
 
 def attributes(config: PreprocessConfig, sources: Sequence[Path], mark: str, bad_rows: dict[str, Any]) -> Arrays:
     """Return the attributes of a file made from `sources`, whose fingerprint is `mark`."""
     described = {
-        "F_init, F_true, F_box, F_true_stddev": "(row, species, component)",
+        "F_init, F_true, F_box, F_power, F_true_stddev": "(row, species, component)",
         "*_flat, residual, target": "(row, 4 * species + component)",
         "input": "(row, [F_init_flat, F_box_flat])",
         "invariants": "(row, per species (N, |F|) of F_init)",

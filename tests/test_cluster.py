@@ -44,7 +44,7 @@ def cluster():
 
 
 def test_a_worker_killed_in_the_middle_changes_nothing(raw, cluster):
-    config = config_for(raw, "a", chunk_rows=500)
+    config = config_for(raw, "a", chunk_rows=500, schemes=["box3d", "power"])
     preprocess.preprocess(config)
     expected = contents(raw / "out")
     with distributed.Client(cluster) as client:

@@ -6,9 +6,11 @@ import h5py
 import numpy as np
 import pytest
 
-from rheidae import load_dataset
+from rheidae import load_dataset, mix
+from rheidae.config import PreprocessConfig, check_config
 from rheidae.datasets import SAMPLE, write_sample
 from rheidae.exceptions import DataError
+from rheidae.preprocess import preprocess
 
 
 def test_sample_is_written_as_shipped(tmp_path):
@@ -68,14 +70,28 @@ def write(path, n, reverse=False, layout=None, **replace):
     return content
 
 
+def test_power_scheme_where_the_file_holds_it(sample, tmp_path):
+    file = {"name": "nsm_a", "path": "emu_nsm_a.h5"}
+    config = {"data_root": str(sample), "output_root": str(tmp_path), "files": [file]}
+    for schemes in (["box3d"], ["box3d", "power"]):
+        preprocess(check_config({**config, "schemes": schemes}, PreprocessConfig))
+        bunch = load_dataset(tmp_path / "preprocessed_all.h5")
+        if "power" not in schemes:
+            assert bunch.F_power is None
+    F_init = bunch.data[:, :24].reshape(-1, 6, 4)
+    assert bunch.F_power.dtype == np.float32
+    np.testing.assert_allclose(bunch.F_power, mix(F_init.astype(float), "power"), rtol=1e-4, atol=1e-5 * F_init.max())
+
+
 @pytest.mark.parametrize("n", [1, 7, 24, 48])
 def test_reversed_axes_as_julia_writes_them(tmp_path, n):
-    content = write(tmp_path / "a.h5", n)
-    write(tmp_path / "b.h5", n, reverse=True)
+    content = write(tmp_path / "a.h5", n, F_power=np.random.default_rng(1).normal(size=(n, 6, 4)))
+    write(tmp_path / "b.h5", n, reverse=True, F_power=content["F_power"])
     one, other = load_dataset(tmp_path / "a.h5", 2.0), load_dataset(tmp_path / "b.h5", 2.0)
     for loaded in (one, other):
         np.testing.assert_allclose(loaded.data, 2 * content["input"], rtol=1e-6)
         np.testing.assert_allclose(loaded.target, 2 * content["target"], rtol=1e-6)
+        np.testing.assert_allclose(loaded.F_power, 2 * content["F_power"], rtol=1e-6)
         assert list(loaded.groups) == content["sim_id"]
 
 
@@ -101,6 +117,8 @@ def test_48_rows_without_another_clue_are_refused_unless_the_file_says(tmp_path)
         ({"target": np.ones((4, 24))}, "'input' has 5 rows, 'target' 4"),
         ({"input": np.where(np.arange(5)[:, None] == 3, np.nan, np.ones((5, 48)))}, "'input', row 3: a number is not"),
         ({"input": np.where(np.arange(5)[:, None] == 2, 1e39, np.ones((5, 48)))}, "'input', row 2: .*smaller target_"),
+        ({"F_power": np.ones((4, 6, 4))}, "'input' has 5 rows, 'F_power' 4"),
+        ({"F_power": np.ones((5, 24))}, r"'F_power' has shape \(5, 24\).*expected real numbers \(n, 6, 4\)"),
         ({"sim_id": ["a"] * 4}, r"'sim_id' has shape \(4,\)"),
     ],
 )

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from rheidae import box3d, box3d_flux, commands, files, fourflux, load_dataset, preprocess, progress
+from rheidae import box3d, box3d_flux, commands, files, fourflux, load_dataset, mix, preprocess, progress
 from rheidae.config import PreprocessConfig, check_config
-from rheidae.exceptions import DataError, OutputError
+from rheidae.exceptions import ConfigError, DataError, OutputError
 from tests.states import conservation_error, random_states
 
 INIT, TRUE, NAMES = "F4_initial(1|ccm)", "F4_final(1|ccm)", "directorynames"
@@ -49,7 +49,7 @@ def read_all(path):
 
 def test_output_is_what_the_design_says(tmp_path):
     F = write_raw(tmp_path / "a.h5", 30)
-    run(config_for(tmp_path, "a", lebedev_order=17))
+    run(config_for(tmp_path, "a", lebedev_order=17, schemes=["box3d", "power"]))
     values, attributes = read_all(tmp_path / "out" / "a_preprocessed.h5")
     other = {"sim_id": "S", "dirname": "S", "has_crossing": "b"}
     for name, array in values.items():
@@ -58,6 +58,7 @@ def test_output_is_what_the_design_says(tmp_path):
     np.testing.assert_array_equal(values["has_crossing"], result.has_crossing)
     np.testing.assert_allclose(values["growth_rate"], result.growth_rate, rtol=1e-6)
     box = box3d_flux(F, order=17)
+    np.testing.assert_array_equal(values["F_power"], mix(F, "power", order=17).astype(np.float32))
     for name, expected in (("F_init", F), ("F_box", box), ("F_true", box3d_flux(F))):
         np.testing.assert_allclose(values[name], expected, rtol=1e-6, atol=1e24)
         np.testing.assert_array_equal(values[f"{name}_flat"], values[name].reshape(30, 24))
@@ -253,6 +254,23 @@ def test_every_order_and_number_format_gives_the_same(tmp_path, options, dtype, 
     np.testing.assert_array_equal(read_all(tmp_path / "out" / "a_preprocessed.h5")[0]["F_true"], F)
 
 
+def test_schemes_to_store(tmp_path):
+    F = write_raw(tmp_path / "a.h5")
+    run(config_for(tmp_path, "a", schemes=["box3d", "power"]))
+    full = read_all(tmp_path / "out" / "preprocessed_all.h5")[0]
+    run(config_for(tmp_path, "a"))
+    for name in ("a_preprocessed.h5", "preprocessed_all.h5"):
+        values = read_all(tmp_path / "out" / name)[0]
+        assert full.keys() - values.keys() == {"F_power"}
+    np.testing.assert_array_equal(full["F_box"], values["F_box"])
+    # In the combined file, too, each row has the answer to its own initial state.
+    order = [int(name.removeprefix(b"run")) for name in full["dirname"]]
+    np.testing.assert_array_equal(full["F_power"], mix(F, "power").astype(np.float32)[order])
+    for schemes in (["power"], ["box3d", "box3d"]):
+        with pytest.raises(ConfigError, match=r"schemes: must name box3d, .* and each scheme once"):
+            config_for(tmp_path, "a", schemes=schemes)
+
+
 def test_growth_rate_and_spread_are_carried_along_where_present(tmp_path):
     rate, spread = np.linspace(0, 1e10, 20), fourflux.to_emu(random_states(20, 7) * 1e30)
     write_raw(tmp_path / "a.h5", 20, **{"growthRate(1|s)": rate, "F4_final_stddev(1|ccm)": spread})
@@ -425,6 +443,23 @@ def test_same_size_and_time_but_other_content_is_another_source(tmp_path):
     np.testing.assert_allclose(read_all(tmp_path / "out" / "a_preprocessed.h5")[0]["F_init"], F, rtol=1e-6)
 
 
+def test_what_is_up_to_date_is_said_with_its_bad_rows(tmp_path, capsys):
+    spoil_many(tmp_path)
+    config = config_for(tmp_path, "a", on_bad_rows="drop")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    said = []
+    for _ in range(2):
+        assert preprocess.main(["--config", str(tmp_path / "config.yaml")]) == 0
+        said.append(capsys.readouterr().out)
+    out = tmp_path / "out"
+    kinds = "1 not finite, 1 negative density, 1 |F| > N, 1 all zero, 1 out of range, 1 totals differ"
+    assert said[0].splitlines() == [
+        f"{'a':16s} {44:9d} rows  {out / 'a_preprocessed.h5'}, {kinds}",
+        f"{'all':16s} {44:9d} rows  {out / 'preprocessed_all.h5'}",
+    ]
+    assert said[1] == re.sub(r"\.h5", ".h5, up to date", said[0])
+
+
 def test_two_runs_in_one_folder(tmp_path):
     write_raw(tmp_path / "a.h5")
     with (
@@ -440,6 +475,25 @@ def test_an_output_that_would_overwrite_an_input_is_refused(tmp_path):
     write_raw(tmp_path / "a_preprocessed.h5")
     with pytest.raises(DataError, match=r"a_preprocessed\.h5 is an input and would be an output"):
         run(config_for(tmp_path, {"name": "a", "path": "a_preprocessed.h5"}, output_root=str(tmp_path)))
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    write_raw(tmp_path / "a.h5")
+    (tmp_path / "file").write_text("")
+    for root in ("file", "file/below"):
+        with pytest.raises(OutputError, match=rf"{root}: cannot be written \(.*\); .* or choose another output_root"):
+            run(config_for(tmp_path, "a", output_root=str(tmp_path / root)))
+    (tmp_path / "out" / "preprocessed_all.h5").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"preprocessed_all\.h5 is a folder and would be an output"):
+        run(config_for(tmp_path, "a"))
+
+
+@pytest.mark.parametrize("name", ["", "..", "sub/a", "a\0b", "x" * 200])
+def test_outputs_are_files_of_the_output_folder(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"output_filename: must be"):
+        config_for(tmp_path, "a", output_filename=name)
+    with pytest.raises(ConfigError, match=r"files\.0\.output_name: must be"):
+        config_for(tmp_path, {"name": "a", "output_name": name})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -469,7 +523,7 @@ def test_report_and_progress(tmp_path, caplog, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     run(config_for(tmp_path, "a", chunk_rows=100))
     assert re.search(r"a: 100 of 300 rows, \d+ rows/s, \d+ s left", caplog.text)
-    for stage in ("read", "Box3D", "write", "sync", "scatter", "gather"):
+    for stage in ("read", "mixing", "write", "sync", "scatter", "gather"):
         assert re.search(rf"{stage} +([\d.]+ [kMG]?B +)?[\d.]+ s", caplog.text)
     monkeypatch.setattr(commands, "on_terminal", lambda: True)
     preprocess.preprocess(config_for(tmp_path, "a", chunk_rows=100), resume=False)

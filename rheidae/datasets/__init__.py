@@ -62,8 +62,9 @@ def load_dataset(path: str | Path, target_scale: float = 1e-33, *, return_X_y: b
     Bunch
         ``data (n, 48)`` float32: initial four-flux, then Box3D's; ``target (n, 24)`` float32: final
         four-flux; ``groups (n,)`` str: the simulation file (`sim_id`) of each row; ``dirname (n,)`` str:
-        the single simulation, empty if the file does not say; ``feature_names``, ``target_names``,
-        ``target_scale``, ``filename``, ``DESCR``.
+        the single simulation, empty if the file does not say; ``F_power (n, 6, 4)`` float32: final four-flux by
+        continuous mixing (`rheidae.mix`), None if the file does not hold it; ``feature_names``,
+        ``target_names``, ``target_scale``, ``filename``, ``DESCR``. All four-fluxes are scaled alike.
 
     Raises
     ------
@@ -75,18 +76,24 @@ def load_dataset(path: str | Path, target_scale: float = 1e-33, *, return_X_y: b
         remedy = "make the file with: python -m rheidae.preprocess"
         inputs, targets = dataset(file, "input", remedy), dataset(file, "target", remedy)
         reversed_axes = _has_reversed_axes(file, inputs)
-        data = _read_table(inputs, 48, reversed_axes, target_scale)
-        target = _read_table(targets, 24, reversed_axes, target_scale)
+        data = _read_table(inputs, (48,), reversed_axes, target_scale)
+        target = _read_table(targets, (24,), reversed_axes, target_scale)
         if len(data) != len(target):
             raise DataError(f"{path}: 'input' has {len(data)} rows, 'target' {len(target)}; {remedy}")
         if return_X_y:
             return data, target
+        F_power = None
+        if "F_power" in file:
+            F_power = _read_table(dataset(file, "F_power", remedy), (6, 4), reversed_axes, target_scale)
+            if len(F_power) != len(data):
+                raise DataError(f"{path}: 'input' has {len(data)} rows, 'F_power' {len(F_power)}; {remedy}")
         groups = _read_strings(file, "sim_id", len(data))
         # Minimal files hold no names.
         dirname = _read_strings(file, "dirname", len(data)) if "dirname" in file else np.zeros(len(data), dtype=np.str_)
     return Bunch(
         data=data,
         target=target,
+        F_power=F_power,
         groups=groups,
         dirname=dirname,
         feature_names=fourflux.column_names("F_init") + fourflux.column_names("F_box"),
@@ -112,21 +119,23 @@ def _has_reversed_axes(file: h5py.File, inputs: h5py.Dataset) -> bool:
     )
 
 
-def _read_table(source: h5py.Dataset, columns: int, reversed_axes: bool, scale: float) -> Any:
-    """A 2-D dataset as ``(n, columns)`` float32, scaled, finite."""
+def _read_table(source: h5py.Dataset, row: tuple[int, ...], reversed_axes: bool, scale: float) -> Any:
+    """A dataset of rows of shape `row` as ``(n, *row)`` float32, scaled, finite."""
     where = f"{source.file.filename}: dataset {source.name.lstrip('/')!r}"
-    if source.ndim != 2 or source.shape[0 if reversed_axes else 1] != columns or source.dtype.kind not in "fiu":
-        expected = f"({columns}, n)" if reversed_axes else f"(n, {columns})"
+    shape = tuple(source.shape or ())[:: -1 if reversed_axes else 1]
+    if shape[1:] != row or source.dtype.kind not in "fiu":
+        axes = ["n", *map(str, row)]
+        expected = f"({', '.join(reversed(axes) if reversed_axes else axes)})"
         raise DataError(f"{where} has shape {source.shape}, type {source.dtype}; expected real numbers {expected}")
-    rows = source.shape[1] if reversed_axes else source.shape[0]
-    table = np.empty((rows, columns), dtype=np.float32)
+    rows = shape[0]
+    table = np.empty((rows, *row), dtype=np.float32)
     for start in range(0, rows, _CHUNK_ROWS):
         stop = min(start + _CHUNK_ROWS, rows)
-        part = read(source, start, stop, axis=int(reversed_axes))
+        part = read(source, start, stop, axis=len(row) if reversed_axes else 0)
         # The product is formed in double precision, so that 1e40 * 1e-33 fits.
         with np.errstate(over="ignore"):
             table[start:stop] = (part.T if reversed_axes else part) * np.float64(scale)
-        finite = np.isfinite(table[start:stop]).all(axis=1)
+        finite = np.isfinite(table[start:stop]).reshape(stop - start, -1).all(axis=1)
         if not finite.all():
             raise DataError(
                 f"{where}, row {start + int(np.argmin(finite))}: a number is not finite, or is too large for float32 "

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 
-class FourFluxDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Inputs ``x (n, 48)`` and targets ``y (n, 24)`` as float32 tensors in units of the row's total density."""
+class TableDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Inputs ``x (n, features)`` and targets ``y (n, outputs)`` as the network sees them, float32 tensors."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self.x = x
@@ -28,7 +28,7 @@ class BatchSlicer:
 
     Parameters
     ----------
-    dataset : FourFluxDataset or a `torch.utils.data.Subset` of one
+    dataset : TableDataset or a `torch.utils.data.Subset` of one
         The rows.
     batch_size : int
         Rows per batch. A last batch of a single row is joined to the one before it, because batch norm has no
@@ -38,14 +38,14 @@ class BatchSlicer:
     """
 
     def __init__(
-        self, dataset: FourFluxDataset | Subset[tuple[Tensor, Tensor]], batch_size: int, shuffle: bool = False
+        self, dataset: TableDataset | Subset[tuple[Tensor, Tensor]], batch_size: int, shuffle: bool = False
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         if isinstance(dataset, Subset):
             whole, rows = dataset.dataset, torch.as_tensor(dataset.indices, dtype=torch.long)
-            assert isinstance(whole, FourFluxDataset)
-            dataset = FourFluxDataset(whole.x[rows], whole.y[rows])
+            assert isinstance(whole, TableDataset)
+            dataset = TableDataset(whole.x[rows], whole.y[rows])
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle

@@ -142,6 +142,34 @@ class FourFluxLoss(nn.Module):
         return self.combine(self.terms(y_pred, y_true))
 
 
+class SingleTerm(nn.Module):
+    """A plain loss of torch, such as `torch.nn.MSELoss`, as the one named term.
+
+    Parameters
+    ----------
+    loss : Module
+        From predictions and targets to a scalar.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+        self.weights = {type(loss).__name__.lower().removesuffix("loss"): 1.0}
+
+    def terms(self, y_pred: Tensor, y_true: Tensor) -> dict[str, Tensor]:
+        """Return the loss by its name."""
+        return {name: self.loss(y_pred, y_true) for name in self.weights}
+
+    def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
+        """Return the loss."""
+        return self.loss(y_pred, y_true)
+
+
+def as_terms(criterion: nn.Module) -> nn.Module:
+    """Return a criterion with named terms: `criterion` itself, or a `SingleTerm` of it."""
+    return criterion if hasattr(criterion, "terms") else SingleTerm(criterion)
+
+
 def values_and_gradients(criterion: Any, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     """Return a criterion's terms ``(T,)`` and their derivatives ``(T, n, 24)`` by `y_pred`.
 

@@ -326,5 +326,51 @@ class ResidualFFIModel(nn.Module):
         return exchange_antineutrinos(change, exchanged)
 
 
+class MultilayerPerceptron(nn.Module):
+    """Plain network between tables of any width, the default of ``FluxRegressor(layout="generic")``.
+
+    Parameters
+    ----------
+    n_features, n_outputs : int
+        Widths; the estimator takes them from the data.
+    hidden_dim : int
+        Width of the hidden layers.
+    hidden_layers : int
+        How many of them.
+    activation : {"silu", "relu", "gelu", "tanh", "elu"}
+        Nonlinearity.
+    dropout : float
+        Probability; 0 leaves the layer out.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_outputs: int,
+        hidden_dim: int = 64,
+        hidden_layers: int = 2,
+        activation: str = "silu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        layers: list[nn.Module] = []
+        width = n_features
+        for _ in range(hidden_layers):
+            layers += [nn.Linear(width, hidden_dim), ACTIVATIONS[activation]()]
+            layers += [nn.Dropout(dropout)] if dropout > 0 else []
+            width = hidden_dim
+        self.net = nn.Sequential(*layers, nn.Linear(width, n_outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(n, n_features)`` to ``(n, n_outputs)``."""
+        if self.training:
+            return self.net(x)
+        # In double precision, so that the answer for a row does not depend on the rows beside it.
+        state = {name: tensor.double() for name, tensor in self.net.state_dict(keep_vars=True).items()}
+        return torch.func.functional_call(self.net, state, (x.double(),)).to(x.dtype)
+
+
 ARCHITECTURES: dict[str, type[nn.Module]] = {"mixing": MixingModel, "residual": ResidualFFIModel}
 """Networks by their name in the configuration (``model: {architecture: ...}``)."""

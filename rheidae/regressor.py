@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import inspect
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import check_random_state
+from sklearn.metrics import r2_score
+from sklearn.utils.validation import validate_data
 from skorch import NeuralNetRegressor
 from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler, PrintLog
 from skorch.dataset import unpack_data
@@ -17,8 +18,7 @@ from skorch.history import History
 from torch import Tensor
 from torch.utils.data import Subset
 
-from rheidae import fourflux
-from rheidae.batches import BatchSlicer, FourFluxDataset
+from rheidae.batches import BatchSlicer, TableDataset
 from rheidae.callbacks import (
     BATCH_NORM,
     BestWeights,
@@ -33,14 +33,13 @@ from rheidae.callbacks.gradients import conflicts, jacobian, last_shared_paramet
 from rheidae.callbacks.saving import callback_state, copy_state, plain_history, restore_callback
 from rheidae.callbacks.weighting import SCHEMES
 from rheidae.exceptions import FourFluxError, RunError
-from rheidae.losses import FourFluxLoss, values_and_gradients
-from rheidae.modules import MixingModel
-from rheidae.power import keep_physical
+from rheidae.layouts import LAYOUTS, Layout, as_array
+from rheidae.losses import as_terms, values_and_gradients
+from rheidae.means import EpochMeans
+from rheidae.randomness import OwnRandomness, get_rng, set_rng
 from rheidae.splits import GroupSplit
 from rheidae.uncertainty import ErrorScale
 
-# A non-finite loss is noticed after at most this many batches: looking at each would stop an accelerator.
-LOOK_EVERY = 64
 FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 STATE_FORMAT = 1
 # Validation rows that are enough to learn the size of errors from.
@@ -49,7 +48,7 @@ CALIBRATION_ROWS = 50
 ENOUGH_ROWS = 50_000
 
 
-class FluxRegressor(NeuralNetRegressor):
+class FluxRegressor(OwnRandomness, NeuralNetRegressor):
     """Final four-fluxes of the fast flavor instability, learned from simulations on top of Box3D.
 
     ``X (n, 48)`` holds the initial four-fluxes of six species and Box3D's answer, ``y (n, 24)`` the simulated final
@@ -58,10 +57,16 @@ class FluxRegressor(NeuralNetRegressor):
 
     Parameters
     ----------
-    module : class or instance
-        Network from 48 numbers to a correction of 24; its arguments go by ``module__``.
-    criterion : class or instance
-        Named loss terms on the final four-flux; its weights go by ``criterion__``.
+    module : class, instance or None
+        Network from 48 numbers to a correction of 24; its arguments go by ``module__``. None: that of the layout,
+        `rheidae.modules.MixingModel`.
+    layout : {"four_flux", "generic"}
+        "generic" is plain regression between tables of any width (y may be one column), without normalisation, by a
+        `rheidae.modules.MultilayerPerceptron` and the mean squared error. What is said of four-fluxes here,
+        `constraints` and standard deviations are of "four_flux" alone.
+    criterion : class, instance or None
+        Named loss terms on the final four-flux; its weights go by ``criterion__``. Also a plain loss of torch. None:
+        that of the layout, `rheidae.losses.FourFluxLoss`.
     predict_residual : bool
         True: the network predicts what Box3D leaves unexplained, and one that outputs zero is Box3D. False: it predicts
         the change from the initial state and has to learn what Box3D knows. `predict` and `score` return and
@@ -102,6 +107,10 @@ class FluxRegressor(NeuralNetRegressor):
     ----------
     module_, criterion_, optimizer_ : objects
         Made by `initialize`, trained by `fit`.
+    n_features_in_, n_outputs_ : int
+        Widths of the X and y that were trained on.
+    feature_names_in_ : ndarray of str
+        Names of the columns of X, where it came as a data frame.
     history : skorch.history.History
         Per epoch, plain numbers: ``train_loss`` and ``valid_loss`` with the criterion's fixed weights, comparable from
         epoch to epoch and with ``box3d_valid_loss``, Box3D's own on the validation rows; each unweighted term, such as
@@ -111,8 +120,9 @@ class FluxRegressor(NeuralNetRegressor):
 
     Notes
     -----
-    A network is any module from ``(n, 48)`` to ``(n, 24)``. A criterion is any module with ``terms(y_pred, y_true)``,
-    which names scalar tensors, and a dict ``weights`` of fixed weights by the same names.
+    A network is any module from ``(n, 48)`` to ``(n, 24)``; if its constructor takes ``n_features`` and ``n_outputs``,
+    it is told them. A criterion is any module with ``terms(y_pred, y_true)``, which names scalar tensors, and a dict
+    ``weights`` of fixed weights by the same names.
 
     Examples
     --------
@@ -133,12 +143,16 @@ class FluxRegressor(NeuralNetRegressor):
     fixed_: tuple[tuple[float, ...], Tensor] | None = None
     error_scale_: ErrorScale | None = None
     known_rows_: Any = None
+    flat_target_: bool = False
+    n_outputs_: int
+    criterion_: Any
 
     def __init__(
         self,
-        module: Any = MixingModel,
+        module: Any = None,
         *,
-        criterion: Any = FourFluxLoss,
+        layout: str = "four_flux",
+        criterion: Any = None,
         predict_residual: bool = True,
         weighting: Any = "none",
         pcgrad: Any = False,
@@ -159,6 +173,7 @@ class FluxRegressor(NeuralNetRegressor):
         verbose: int = 0,
         **kwargs: Any,
     ) -> None:
+        self.layout = layout
         self.predict_residual = predict_residual
         self.weighting = weighting
         self.pcgrad = pcgrad
@@ -169,9 +184,6 @@ class FluxRegressor(NeuralNetRegressor):
         self.average_heavy = average_heavy
         self.random_state = random_state
         self.grad_clip = grad_clip
-        kwargs.setdefault("iterator_train__shuffle", True)
-        # Without gradients large batches are quicker, and the result is the same.
-        kwargs.setdefault("iterator_valid__batch_size", 4096)
         super().__init__(
             module,
             criterion=criterion,
@@ -193,17 +205,17 @@ class FluxRegressor(NeuralNetRegressor):
         callbacks: list[tuple[str, Any]] = [("epoch_timer", EpochTimer())]
         if isinstance(self.weighting, Callback):
             callbacks.append(("weighting", self.weighting))
-        elif self.weighting in SCHEMES:
+        elif isinstance(self.weighting, str) and self.weighting in SCHEMES:
             callbacks.append(("weighting", SCHEMES[self.weighting]()))
         for name, kind in (("pcgrad", PCGrad), ("constraints", LagrangianConstraints)):
             value = getattr(self, name)
             if isinstance(value, Callback):
                 callbacks.append((name, value))
-            elif value:
+            elif _is_on(value):
                 callbacks.append((name, kind()))
         if self.grad_clip is not None:
             callbacks.append(("grad_clip", GradientClipping(self.grad_clip)))
-        if self.load_best:
+        if _is_on(self.load_best):
             callbacks.append(("load_best", BestWeights()))
         schedule = LRScheduler("CosineAnnealingLR", T_max=self.max_epochs)
         return [*callbacks, ("lr_schedule", schedule), ("print_log", PrintLog())]
@@ -221,17 +233,67 @@ class FluxRegressor(NeuralNetRegressor):
             getattr(self, name).set_params(**{parameter: value})
         return self
 
+    def get_params_for(self, prefix: str) -> dict[str, Any]:
+        """Return the arguments of a component, such as the network (``module``)."""
+        return {**_DEFAULTS.get(prefix, {}), **super().get_params_for(prefix)}
+
+    def _get_param_names(self) -> list[str]:
+        return [name for name in super()._get_param_names() if name != "_params_to_validate"]
+
+    def __repr__(self, **kwargs: Any) -> str:
+        return BaseEstimator.__repr__(self, **kwargs)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        tags.target_tags.single_output = isinstance(self.layout, str) and self.layout == "generic"
+        return tags
+
+    @property
+    def predict_proba(self) -> Any:
+        """Not here: `skorch.NeuralNet` has it for classifiers' sake."""
+        raise AttributeError("FluxRegressor has no predict_proba: what it predicts are no probabilities")
+
+    @property
+    def _layout(self) -> Layout:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout={self.layout!r} is not one of {', '.join(LAYOUTS)}")
+        return LAYOUTS[self.layout](self.predict_residual, self.average_heavy)
+
     def initialize_callbacks(self) -> FluxRegressor:
         """Make the callbacks, after a look at the short names."""
         if not (isinstance(self.weighting, Callback) or self.weighting in (None, "none", *SCHEMES)):
             raise ValueError(
                 f"weighting={self.weighting!r} is neither a callback nor one of none, {', '.join(SCHEMES)}"
             )
+        if self._only(LagrangianConstraints, self._default_callbacks) and self._layout.name != "four_flux":
+            raise ValueError(f"constraints={self.constraints!r} are about four-fluxes; layout={self.layout!r} has none")
         return super().initialize_callbacks()
+
+    def initialize_module(self) -> FluxRegressor:
+        """Make the network, and tell it the widths if it asks."""
+        layout = self._layout
+        module = layout.module if self.module is None else self.module
+        arguments = self.get_params_for("module")
+        known = {
+            "n_features": layout.n_features or getattr(self, "n_features_in_", None),
+            "n_outputs": layout.n_outputs or getattr(self, "n_outputs_", None),
+        }
+        asked = inspect.signature(module).parameters.keys() if inspect.isclass(module) else ()
+        for name in known.keys() & asked - arguments.keys():
+            if known[name] is None:
+                raise ValueError(
+                    f"layout={layout.name!r} takes {name} of {module.__name__} from the data: call fit or partial_fit "
+                    f"first, or give module__{name}"
+                )
+            arguments[name] = known[name]
+        self.module_ = self.initialized_instance(module, arguments)
+        return self
 
     def initialize_criterion(self) -> FluxRegressor:
         """Make the criterion, and put what the weighting and the constraints train or remember into it."""
-        super().initialize_criterion()
+        criterion = self._layout.criterion if self.criterion is None else self.criterion
+        self.criterion_ = as_terms(self.initialized_instance(criterion, self.get_params_for("criterion")))
         weighting, constraints = self._only(WeightingCallback), self._only(LagrangianConstraints)
         self._only(GradientCombiner)
         names = list(self.criterion_.weights)
@@ -255,37 +317,32 @@ class FluxRegressor(NeuralNetRegressor):
         self.optimizer_ = self.optimizer(*args, **kwargs)
         return self
 
-    def _only(self, kind: type[Callback]) -> Any:
+    def _only(self, kind: type[Callback], callbacks: Any = None) -> Any:
         """The callback of a kind, or None."""
-        found = [callback for _, callback in self.callbacks_ if isinstance(callback, kind)]
+        found = [callback for _, callback in callbacks or self.callbacks_ if isinstance(callback, kind)]
         if len(found) > 1:
             raise ValueError(f"{len(found)} callbacks are a {kind.__name__}; at most one can be used")
         return found[0] if found else None
 
     def get_dataset(self, X: Any, y: Any = None) -> Any:
-        """Rows in units of their total density, as float32 tensors; see `FourFluxDataset`."""
+        """Rows as the network sees them; see `TableDataset`."""
         if isinstance(X, torch.utils.data.Dataset):
             return X
-        x, total = _normalised_input(X)
-        if y is None:
-            return FourFluxDataset(torch.from_numpy(x), torch.zeros(len(x), 0))
-        target = _table(y, 24, "y")
-        if len(target) != len(x):
-            raise FourFluxError(f"X has {len(x)} rows, y has {len(target)}; both need one row per sample")
-        target = target / total[:, None]
-        if self.average_heavy:
-            target = fourflux.average_heavy(fourflux.unflatten(target), fourflux.unflatten(x[:, :24]))
-        target = np.ascontiguousarray(target.reshape(-1, 24), dtype=np.float32)
-        return FourFluxDataset(torch.from_numpy(x), torch.from_numpy(target))
+        layout = self._layout
+        table, target = (layout.table(X, "X"), None) if y is None else layout.tables(X, y)
+        x, scaled = layout.scaled(table, target)
+        return TableDataset(torch.from_numpy(x), torch.zeros(len(x), 0) if scaled is None else torch.from_numpy(scaled))
 
     def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
         """Divide into training and validation rows; refuse what could not be trained on."""
-        if self.train_split is None and self.val_split:
-            dataset = self.get_dataset(X, y)
+        dataset = self.get_dataset(X, y)
+        train, valid = dataset, None
+        if self.train_split is not None:
+            targets = (dataset.y,) if isinstance(dataset, TableDataset) else ()
+            train, valid = self.train_split(dataset, *targets, **fit_params)
+        elif self.val_split:
             seed = self.random_state if isinstance(self.random_state, int) else int(torch.randint(2**31 - 1, ()))
-            train, valid = GroupSplit(self.val_split, seed)(dataset, y, groups=fit_params.get("groups"))
-        else:
-            train, valid = super().get_split_datasets(X, y, **fit_params)
+            train, valid = GroupSplit(self.val_split, seed)(dataset, groups=fit_params.get("groups"))
         for name, part in (("training", train), ("validation", valid)):
             if part is not None and len(part) == 0:
                 raise FourFluxError(f"there are no {name} rows; give more rows, or set val_split (train_split) to none")
@@ -301,20 +358,14 @@ class FluxRegressor(NeuralNetRegressor):
         self.known_rows_ = valid if valid is not None and len(valid) >= CALIBRATION_ROWS else train
         return train, valid
 
-    def _base(self, x: Any) -> Any:
-        """What the output is added to: the state that the module names, or as `predict_residual` says."""
-        on_box3d = {"initial": False, "box3d": True}.get(getattr(self.module_, "adds_to", ""), self.predict_residual)
-        return x[:, 24:] if on_box3d else x[:, :24]
-
     def infer(self, x: Tensor, **_fit_params: Any) -> Tensor:
-        """Return final four-fluxes ``(n, 24)`` in units of the total density: base state plus correction."""
+        """Return the answer for scaled rows, of four-fluxes the final ones ``(n, 24)``: base state plus correction."""
         x = x.to(self.device, non_blocking=True)
-        base = self._base(x)
         if self.mixed_precision and self.module_.training:
             with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
-                correction = self.module_(x)
-            return base + correction.to(base.dtype)
-        return base + self.module_(x)
+                output = self.module_(x)
+            return self._layout.final(x, output.to(x.dtype), self.module_)
+        return self._layout.final(x, self.module_(x), self.module_)
 
     def get_loss(self, y_pred: Tensor, y_true: Tensor, X: Any = None, training: bool = False) -> Tensor:
         """Return the sum of the terms with the criterion's fixed weights."""
@@ -409,10 +460,9 @@ class FluxRegressor(NeuralNetRegressor):
             return {"loss": self.get_loss(y_pred, y), "y_pred": y_pred, "record": self._compare(y_pred, y)}
 
     def _compare(self, y_pred: Tensor, y: Tensor) -> Tensor:
-        """The terms and, last, the mean four-flux distance."""
+        """The terms and, last, the layout's measure of error."""
         y = y.to(y_pred.device)
-        distance = torch.linalg.vector_norm((y_pred - y).reshape(-1, 6, 4), dim=2).mean()
-        return torch.stack([*self.criterion_.terms(y_pred, y).values(), distance])
+        return torch.stack([*self.criterion_.terms(y_pred, y).values(), self._layout.error(y_pred, y)])
 
     def _train_names(self) -> list[str]:
         names = ["train_objective", *(f"train_{name}" for name in self.criterion_.weights)]
@@ -435,7 +485,7 @@ class FluxRegressor(NeuralNetRegressor):
             return
         terms = [f"{prefix}_{name}" for name in self.criterion_.weights]
         names = self._train_names() if training else [*terms, "error"]
-        means = _Means(names, len(self.history))
+        means = EpochMeans(names, len(self.history))
         for batch in iterator:
             self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch, **fit_params)
@@ -447,7 +497,7 @@ class FluxRegressor(NeuralNetRegressor):
         if training:
             found |= self._training_numbers()
         else:
-            found |= self._box3d_numbers(iterator, found.pop("error"))
+            found |= self._reference_numbers(iterator, found.pop("error"))
         for name, value in found.items():
             self.history.record(name, value)
         self.history.record(f"{prefix}_batch_count", len(iterator))
@@ -464,13 +514,16 @@ class FluxRegressor(NeuralNetRegressor):
             numbers |= {f"multiplier_{name}": m for name, m in zip(VIOLATIONS, multipliers, strict=True)}
         return numbers
 
-    def _box3d_numbers(self, iterator: Any, error: float) -> dict[str, float]:
+    def _reference_numbers(self, iterator: Any, error: float) -> dict[str, float]:
         """Box3D's loss on the validation rows, and the skill over it."""
         if self.box3d_valid_ is None:
-            means = _Means([*self.criterion_.weights, "error"], 0)
+            means = EpochMeans([*self.criterion_.weights, "error"], 0)
             for batch in iterator:
                 x, y = unpack_data(batch)
-                means.add(len(x), self._compare(x[:, 24:].to(self.device), y), None)
+                reference = self._layout.reference(x)
+                if reference is None:
+                    return {}
+                means.add(len(x), self._compare(reference.to(self.device), y), None)
             found = means.finish(None)
             loss = sum(weight * found[name] for name, weight in self.criterion_.weights.items())
             self.box3d_valid_ = {"loss": loss, "error": found["error"]}
@@ -493,7 +546,7 @@ class FluxRegressor(NeuralNetRegressor):
         super().on_epoch_begin(net, **kwargs)
         self.in_epoch_ = True
         if self.rng_to_restore_ is not None:
-            _set_rng(self.rng_to_restore_, self.device)
+            set_rng(self.rng_to_restore_, self.device)
             self.rng_to_restore_ = None
 
     def on_batch_begin(self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
@@ -536,7 +589,7 @@ class FluxRegressor(NeuralNetRegressor):
             "criterion": copy_state(self.criterion_.state_dict()),
             "optimizer": copy_state(self.optimizer_.state_dict()),
             "callbacks": {name: callback_state(callback) for name, callback in self.callbacks_},
-            "rng": _get_rng(self.device),
+            "rng": get_rng(self.device),
             "box3d_valid": self.box3d_valid_,
             "history": plain_history(self.history),
         }
@@ -559,15 +612,28 @@ class FluxRegressor(NeuralNetRegressor):
     # --- what scikit-learn's users call --------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any, **fit_params: Any) -> FluxRegressor:
-        """Train on ``X (n, 48)`` and ``y (n, 24)``, starting anew.
+        """Train, starting anew unless ``warm_start=True``.
+
+        Parameters
+        ----------
+        X : array_like, shape (n, 48)
+            Initial four-fluxes and Box3D's answer, one common unit: an array of any strides and real type, a list, a
+            data frame or a tensor. A torch data set such as `get_dataset` returns is taken as it is, with ``y=None``.
+        y : array_like, shape (n, 24)
+            Simulated final four-fluxes in the same unit.
+        **fit_params
+            ``groups``, for the split into training and validation rows.
 
         Raises
         ------
         FourFluxError
             If a shape is another, a number is not finite, or a row has no neutrinos.
         """
-        with self._random(fresh=True):
-            return super().fit(X, y, **fit_params)  # by way of partial_fit
+        return self._learn(X, y, not (self.warm_start and self.initialized_), _routing_method="fit", **fit_params)
+
+    def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> FluxRegressor:
+        """Train on, from the present weights, for `max_epochs` more; see `fit`."""
+        return self._learn(X, y, not self.initialized_, **fit_params)
 
     def resume(self, X: Any, y: Any, state: dict[str, Any], **fit_params: Any) -> FluxRegressor:
         """Go on with a training that was stopped, as if it had not been.
@@ -588,19 +654,32 @@ class FluxRegressor(NeuralNetRegressor):
         """
         if state.get("format") != STATE_FORMAT:
             raise RunError(f"training state of format {state.get('format')!r}; this version reads {STATE_FORMAT}")
-        with self._random(fresh=True):
-            self.initialize()
-            self.state_ = state
-            return self.partial_fit(X, y, **fit_params)
+        return self._learn(X, y, True, state, **fit_params)
 
-    def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> FluxRegressor:
-        """Train on, from the present weights, for `max_epochs` more."""
-        with self._random(fresh=not self.initialized_):
-            super().partial_fit(X, y, classes, **fit_params)
+    def _learn(self, X: Any, y: Any, fresh: bool, state: Any = None, **fit_params: Any) -> FluxRegressor:
+        """Train on rows that are looked at first, with new components if `fresh`."""
+        dataset = X
+        if not isinstance(X, torch.utils.data.Dataset):
+            dataset = self.get_dataset(*self._seen(X, y, fresh))
+        with self._random(fresh):
+            if fresh:
+                self.initialize()
+            self.state_ = state
+            super().partial_fit(dataset, None, **fit_params)
         known, self.known_rows_ = self.known_rows_, None
         if known is not None and len(known) > 1:
-            self.calibrate(*_some_rows(known))
+            self._calibrate(*(rows.double().numpy() for rows in _some_rows(known)))
         return self
+
+    def _seen(self, X: Any, y: Any, fresh: bool) -> tuple[Any, Any]:
+        """Return training rows as tables; learn their widths and names, or compare them with those of then."""
+        table, target = self._layout.tables(X, y)
+        validate_data(self, X, reset=fresh, skip_check_array=True)
+        if fresh:
+            self.n_outputs_, self.flat_target_ = target.shape[1], as_array(y).ndim == 1
+        elif target.shape[1] != self.n_outputs_:
+            raise FourFluxError(f"y has {target.shape[1]} columns; FluxRegressor was trained on {self.n_outputs_}")
+        return table, target
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Return final four-fluxes.
@@ -608,7 +687,7 @@ class FluxRegressor(NeuralNetRegressor):
         Parameters
         ----------
         X : array_like, shape (n, 48)
-            Initial four-fluxes and Box3D's answer, one common unit.
+            Initial four-fluxes and Box3D's answer, one common unit; see `fit`.
         return_std : bool
             Whether to return standard deviations too: 90 % of the errors are expected within 1.64 of them (see
             `calibrate`).
@@ -629,27 +708,51 @@ class FluxRegressor(NeuralNetRegressor):
             If a shape is another, a number is not finite, or a row has no neutrinos.
         """
         self.check_is_fitted()
-        x = _table(X, 48, "X")
-        normalised, total = _normalised_input(x)
-        dataset = FourFluxDataset(torch.from_numpy(normalised), torch.zeros(len(x), 0))
+        layout = self._layout
+        if isinstance(X, torch.utils.data.Dataset):
+            X = _rows_of(X)[0]
+        table = layout.table(X, "X")
+        validate_data(self, X, reset=False, skip_check_array=True)
+        answer = self._answer(table)
+        if not return_std:
+            return answer[:, 0] if self.flat_target_ else answer
+        if self.error_scale_ is None:
+            raise NotFittedError("no standard deviations yet; call calibrate(X, y) with rows whose answer is known")
+        return answer, layout.std(self.error_scale_, table, answer)
+
+    def _answer(self, table: Any) -> Any:
+        """Answers ``(n, outputs)`` for rows that are known to be good."""
+        x, _ = self._layout.scaled(table, None)
+        dataset = TableDataset(torch.from_numpy(x), torch.zeros(len(x), 0))
         self._set_training(False)
         parts = []
         with torch.no_grad():
             for batch in self.get_iterator(dataset, training=False):
                 rows, _ = unpack_data(batch)
                 parts.append(self.module_(rows.to(self.device)).cpu().numpy())
-        correction = np.concatenate(parts) if parts else np.empty((0, 24), np.float32)
-        final = self._base(x) + total[:, None] * correction
-        init = np.ascontiguousarray(x[:, :24], dtype=np.float64)
-        keep_physical(fourflux.unflatten(init), fourflux.unflatten(final))
-        F_final = final.astype(x.dtype, copy=False)
-        if not return_std:
-            return F_final
-        if self.error_scale_ is None:
-            raise NotFittedError("no standard deviations yet; call calibrate(X, y) with rows whose answer is known")
-        scaled_init, scaled_final = (fourflux.unflatten(table / total[:, None]) for table in (init, final))
-        std = self.error_scale_.std(scaled_init, scaled_final).reshape(-1, 24)
-        return F_final, (std * total[:, None]).astype(x.dtype, copy=False)
+        if not parts:
+            return np.empty((0, self._layout.n_outputs or self.n_outputs_), table.dtype)
+        return self._layout.answer(table, np.concatenate(parts), self.module_)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Coefficient of determination R2, mean over columns, in float64: 1/cm^3 squared does not fit float32.
+
+        Parameters
+        ----------
+        X, y : array_like
+            As for `fit`.
+        sample_weight : array_like, shape (n,), optional
+            Weights of the rows.
+
+        Returns
+        -------
+        float
+            1 is perfect, 0 is the mean of `y`. How much nearer than Box3D a model is, say the scorers of
+            `rheidae.metrics`.
+        """
+        table, target = self._layout.tables(X, y)
+        validate_data(self, X, reset=False, skip_check_array=True)
+        return float(r2_score(np.float64(target), np.float64(self._answer(table)), sample_weight=sample_weight))
 
     def calibrate(self, X: Any, y: Any) -> FluxRegressor:
         """Learn how far off predictions are, for ``predict(X, return_std=True)``.
@@ -670,130 +773,34 @@ class FluxRegressor(NeuralNetRegressor):
         FluxRegressor
             Itself.
         """
-        x, target = _table(X, 48, "X"), _table(y, 24, "y")
-        if len(x) != len(target) or len(x) < 2:
-            raise FourFluxError(
-                f"X has {len(x)} rows, y has {len(target)}; both need the same two or more to calibrate"
-            )
-        total = fourflux.total_density(x[:, :24])[:, None]
-        init, box, true, predicted = (
-            np.ascontiguousarray(fourflux.unflatten(table / total))
-            for table in (x[:, :24], x[:, 24:], target, self.predict(x))
-        )
-        if self.average_heavy:
-            true = fourflux.average_heavy(true, init)
-        self.error_scale_ = ErrorScale.fit(init, predicted, true, box)
+        self.check_is_fitted()
+        return self._calibrate(*self._layout.tables(X, y))
+
+    def _calibrate(self, X: Any, y: Any) -> FluxRegressor:
+        if len(X) < 2:
+            raise FourFluxError(f"X has {len(X)} rows; two or more are needed to calibrate")
+        self.error_scale_ = self._layout.error_scale(X, y, self._answer(X))
         return self
 
-    @contextmanager
-    def _random(self, fresh: bool) -> Iterator[None]:
-        """Run with the estimator's own random numbers, and give the global generator back as it was."""
-        if self.random_state is None or getattr(self, "seeded_", False):
-            yield
-            return
-        self.seeded_ = True
-        try:
-            with torch.random.fork_rng(devices=_cuda_devices(self.device)):
-                if fresh or not hasattr(self, "rng_state_"):
-                    torch.manual_seed(int(check_random_state(self.random_state).randint(2**31 - 1)))
-                else:
-                    torch.set_rng_state(self.rng_state_)
-                yield
-                self.rng_state_ = torch.get_rng_state()
-        finally:
-            self.seeded_ = False
+
+# Without gradients large batches are quicker, and the result is the same.
+_DEFAULTS: dict[str, dict[str, Any]] = {"iterator_train": {"shuffle": True}, "iterator_valid": {"batch_size": 4096}}
+
+
+def _is_on(value: Any) -> bool:
+    """Whether a switch is on; what is not a number is no switch."""
+    return isinstance(value, int | np.bool_) and bool(value)
 
 
 _SHAPING_PREFIXES = ("weighting__", "pcgrad__", "constraints__")
 
 
-class _Means:
-    """Means of a record over the rows of an epoch, looked at every `LOOK_EVERY` batches."""
-
-    def __init__(self, names: list[str], epoch: int) -> None:
-        self.names = names
-        self.epoch = epoch
-        self.waiting: list[tuple[int, Tensor]] = []
-        self.sums = np.zeros(len(names))
-        self.rows = 0
-        self.batches = 0
-
-    def add(self, rows: int, record: Tensor, checkpoint: str | None) -> None:
-        self.waiting.append((rows, record))
-        if len(self.waiting) == LOOK_EVERY:
-            self._look(checkpoint)
-
-    def finish(self, checkpoint: str | None) -> dict[str, float]:
-        self._look(checkpoint)
-        return dict(zip(self.names, (self.sums / self.rows).tolist(), strict=True))
-
-    def _look(self, checkpoint: str | None) -> None:
-        if not self.waiting:
-            return
-        rows = np.array([rows for rows, _ in self.waiting], dtype=np.float64)
-        records = torch.stack([record for _, record in self.waiting]).cpu().numpy().astype(np.float64)
-        finite = np.isfinite(records).all(axis=1)
-        if not finite.all():
-            first = int(np.argmin(finite))
-            numbers = ", ".join(f"{name}={value:g}" for name, value in zip(self.names, records[first], strict=True))
-            raise RunError(
-                f"epoch {self.epoch}, batch {self.batches + first + 1}: the loss is not finite ({numbers}); "
-                f"last good checkpoint: {checkpoint or 'none'}. A smaller learning rate or grad_clip may help"
-            )
-        self.sums += rows @ records
-        self.rows += int(rows.sum())
-        self.batches += len(rows)
-        self.waiting.clear()
-
-
 def _some_rows(dataset: Any) -> tuple[Tensor, Tensor]:
     """At most `ENOUGH_ROWS` rows of a data set, evenly spaced."""
     step = -(-len(dataset) // ENOUGH_ROWS)
-    rows = Subset(dataset, range(0, len(dataset), step)) if step > 1 else dataset
-    return next(iter(BatchSlicer(rows, ENOUGH_ROWS)))
+    return _rows_of(Subset(dataset, range(0, len(dataset), step)) if step > 1 else dataset)
 
 
-def _get_rng(device: Any) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if str(device).startswith("cuda"):
-        states["cuda"] = torch.cuda.get_rng_state(torch.device(device))
-    elif str(device).startswith("mps"):
-        states["mps"] = torch.mps.get_rng_state()
-    return states
-
-
-def _set_rng(states: dict[str, Tensor], device: Any) -> None:
-    torch.set_rng_state(states["cpu"].cpu())
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"].cpu(), torch.device(device))
-    if "mps" in states:
-        torch.mps.set_rng_state(states["mps"].cpu())
-
-
-def _cuda_devices(device: Any) -> list[Any]:
-    return [torch.device(device)] if str(device).startswith("cuda") else []
-
-
-def _table(values: Any, columns: int, name: str) -> np.ndarray:
-    """A finite ``(n, columns)`` array, float32 if it was, else float64."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    table = np.asarray(values)
-    if table.ndim != 2 or table.shape[1] != columns:
-        raise FourFluxError(f"{name} has shape {table.shape}; expected (n, {columns})")
-    if table.dtype != np.float32:
-        table = table.astype(np.float64)
-    finite = np.isfinite(table).all(axis=1)
-    if not finite.all():
-        raise FourFluxError(f"{name}, row {int(np.argmin(finite))}: a number is not finite; remove or mend the row")
-    return table
-
-
-def _normalised_input(X: Any) -> tuple[np.ndarray, np.ndarray]:
-    """``X (n, 48)`` in units of each row's total density (float32), and these totals (float64)."""
-    x = _table(X, 48, "X")
-    total = fourflux.total_density(x[:, :24])
-    if not (total > 0).all():
-        row = int(np.argmin(total > 0))
-        raise FourFluxError(f"X, row {row}: the total number density is {total[row]:g}; it must be positive")
-    return np.ascontiguousarray(x / total[:, None], dtype=np.float32), total
+def _rows_of(dataset: Any) -> tuple[Tensor, Tensor]:
+    """All rows of a data set as two tensors."""
+    return next(iter(BatchSlicer(dataset, len(dataset))))

@@ -674,8 +674,9 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
     def _seen(self, X: Any, y: Any, fresh: bool) -> tuple[Any, Any]:
         """Return training rows as tables; learn their widths and names, or compare them with those of then."""
         table, target = self._layout.tables(X, y)
-        validate_data(self, X, reset=fresh, skip_check_array=True)
-        if fresh:
+        first = fresh or not hasattr(self, "n_outputs_")  # initialized by hand, not yet trained
+        validate_data(self, X, reset=first, skip_check_array=True)
+        if first:
             self.n_outputs_, self.flat_target_ = target.shape[1], as_array(y).ndim == 1
         elif target.shape[1] != self.n_outputs_:
             raise FourFluxError(f"y has {target.shape[1]} columns; FluxRegressor was trained on {self.n_outputs_}")

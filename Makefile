@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SETUP := $(VENV)/.installed
 
-.PHONY: setup sample preprocess train train-residual smoke demo plot-loss slurm-train test bench docs lint clean
+.PHONY: setup sample preprocess train train-residual smoke demo plot-loss slurm-preprocess slurm-train test bench docs lint clean
 .DEFAULT_GOAL := demo
 
 # Made anew when the requirements change.
@@ -39,6 +39,11 @@ demo: preprocess
 RUN_ID ?= demo
 plot-loss: setup
 	$(RUN) -m rheidae.plots --run checkpoints/$(RUN_ID) --output results/$(RUN_ID)/loss.png
+
+# Preprocessing as a batch job; see docs/cluster.md for several nodes.
+CONFIG ?= config/pre_process.yaml
+slurm-preprocess: setup
+	sbatch --export=ALL,CONFIG=$(CONFIG) config/slurm/preprocess.sbatch
 
 # The same training as a batch job; started again, it goes on from its last checkpoint.
 slurm-train: setup

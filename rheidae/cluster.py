@@ -6,19 +6,28 @@ Both run the same function on the same blocks and hand the results back in order
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import rheidae
 from rheidae.exceptions import ClusterError
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 30
 """How long to wait for a scheduler to answer."""
+
+SILENT_SECONDS = 60.0
+"""After so long without a result it is worth a line that there are no workers."""
 
 MOST_THREADS = 8
 """More threads than this wait for the disk, and each holds blocks in memory."""
@@ -32,6 +41,9 @@ class Workers(Protocol):
 
     def run(self, work: Callable[..., Result], blocks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
         """Yield ``work(*block)`` for each block, in order; only a few blocks are ahead of what was yielded."""
+
+    def require(self, paths: Sequence[Path]) -> None:
+        """Raise `ClusterError` if a worker does not see these files as this process does."""
 
     def __enter__(self) -> Workers: ...
 
@@ -63,7 +75,14 @@ class Threads:
 
     def run(self, work: Callable[..., Result], blocks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
         """See `Workers.run`."""
-        return _in_order(lambda block: self._pool.submit(work, *block), blocks, self.count + 1)
+
+        def result(future: Future[Result]) -> Result:
+            return future.result()
+
+        return _in_order(lambda block: self._pool.submit(work, *block), result, blocks, lambda: self.count + 1)
+
+    def require(self, paths: Sequence[Path]) -> None:
+        """See `Workers.require`: threads see what the process sees."""
 
 
 class Cluster:
@@ -99,12 +118,18 @@ class Cluster:
             ) from error
         # A cluster that comes and goes as it should is not worth a line each.
         logging.getLogger("distributed").setLevel(logging.WARNING)
+        # Its traceback when the scheduler is lost; `_gone` says it.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         self._stack = ExitStack()
+        self._died = distributed.scheduler.KilledWorker
+        # Not the built-in one before Python 3.11.
+        self._timed_out = distributed.TimeoutError
         self._lost: tuple[type[BaseException], ...] = (
-            distributed.scheduler.KilledWorker,
             distributed.comm.CommClosedError,
             distributed.client.FutureCancelledError,
         )
+        self._scheduler = scheduler
+        self._threads, self._asked = 0, -math.inf
         self._stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": self.deaths}))
         try:
             address: Any = scheduler
@@ -115,7 +140,7 @@ class Cluster:
                     )
                 )
             self._client = self._stack.enter_context(distributed.Client(address, timeout=CONNECT_SECONDS))
-        except (OSError, ValueError, TimeoutError) as error:
+        except (OSError, ValueError, self._timed_out) as error:
             self._stack.close()
             raise ClusterError(f"--scheduler {scheduler}: cannot be reached ({error}); is it running?") from error
 
@@ -127,19 +152,84 @@ class Cluster:
 
     def run(self, work: Callable[..., Result], blocks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
         """See `Workers.run`."""
-        threads = sum(self._client.nthreads().values())
         try:
+            # pure=False: the same block of the same file is another task after the file has changed.
             yield from _in_order(
-                # pure=False: the same block of the same file is another task after the file has changed.
-                lambda block: self._client.submit(work, *block, pure=False),
-                blocks,
-                2 * max(threads, 1),
+                lambda block: self._client.submit(work, *block, pure=False), self._result, blocks, self._ahead
             )
-        except self._lost as error:
+        except self._died as error:
             raise ClusterError(
                 f"the cluster lost a block for good ({error}): its workers died again and again, most likely for "
                 "want of memory; give them more, or set a smaller chunk_rows"
             ) from error
+        except self._lost as error:
+            raise self._gone() from error
+        except FileNotFoundError as error:
+            raise ClusterError(f"a worker {_unseen(str(error.filename))}") from error
+
+    def require(self, paths: Sequence[Path]) -> None:
+        """See `Workers.require`. Waits for the first worker; those that join later are not asked."""
+        if not self._count_threads():
+            log.info("%s: no workers yet; waiting for them", self._scheduler)
+        sizes = {os.path.abspath(path): path.stat().st_size for path in paths}
+        try:
+            self._client.wait_for_workers(1)
+            answers = self._client.run(_greet, rheidae.__version__, sizes)
+        except ImportError as error:
+            raise ClusterError(f"a worker cannot import what it needs ({error}); install rheidae there") from error
+        except self._lost as error:
+            raise self._gone() from error
+        for worker, trouble in answers.items():
+            if trouble:
+                raise ClusterError(f"worker {worker} {trouble}")
+
+    def _gone(self) -> ClusterError:
+        return ClusterError(
+            f"{self._scheduler}: the connection to the scheduler is lost; start it again, then run again: what is "
+            "complete stays"
+        )
+
+    def _count_threads(self) -> int:
+        """Threads of all workers, asked for at most once a second."""
+        if time.monotonic() - self._asked > 1.0:
+            try:
+                self._threads = sum(self._client.nthreads().values())
+            except (OSError, ValueError, self._timed_out) as error:
+                raise self._gone() from error
+            self._asked = time.monotonic()
+        return self._threads
+
+    def _ahead(self) -> int:
+        """So many blocks that no worker waits for the next one, also if some have just joined."""
+        return max(2 * self._count_threads(), 4)
+
+    def _result(self, future: Any) -> Any:
+        while True:
+            try:
+                return future.result(timeout=SILENT_SECONDS)
+            except self._timed_out:
+                if future.done():
+                    raise
+                if not self._count_threads():
+                    log.warning("%s: no worker is left; waiting for one", self._scheduler)
+
+
+def _greet(version: str, sizes: dict[str, int]) -> str | None:
+    """What keeps this worker from the work; runs there."""
+    if rheidae.__version__ != version:
+        return f"has rheidae {rheidae.__version__} and not {version}; install the same version there"
+    for path, size in sizes.items():
+        try:
+            if os.path.getsize(path) == size:
+                continue
+        except OSError:
+            pass
+        return _unseen(path)
+    return None
+
+
+def _unseen(path: str) -> str:
+    return f"does not see {path}; workers need the same files under the same paths, on a file system that all share"
 
 
 def open_workers(scheduler: str | None, threads: int | None) -> Workers:
@@ -147,15 +237,20 @@ def open_workers(scheduler: str | None, threads: int | None) -> Workers:
     return Threads(threads) if scheduler is None else Cluster(scheduler)
 
 
-def _in_order(submit: Callable[[tuple[Any, ...]], Any], blocks: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[Any]:
+def _in_order(
+    submit: Callable[[tuple[Any, ...]], Any],
+    result: Callable[[Any], Result],
+    blocks: Iterable[tuple[Any, ...]],
+    ahead: Callable[[], int],
+) -> Iterator[Result]:
     pending: deque[Any] = deque()
     try:
         for block in blocks:
             pending.append(submit(block))
-            if len(pending) >= ahead:
-                yield pending.popleft().result()
+            if len(pending) >= ahead():
+                yield result(pending.popleft())
         while pending:
-            yield pending.popleft().result()
+            yield result(pending.popleft())
     finally:
         for future in pending:
             future.cancel()

@@ -423,8 +423,10 @@ def _alive(pid: int) -> bool:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path) -> Iterator[Path]:
     """Be the only run that writes into `folder`; what killed runs left there is removed first.
+
+    Yields the file by which others know.
 
     Raises
     ------
@@ -454,7 +456,7 @@ def only_writer(folder: Path) -> Iterator[None]:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()} on {_HOST}, since {time.strftime('%F %T')}\n".encode(), 0)
         remove_stale(folder)
-        yield
+        yield path
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)

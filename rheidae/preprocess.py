@@ -88,7 +88,7 @@ def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str 
         raise DataError("no file is enabled; set enabled: true for at least one entry of `files`")
     root = Path(config.output_root)
     stages = Stages()
-    with only_writer(root), Finished() as finished, ExitStack() as stack:
+    with only_writer(root) as lock, Finished() as finished, ExitStack() as stack:
         with stages.timed("inspect"):
             simulations = [_inspect(raw, config) for raw in enabled]
         _require_targets(simulations, config)
@@ -99,6 +99,7 @@ def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str 
         if pending or not (resume and fingerprint.up_to_date(combined, mark)):
             _require_space(pending, simulations, config)
             workers = stack.enter_context(open_workers(scheduler, config.threads))
+            workers.require([lock, *(s.source for s in simulations)])
         written = []
         for simulation in simulations:
             if simulation in pending:

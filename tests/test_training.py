@@ -22,6 +22,7 @@ from rheidae.callbacks import (
     WarmupLR,
 )
 from rheidae.exceptions import FourFluxError, RunError
+from rheidae.losses import TERMS
 from rheidae.metrics import flux_error, skill
 from tests.test_regressor import SMALL
 
@@ -141,6 +142,15 @@ def test_units_do_not_matter(small, weighting, pcgrad):
     np.testing.assert_allclose(there / 1e33, here, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("weighting", ["none", "kendall_gal", "dwa", "gradnorm"])
+def test_the_mixing_model_trains_with_every_scheme(small, weighting):
+    options = {"random_state": 0, "weighting": weighting, "pcgrad": True, "constraints": True}
+    net = FluxRegressor(max_epochs=15, **options).fit(*small)
+    assert net.history[-1, "train_loss"] < 0.8 * net.history[0, "train_loss"]
+    again = FluxRegressor(max_epochs=15, **options).fit(*small)
+    np.testing.assert_array_equal(again.predict(small[0]), net.predict(small[0]))
+
+
 # --- history ---------------------------------------------------------------------------------------------
 
 
@@ -149,8 +159,7 @@ def test_history_is_complete_and_json_safe(small):
         **SMALL, weighting="gradnorm", pcgrad=True, constraints=True, val_split=0.2,
         callbacks=[WarmupLR(2), BatchNormRecalibration()],
     ).fit(*small)  # fmt: skip
-    terms = ("density", "magnitude", "direction", "unphysical", "residual_l1")
-    expected = {f"{prefix}_{name}" for prefix in ("train", "valid", "weight") for name in terms}
+    expected = {f"{prefix}_{name}" for prefix in ("train", "valid", "weight") for name in TERMS}
     expected |= {
         f"{kind}_{name}" for kind in ("violation", "multiplier") for name in ("negative_density", "superluminal")
     }
@@ -331,16 +340,18 @@ class Snapshots(Callback):
         self.states.append(net.training_state())
 
 
+NETWORKS = {"residual": {**SMALL, "module__dropout": 0.1}, "mixing": {"random_state": 0}}
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize("weighting", ["none", "kendall_gal", "dwa", "gradnorm"])
-def test_a_resumed_training_is_the_same_training(small, weighting, tmp_path):
+def test_a_resumed_training_is_the_same_training(small, weighting, network, tmp_path):
     X, y = small
 
     def net(*extra):
         callbacks = [WarmupLR(3), BatchNormRecalibration(), EarlyStopping(patience=9), *extra]
-        return FluxRegressor(
-            **{**SMALL, "max_epochs": 7}, weighting=weighting, pcgrad=True, constraints=True, val_split=0.2,
-            batch_size=32, module__dropout=0.1, callbacks=callbacks,
-        )  # fmt: skip
+        options = {**network, "max_epochs": 7, "batch_size": 32, "val_split": 0.2, "callbacks": callbacks}
+        return FluxRegressor(weighting=weighting, pcgrad=True, constraints=True, **options)
 
     snapshots = Snapshots()
     whole = net(snapshots).fit(X, y)

@@ -35,6 +35,7 @@ class TaskGradients:
         self.table = parameters[0].new_zeros(tasks, sum(sizes))
         self.columns = dict(zip(parameters, self.table.split(sizes, dim=1), strict=True))
         self.active = list(range(tasks))
+        self._work: dict[Any, Tensor] = {}
 
     @torch.no_grad()
     def fill(self, network: Linearised, cotangents: Tensor) -> Tensor:
@@ -54,6 +55,13 @@ class TaskGradients:
             network.pullback(network.to_layers(cotangents), self)
         return self.table
 
+    def work(self, key: Any, shape: tuple[int, ...]) -> Tensor:
+        """Memory of a shape, the same for the same key: fresh pages for each batch would cost as much as the work."""
+        found = self._work.get(key)
+        if found is None or found.shape != shape:
+            found = self._work[key] = self.table.new_empty(shape)
+        return found
+
     def put(self, parameter: Tensor, values: Tensor) -> None:
         """Write the gradients ``(active tasks, ...)`` by a parameter; one that is frozen has no place."""
         if parameter in self.columns:
@@ -70,7 +78,7 @@ class TaskGradients:
 
 
 Pullback = Callable[[Tensor, TaskGradients], Tensor]
-"""From cotangents ``(T, n, out)`` of a layer's output, contiguous, to new ones ``(T, n, in)`` of its input."""
+"""From cotangents ``(T, n, out)`` of a layer's output, contiguous, to others ``(T, n, in)`` of its input."""
 
 Rule = Callable[[Any, Tensor], tuple[Tensor, Pullback]]
 
@@ -152,7 +160,9 @@ def _linear(layer: nn.Linear, x: Tensor) -> tuple[Tensor, Pullback]:
         gradients.put_products(layer.weight, c, x)
         if layer.bias is not None:
             gradients.put(layer.bias, c.sum(dim=1))
-        return (c.reshape(-1, c.shape[2]) @ layer.weight).view(*c.shape[:2], -1)
+        out = gradients.work(layer, (*c.shape[:2], layer.in_features))
+        torch.mm(c.view(-1, c.shape[2]), layer.weight, out=out.view(-1, layer.in_features))
+        return out
 
     return nn.functional.linear(x, layer.weight, layer.bias), pullback
 
@@ -175,7 +185,8 @@ def _normalised(norm: nn.BatchNorm1d, behind: Sequence[nn.Module], x: Tensor) ->
     y, slope = _value_and_slope(behind, y)
 
     def pullback(c: Tensor, gradients: TaskGradients) -> Tensor:
-        out, by_bias, by_weight = torch.empty_like(c), c.new_empty(len(c), x.shape[1]), c.new_empty(len(c), x.shape[1])
+        out = gradients.work(norm, c.shape)
+        by_bias, by_weight = c.new_empty(len(c), x.shape[1]), c.new_empty(len(c), x.shape[1])
         pull_normalised(
             *(tensor.detach().numpy() for tensor in (c, slope, x, mean, inverse, weight)), moving,
             *(tensor.numpy() for tensor in (out, by_bias, by_weight)),

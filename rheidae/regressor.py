@@ -349,8 +349,7 @@ class FluxRegressor(NeuralNetRegressor):
         record = [values]
         penalty_cotangent = None
         if constraints is not None:
-            violations, violation_cotangents = constraints.values_and_gradients(y_pred)
-            penalty_cotangent = torch.tensordot(constraints.slopes(violations), violation_cotangents, 1)
+            violations, penalty_cotangent = constraints.violations_and_cotangent(y_pred)
             objective = objective + constraints.penalty(violations)
             record.append(violations)
         norms = None

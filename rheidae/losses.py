@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 TERMS = ("density", "magnitude", "direction", "unphysical", "residual_l1", "distance")
+
+
+def as_states(y: Tensor) -> NDArray[Any]:
+    """``(n, 24)`` on the CPU as an array ``(n, 6, 4)``."""
+    return y.detach().contiguous().numpy().reshape(-1, 6, 4)
 
 
 class FourFluxLoss(nn.Module):
@@ -16,7 +23,6 @@ class FourFluxLoss(nn.Module):
     Predictions and targets are ``(n, 24)`` in units of the row's total number density, so that every row
     counts alike whatever its density. The terms are
 
-    - ``distance``: mean over rows and species of the four-flux distance ``|dF4|``, what `rheidae.metrics` scores;
     - ``density``: mean squared error of N;
     - ``magnitude``: mean squared error of ``|F|``;
     - ``direction``: mean of ``1 - cos`` of the angle between the fluxes, over those whose true length exceeds
@@ -89,9 +95,29 @@ class FourFluxLoss(nn.Module):
     def values_and_gradients(self, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
         """Return the unweighted terms ``(T,)`` and their derivatives ``(T, n, 24)`` by `y_pred`, in closed form.
 
-        The same numbers as `terms` and autograd give, in a quarter of the time: the training step asks for the
+        The same numbers as `terms` and autograd give, in a small part of the time: the training step asks for the
         derivative of every term in every batch.
         """
+        if y_pred.device.type == "cpu":
+            return self._by_kernel(y_pred, y_true)
+        return self._by_tensors(y_pred, y_true)
+
+    def _by_kernel(self, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
+        from rheidae._loss_kernels import four_flux_terms
+
+        places = np.full(len(TERMS), -1)
+        for place, name in enumerate(self.weights):
+            places[TERMS.index(name)] = place
+        gradients = y_pred.new_empty(len(self.weights), *y_pred.shape)
+        values = np.empty(len(self.weights))
+        four_flux_terms(
+            as_states(y_pred), as_states(y_true), places, self.eps, self.density_floor, self.speed_of_light, values,
+            gradients.numpy().reshape(-1, len(y_pred), 6, 4),
+        )  # fmt: skip
+        return torch.from_numpy(values).to(y_pred.dtype), gradients
+
+    def _by_tensors(self, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
+        """The same on an accelerator."""
         pred, true = y_pred.detach().reshape(-1, 6, 4), y_true.reshape(-1, 6, 4)
         N, flux, flux_true = pred[..., 3], pred[..., :3], true[..., :3]
         count = N.numel()

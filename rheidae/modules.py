@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rheidae.pullback import Linearised, Pullback, TaskGradients, chain, rule
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -54,7 +56,17 @@ class SkipBlock(nn.Module):
         return x + self.layers(x)
 
 
-class InvariantFrame(nn.Module):
+@rule(SkipBlock)
+def _skip_block(block: SkipBlock, x: Tensor) -> tuple[Tensor, Pullback]:
+    y, pullback = chain(block.layers, x)
+
+    def with_skip(c: Tensor, gradients: TaskGradients) -> Tensor:
+        return pullback(c, gradients).add_(c)
+
+    return x + y, with_skip
+
+
+class InvariantFrame:
     """Rotation invariants of a state, and the state's own vectors to rebuild a change from.
 
     Six vectors describe a row: the initial fluxes of e, x, their antineutrinos (x: the mean of mu and tau),
@@ -71,13 +83,12 @@ class InvariantFrame(nn.Module):
     n_features = 4 + 2 + 3 + 21
 
     def __init__(self, conserve: bool = True) -> None:
-        super().__init__()
         self.conserve = conserve
         # Conserving: six vectors for each of e, ebar and one common number. Else the same six and a number for each
         # of e, x, ebar, xbar.
         self.n_coefficients = 2 * 6 + 1 if conserve else 4 * (6 + 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def describe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return features ``(n, 30)``, vectors ``(n, 6, 3)`` of unit order and size ``(n, 1)`` of Box3D's change."""
         state = x.reshape(-1, 2, 2, 3, 4)  # row, (init, box), (nu, nubar), flavor, component
         init = state[:, 0]
@@ -115,6 +126,17 @@ class InvariantFrame(nn.Module):
         moved_number = coefficients[:, :1, None].expand(n, 2, 1)
         moved = size[:, :, None] * torch.cat([moved_vector, moved_number], dim=2)
         return torch.stack([moved, -0.5 * moved, -0.5 * moved], dim=2).reshape(n, 24)
+
+    def transposed_rebuild(self, c: Tensor, vectors: Tensor, size: Tensor) -> Tensor:
+        """The transpose of `rebuild`, which is linear: ``(T, n, 24)`` to ``(T, n, n_coefficients)``."""
+        tasks, n, _ = c.shape
+        electron, mu, tau = (c.reshape(tasks, n, 2, 3, 4) * size[:, :, None, None]).unbind(dim=3)
+        if self.conserve:
+            moved = electron - 0.5 * (mu + tau)  # (T, n, 2, 4)
+            by_vector = (moved[..., :3] @ vectors.transpose(1, 2)).reshape(tasks, n, 12)
+            return torch.cat([moved[..., 3].sum(dim=2, keepdim=True), by_vector], dim=2)
+        own = torch.stack([electron, mu + tau], dim=3).reshape(tasks, n, 4, 4)
+        return torch.cat([own[..., :3] @ vectors.transpose(1, 2), own[..., 3:]], dim=3).reshape(tasks, n, 28)
 
 
 def conserving_part(change: Tensor) -> Tensor:
@@ -319,11 +341,35 @@ class ResidualFFIModel(nn.Module):
         if self.frame is None:
             change = self.head(self.blocks(self.input_block(x)))
             return conserving_part(change) if self.conserve else change
-        more_antineutrinos = x[:, :24].reshape(-1, 2, 3, 4)[..., 3] @ x.new_tensor([1.0, -0.5, -0.5])
-        exchanged = more_antineutrinos[:, 0] < more_antineutrinos[:, 1]
-        features, vectors, size = self.frame(exchange_antineutrinos(x, exchanged))
+        exchanged = self._more_antineutrinos(x)
+        features, vectors, size = self.frame.describe(exchange_antineutrinos(x, exchanged))
         change = self.frame.rebuild(self.head(self.blocks(self.input_block(features))), vectors, size)
         return exchange_antineutrinos(change, exchanged)
+
+    @staticmethod
+    def _more_antineutrinos(x: Tensor) -> Tensor:
+        numbers = x[:, :24].reshape(-1, 2, 3, 4)[..., 3] @ x.new_tensor([1.0, -0.5, -0.5])
+        return numbers[:, 0] < numbers[:, 1]
+
+    def linearise(self, x: Tensor) -> Linearised:
+        """`forward`, with what carries derivatives back; all around the layers is linear in what they return."""
+        layers = (self.input_block, self.blocks, self.head)
+        if self.frame is None:
+            change, pullback = chain(layers, x)
+            if not self.conserve:
+                return Linearised(change, lambda c: c, pullback)
+            # An orthogonal projection is its own transpose.
+            return Linearised(conserving_part(change), lambda c: conserving_part(c).reshape(c.shape), pullback)
+        frame, exchanged = self.frame, self._more_antineutrinos(x)
+        features, vectors, size = frame.describe(exchange_antineutrinos(x, exchanged))
+        coefficients, pullback = chain(layers, features)
+        change = exchange_antineutrinos(frame.rebuild(coefficients, vectors, size), exchanged)
+
+        def to_layers(c: Tensor) -> Tensor:
+            c = exchange_antineutrinos(c.reshape(-1, 24), exchanged.repeat(len(c))).reshape(c.shape)
+            return frame.transposed_rebuild(c, vectors, size)
+
+        return Linearised(change, to_layers, pullback)
 
 
 class MultilayerPerceptron(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from rheidae.exceptions import FourFluxError, RunError
 from rheidae.layouts import LAYOUTS, Layout, as_array
 from rheidae.losses import as_terms, values_and_gradients
 from rheidae.means import EpochMeans
+from rheidae.pullback import TaskGradients, is_known
 from rheidae.randomness import OwnRandomness, get_rng, set_rng
 from rheidae.splits import GroupSplit
 from rheidae.uncertainty import ErrorScale
@@ -138,7 +140,9 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
     interrupted_: bool = False
     box3d_valid_: dict[str, float] | None = None
     rng_to_restore_: dict[str, Tensor] | None = None
-    jacobian_: Tensor | None = None
+    parameters_: list[Tensor] = []  # noqa: RUF012 - replaced, never changed
+    known_layers_: bool = False
+    task_gradients_: TaskGradients | None = None
     flat_gradient_: Tensor | None = None
     fixed_: tuple[tuple[float, ...], Tensor] | None = None
     error_scale_: ErrorScale | None = None
@@ -380,9 +384,11 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
         if not self.module_.training:
             self._set_training(True)
         x, y = unpack_data(batch)
-        y_pred = self.infer(x, **fit_params)
-        criterion = self.criterion_
+        criterion, combiner = self.criterion_, self._only(GradientCombiner)
         weighting, constraints = criterion.weighting, criterion.constraints
+        wants_norms = weighting is not None and weighting.needs_norms
+        # Norms alone, without the gradients of the tasks, come cheaper from the graph.
+        y_pred, jacobian_of = self._forward(x, graph=wants_norms and combiner is None, **fit_params)
         values, cotangents = values_and_gradients(criterion, y_pred, y.to(y_pred.device, non_blocking=True))
         fixed = self._fixed_weights(values)
         losses = fixed * values
@@ -395,35 +401,57 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
         record = [values]
         penalty_cotangent = None
         if constraints is not None:
-            violations, violation_cotangents = constraints.values_and_gradients(y_pred)
-            penalty_cotangent = torch.tensordot(constraints.slopes(violations), violation_cotangents, 1)
+            violations, penalty_cotangent = constraints.violations_and_cotangent(y_pred)
             objective = objective + constraints.penalty(violations)
             record.append(violations)
         norms = None
-        combiner = self._only(GradientCombiner)
         if combiner is not None:
             cotangents = cotangents * scale[:, None, None]
             if penalty_cotangent is not None:
                 cotangents = torch.cat([cotangents, penalty_cotangent[None]])
-            table = self._task_gradients(y_pred, cotangents)
+            table = jacobian_of(cotangents)
             gramian = table @ table.T
             self.flat_gradient_ = combiner.combine(table, gramian)
-            set_gradients(self.parameters_, self.flat_gradient_)
             record.append(conflicts(gramian)[None])
-            if weighting is not None and weighting.needs_norms:
+            if wants_norms:
                 norms = self._shared_norms_from(table)[: len(values)]
         else:
-            if weighting is not None and weighting.needs_norms:
+            if wants_norms:
                 norms = self._shared_norms(y_pred, cotangents * scale[:, None, None])
             cotangent = torch.tensordot(scale, cotangents, 1)
             if penalty_cotangent is not None:
                 cotangent = cotangent + penalty_cotangent
-            y_pred.backward(cotangent)
+            self.flat_gradient_ = jacobian_of(cotangent[None])[0]
+        set_gradients(self.parameters_, self.flat_gradient_)
         if weighting is not None:
             weighting.backward(losses, norms)
         if constraints is not None:
             constraints.ascend(violations)
         return {"loss": objective, "y_pred": y_pred, "record": torch.cat([objective[None], *record])}
+
+    def _forward(self, x: Tensor, graph: bool, **fit_params: Any) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Predictions, and a function from the tasks' derivatives by them to the tasks' gradients, a row each.
+
+        Networks of known layers carry the derivatives of all tasks back at once (`rheidae.pullback`); others, and any
+        with `graph`, go by autograd.
+        """
+        if not self.parameters_:
+            self.parameters_ = [p for p in self.module_.parameters() if p.requires_grad]
+            # Who overrides `infer` wants it to be called.
+            plain = type(self).infer is FluxRegressor.infer and not self.mixed_precision
+            self.known_layers_ = plain and str(self.device) == "cpu" and is_known(self.module_)
+        if graph or not self.known_layers_:
+            y_pred = self.infer(x, **fit_params)
+            return y_pred, lambda cotangents: jacobian(y_pred, cotangents, self.parameters_)
+        with torch.no_grad():
+            network = self.module_.linearise(x)
+            y_pred = self._layout.final(x, network.output, self.module_)
+        return y_pred, lambda cotangents: self._task_gradients(len(cotangents)).fill(network, cotangents)
+
+    def _task_gradients(self, tasks: int) -> TaskGradients:
+        if self.task_gradients_ is None or len(self.task_gradients_.table) != tasks:
+            self.task_gradients_ = TaskGradients(self.parameters_, tasks)
+        return self.task_gradients_
 
     def _fixed_weights(self, like: Tensor) -> Tensor:
         """The criterion's fixed weights as a tensor, made once per training."""
@@ -431,12 +459,6 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
         if self.fixed_ is None or self.fixed_[0] != weights:
             self.fixed_ = (weights, torch.tensor(weights, dtype=like.dtype, device=like.device))
         return self.fixed_[1]
-
-    def _task_gradients(self, y_pred: Tensor, cotangents: Tensor) -> Tensor:
-        if self.jacobian_ is None or len(self.jacobian_) != len(cotangents):
-            self.parameters_ = [p for p in self.module_.parameters() if p.requires_grad]
-            self.jacobian_ = y_pred.new_empty(len(cotangents), sum(p.numel() for p in self.parameters_))
-        return jacobian(y_pred, cotangents, self.parameters_, self.jacobian_)
 
     def _shared_norms_from(self, table: Tensor) -> Tensor:
         """Norms of the weighted tasks' gradients on the last shared layer, cut from the Jacobian."""
@@ -448,8 +470,7 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
     def _shared_norms(self, y_pred: Tensor, cotangents: Tensor) -> Tensor:
         """The same by passes that end at that layer."""
         shared = last_shared_parameters(self.module_)
-        table = y_pred.new_empty(len(cotangents), sum(p.numel() for p in shared))
-        return jacobian(y_pred, cotangents, shared, table).norm(dim=1)
+        return jacobian(y_pred, cotangents, shared).norm(dim=1)
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Loss with fixed weights, terms and error of a batch."""
@@ -574,7 +595,7 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
             self.interrupted_ = self.in_epoch_ or not any(cb.misses_ >= cb.patience for cb in early)
             raise
         finally:
-            self.state_ = self.jacobian_ = self.fixed_ = self.flat_gradient_ = None
+            self.state_ = self.fixed_ = self.flat_gradient_ = self.task_gradients_ = None
             self.parameters_ = []
 
     def training_state(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import torch
 from skorch.callbacks import Callback
 from torch import Tensor, nn
 
+from rheidae.losses import as_states
+
 VIOLATIONS = ("negative_density", "superluminal")
 
 
@@ -33,21 +35,36 @@ class Multipliers(nn.Module):
         factor = torch.linalg.vector_norm(pred[..., :3], dim=-1) / N.clamp(min=self.density_floor)
         return torch.stack([torch.relu(-N).mean(), torch.relu(factor - 1).mean()])
 
-    def values_and_gradients(self, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-        """``(c0, c1)`` and, in closed form, their derivatives ``(2, n, 24)`` by `y_pred`."""
-        pred = y_pred.detach().reshape(-1, 6, 4)
+    def violations_and_cotangent(self, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        """``(c0, c1)`` and, in closed form, the derivative ``(n, 24)`` of their `penalty` by `y_pred`."""
+        if y_pred.device.type == "cpu":
+            return self._by_kernel(y_pred)
+        return self._by_tensors(y_pred.detach())
+
+    def _by_kernel(self, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        from rheidae import _loss_kernels as kernels
+
+        pred = as_states(y_pred)
+        violations = torch.tensor(kernels.violations(pred, self.density_floor), dtype=y_pred.dtype)
+        cotangent = torch.empty_like(y_pred)
+        slopes = self.slopes(violations).tolist()
+        kernels.pull_violations(pred, self.density_floor, *slopes, cotangent.numpy().reshape(-1, 6, 4))
+        return violations, cotangent
+
+    def _by_tensors(self, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        """The same on an accelerator."""
+        pred = y_pred.reshape(-1, 6, 4)
+        violations = self.violations(y_pred)
+        by_negative, by_superluminal = self.slopes(violations) / pred[..., 3].numel()
         flux, N = pred[..., :3], pred[..., 3]
         length = torch.linalg.vector_norm(flux, dim=-1)
         floored = N.clamp(min=self.density_floor)
-        excess = length / floored - 1
-        values = torch.stack([torch.relu(-N).mean(), torch.relu(excess).mean()])
-        gradients = pred.new_zeros(2, *pred.shape)
-        gradients[0, ..., 3] = (N < 0).to(N.dtype) / -N.numel()
-        slope = (excess > 0) / (floored * N.numel())
+        slope = by_superluminal * (length > floored) / floored
+        cotangent = torch.empty_like(pred)
         # Where |F| = 0 there is no excess.
-        gradients[1, ..., :3] = flux * (slope / length.clamp(min=torch.finfo(length.dtype).tiny))[..., None]
-        gradients[1, ..., 3] = -slope * length / floored * (self.density_floor <= N)
-        return values, gradients.reshape(2, *y_pred.shape)
+        cotangent[..., :3] = flux * (slope / length.clamp(min=torch.finfo(length.dtype).tiny))[..., None]
+        cotangent[..., 3] = -slope * length / floored * (self.density_floor <= N) - by_negative * (N < 0)
+        return violations, cotangent.reshape(y_pred.shape)
 
     def penalty(self, violations: Tensor) -> Tensor:
         """``sum_k lambda_k c_k + rho c_k^2 / 2``."""

@@ -115,8 +115,8 @@ def conflicts(gramian: Tensor) -> Tensor:
     return (gramian < 0).sum() / 2
 
 
-def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor], out: Tensor) -> Tensor:
-    """Gradients of several tasks, one row each.
+def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor]) -> Tensor:
+    """Gradients of several tasks, one row each, by autograd.
 
     Parameters
     ----------
@@ -126,27 +126,27 @@ def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor], out: 
         Derivatives of the tasks by `output`.
     parameters : list of Tensor
         By which to differentiate.
-    out : Tensor, shape (T, P)
-        Takes the result.
+
+    Returns
+    -------
+    Tensor, shape (T, P)
 
     Notes
     -----
-    One `torch.autograd.grad` per task, measured against one batched product for all of them (``is_grads_batched``) and
-    against a walk over the graph with stacked cotangents: as quick, because matrix products and memory set the pace,
-    and one task's tensors stay in the cache. On a CPU, where looking costs nothing, tasks whose derivative is zero
-    in the whole batch (a constraint that is kept) get their row of zeros without a pass.
+    One `torch.autograd.grad` per task: one batched product for all of them (``is_grads_batched``) was no quicker. On a
+    CPU, where looking costs nothing, tasks whose derivative is zero in the whole batch (a constraint that is kept) get
+    their row of zeros without a pass. For networks of known layers there is `rheidae.pullback.stacked_jacobian`.
     """
-    look = output.device.type == "cpu"
+    look = output.device.type == "cpu" and len(cotangents) > 1
     active = cotangents.flatten(1).any(dim=1).tolist() if look else [True] * len(cotangents)
-    for row, cotangent, is_active in zip(out, cotangents, active, strict=True):
-        if not is_active:
-            row.zero_()
-            continue
-        gradients = torch.autograd.grad(
-            output, parameters, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        torch.cat([gradient.reshape(-1) for gradient in gradients], out=row)
-    return out
+    table = output.new_zeros(len(cotangents), sum(parameter.numel() for parameter in parameters))
+    for row, cotangent, is_active in zip(table, cotangents, active, strict=True):
+        if is_active:
+            gradients = torch.autograd.grad(
+                output, parameters, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            torch.cat([gradient.reshape(-1) for gradient in gradients], out=row)
+    return table
 
 
 def set_gradients(parameters: list[Tensor], flat: Tensor) -> None:

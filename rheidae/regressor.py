@@ -13,9 +13,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import _check_sample_weight, validate_data
 from skorch import NeuralNetRegressor
-from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler, PrintLog
+from skorch.callbacks import Callback, EpochTimer, LRScheduler, PrintLog
 from skorch.dataset import Dataset
-from skorch.history import History
 from torch import Tensor
 from torch.utils.data import Subset
 
@@ -31,25 +30,23 @@ from rheidae.callbacks import (
 )
 from rheidae.callbacks.constraints import VIOLATIONS
 from rheidae.callbacks.gradients import conflicts, jacobian, last_shared_parameters, set_gradients
-from rheidae.callbacks.saving import callback_state, copy_state, plain_history, restore_callback
 from rheidae.callbacks.weighting import SCHEMES
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.layouts import LAYOUTS, Layout, as_array
 from rheidae.losses import as_terms, takes_weights, values_and_gradients
 from rheidae.means import EpochMeans
-from rheidae.randomness import OwnRandomness, get_rng, set_rng
+from rheidae.resuming import STATE_FORMAT, Resumable
 from rheidae.splits import GroupSplit
 from rheidae.uncertainty import ErrorScale
 
 FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
-STATE_FORMAT = 1
 # Validation rows that are enough to learn the size of errors from.
 CALIBRATION_ROWS = 50
 # Rows that means and deviations are taken from, at most.
 ENOUGH_ROWS = 50_000
 
 
-class FluxRegressor(OwnRandomness, NeuralNetRegressor):
+class FluxRegressor(Resumable):
     """Final four-fluxes of the fast flavor instability, learned from simulations on top of Box3D.
 
     ``X (n, 48)`` holds the initial four-fluxes of six species and Box3D's answer, ``y (n, 24)`` the simulated final
@@ -140,11 +137,6 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
     # A learning rate's schedule holds the optimizer: pickled beside it, they stay together and find their device.
     cuda_dependent_attributes_: ClassVar[list[str]] = [*NeuralNetRegressor.cuda_dependent_attributes_, "callbacks_"]
 
-    state_: dict[str, Any] | None = None
-    last_checkpoint_: str | None = None
-    interrupted_: bool = False
-    box3d_valid_: dict[str, float] | None = None
-    rng_to_restore_: dict[str, Tensor] | None = None
     jacobian_: Tensor | None = None
     flat_gradient_: Tensor | None = None
     fixed_: tuple[tuple[float, ...], Tensor] | None = None
@@ -503,6 +495,10 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
         weights = () if weight is None else (weight.to(y_pred.device),)
         return torch.stack([*self.criterion_.terms(y_pred, y, *weights).values(), self._layout.error(y_pred, y)])
 
+    def _forget_batches(self) -> None:
+        self.jacobian_ = self.fixed_ = self.flat_gradient_ = None
+        self.parameters_ = []
+
     def _train_names(self) -> list[str]:
         names = ["train_objective", *(f"train_{name}" for name in self.criterion_.weights)]
         if self.criterion_.constraints is not None:
@@ -570,83 +566,6 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
         if self.box3d_valid_["error"] > 0:
             numbers["skill"] = 1 - error / self.box3d_valid_["error"]
         return numbers
-
-    # --- stopping and going on -----------------------------------------------------------------------------
-
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Forget what belongs to the last training."""
-        super().on_train_begin(net, X, y, **kwargs)
-        self.box3d_valid_ = None
-        self.interrupted_ = False
-        self.rng_to_restore_ = None
-
-    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
-        """Open the epoch in the history; after a resume, continue with the random numbers of then."""
-        super().on_epoch_begin(net, **kwargs)
-        self.in_epoch_ = True
-        if self.rng_to_restore_ is not None:
-            set_rng(self.rng_to_restore_, self.device)
-            self.rng_to_restore_ = None
-
-    def on_batch_begin(self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
-        """Keep one entry for batches, the last, where skorch keeps all."""
-        if not self.history[-1]["batches"]:
-            self.history.new_batch()
-
-    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        """Close it."""
-        super().on_epoch_end(net, **kwargs)
-        self.in_epoch_ = False
-
-    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any) -> FluxRegressor:
-        """Train for `epochs`, or for what is left of them in a resumed run."""
-        self.in_epoch_ = False
-        try:
-            if self.state_ is not None:
-                epochs = self._restore(self.state_)
-            return super().fit_loop(X, y, epochs, **fit_params)
-        except KeyboardInterrupt:
-            if self.in_epoch_:
-                del self.history_[-1:]  # an epoch that is not complete has no numbers
-            # skorch's early stopping uses the same way out.
-            early = [cb for _, cb in self.callbacks_ if isinstance(cb, EarlyStopping)]
-            self.interrupted_ = self.in_epoch_ or not any(cb.misses_ >= cb.patience for cb in early)
-            raise
-        finally:
-            self.state_ = self.jacobian_ = self.fixed_ = self.flat_gradient_ = None
-            self.parameters_ = []
-
-    def training_state(self) -> dict[str, Any]:
-        """Return everything that training needs to go on exactly, at the end of an epoch.
-
-        Tensors and plain data alone: ``torch.load(..., weights_only=True)`` reads it back.
-        """
-        return {
-            "format": STATE_FORMAT,
-            "epoch": len(self.history),
-            "module": copy_state(self.module_.state_dict()),
-            "criterion": copy_state(self.criterion_.state_dict()),
-            "optimizer": copy_state(self.optimizer_.state_dict()),
-            "callbacks": {name: callback_state(callback) for name, callback in self.callbacks_},
-            "rng": get_rng(self.device),
-            "box3d_valid": self.box3d_valid_,
-            "history": plain_history(self.history),
-        }
-
-    def _restore(self, state: dict[str, Any]) -> int:
-        """Put the state back; return how many epochs are left."""
-        try:
-            self.module_.load_state_dict(state["module"])
-            self.criterion_.load_state_dict(state["criterion"])
-            self.optimizer_.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise RunError(f"the training state does not fit the estimator: {error}") from error
-        for name, callback in self.callbacks_:
-            restore_callback(callback, state["callbacks"].get(name, {}))
-        self.history_ = History({"batches": [], **row} for row in state["history"])
-        self.box3d_valid_ = state["box3d_valid"]
-        self.rng_to_restore_ = state["rng"]
-        return max(0, self.max_epochs - state["epoch"])
 
     # --- what scikit-learn's users call --------------------------------------------------------------------
 

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 
-class TableDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Inputs ``x (n, features)`` and targets ``y (n, outputs)`` as the network sees them, float32 tensors."""
+class TableDataset(Dataset[tuple[Tensor, ...]]):
+    """Rows as the network sees them, float32 tensors.
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
+    Parameters
+    ----------
+    x : Tensor, shape (n, features)
+        Inputs.
+    y : Tensor, shape (n, outputs)
+        Targets.
+    weight : Tensor, shape (n,), optional
+        How much each row counts.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
         self.x = x
         self.y = y
+        self.weight = weight
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.x[index], self.y[index]
+    def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
+        """Return ``x, y`` or ``x, y, weight`` of a row, or of several."""
+        rows = self.x[index], self.y[index]
+        return rows if self.weight is None else (*rows, self.weight[index])
+
+
+def unpack(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return ``x, y, weight`` of a batch; the last is None where rows count alike."""
+    x, y, *weight = batch
+    return x, y, weight[0] if weight else None
 
 
 class BatchSlicer:
@@ -38,14 +58,14 @@ class BatchSlicer:
     """
 
     def __init__(
-        self, dataset: TableDataset | Subset[tuple[Tensor, Tensor]], batch_size: int, shuffle: bool = False
+        self, dataset: TableDataset | Subset[tuple[Tensor, ...]], batch_size: int, shuffle: bool = False
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         if isinstance(dataset, Subset):
             whole, rows = dataset.dataset, torch.as_tensor(dataset.indices, dtype=torch.long)
             assert isinstance(whole, TableDataset)
-            dataset = TableDataset(whole.x[rows], whole.y[rows])
+            dataset = TableDataset(*whole[rows])
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -58,9 +78,7 @@ class BatchSlicer:
     def __len__(self) -> int:
         return len(self._bounds)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        x, y = self.dataset.x, self.dataset.y
-        order = torch.randperm(len(x)) if self.shuffle else None
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        order = torch.randperm(len(self.dataset)) if self.shuffle else None
         for start, stop in self._bounds:
-            rows = slice(start, stop) if order is None else order[start:stop]
-            yield x[rows], y[rows]
+            yield self.dataset[slice(start, stop) if order is None else order[start:stop]]

@@ -210,7 +210,7 @@ def _finite(table: Table, name: str) -> Table:
 
 def _single(table: Table, name: str) -> Table:
     with np.errstate(over="ignore"):
-        single = np.ascontiguousarray(table, dtype=np.float32)
+        single = np.require(table, np.float32, ["C", "W"])
     finite = np.isfinite(single).all(axis=1)
     if not finite.all():
         row = int(np.argmin(finite))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -66,30 +68,35 @@ class FourFluxLoss(nn.Module):
         self.speed_of_light = speed_of_light
         self.eps = eps
 
-    def terms(self, y_pred: Tensor, y_true: Tensor) -> dict[str, Tensor]:
-        """Return the unweighted terms by name, each a scalar tensor."""
+    def terms(self, y_pred: Tensor, y_true: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the terms by name, each a scalar tensor without its own weight; `weight` ``(n,)`` is that of rows."""
+
+        def mean(per_row: Tensor) -> Tensor:
+            return per_row.mean() if weight is None else _weighted(weight, per_row)
+
         pred, true = y_pred.reshape(-1, 6, 4), y_true.reshape(-1, 6, 4)
         length_pred = (pred[..., :3].square().sum(dim=-1) + self.eps).sqrt()
         length_true = (true[..., :3].square().sum(dim=-1) + self.eps).sqrt()
         values = {}
         for name in self.weights:
             if name == "density":
-                values[name] = (pred[..., 3] - true[..., 3]).square().mean()
+                values[name] = mean((pred[..., 3] - true[..., 3]).square())
             elif name == "magnitude":
-                values[name] = (length_pred - length_true).square().mean()
+                values[name] = mean((length_pred - length_true).square())
             elif name == "direction":
                 cos = (pred[..., :3] * true[..., :3]).sum(dim=-1) / (length_pred * length_true)
                 has_direction = (length_true > self.density_floor).to(cos.dtype)
+                if weight is not None:
+                    has_direction = has_direction * weight.to(cos.dtype)[:, None]
                 values[name] = ((1 - cos) * has_direction).sum() / has_direction.sum().clamp(min=1)
             elif name == "unphysical":
-                values[name] = torch.relu(
-                    length_pred / pred[..., 3].clamp(min=self.density_floor) - self.speed_of_light
-                ).mean()
+                factor = length_pred / pred[..., 3].clamp(min=self.density_floor)
+                values[name] = mean(torch.relu(factor - self.speed_of_light))
             elif name == "residual_l1":
-                values[name] = (pred - true).abs().mean()
+                values[name] = mean((pred - true).abs())
             elif name == "distance":
                 distance = ((pred - true).square().sum(dim=-1) + self.eps).sqrt()
-                values[name] = distance.mean() - self.eps**0.5
+                values[name] = mean(distance - self.eps**0.5)
         return values
 
     def values_and_gradients(self, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,13 +189,23 @@ class SingleTerm(nn.Module):
         self.loss = loss
         self.weights = {type(loss).__name__.lower().removesuffix("loss"): 1.0}
 
-    def terms(self, y_pred: Tensor, y_true: Tensor) -> dict[str, Tensor]:
-        """Return the loss by its name."""
-        return {name: self.loss(y_pred, y_true) for name in self.weights}
+    def terms(self, y_pred: Tensor, y_true: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the loss by its name; with weights of rows ``(n,)``, of the loss's parts per row."""
+        (name,) = self.weights
+        if weight is None:
+            return {name: self.loss(y_pred, y_true)}
+        parts: Any = copy(self.loss)
+        parts.reduction = "none"
+        return {name: _weighted(weight, parts(y_pred, y_true))}
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """Return the loss."""
         return self.loss(y_pred, y_true)
+
+
+def _weighted(weight: Tensor, per_row: Tensor) -> Tensor:
+    """Mean over rows and everything else, each row times its weight."""
+    return weight.to(per_row.dtype) @ per_row.flatten(1).mean(dim=1) / len(weight)
 
 
 def as_terms(criterion: nn.Module) -> nn.Module:
@@ -196,7 +213,14 @@ def as_terms(criterion: nn.Module) -> nn.Module:
     return criterion if hasattr(criterion, "terms") else SingleTerm(criterion)
 
 
-def values_and_gradients(criterion: Any, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
+def takes_weights(criterion: Any) -> bool:
+    """Whether a criterion's ``terms`` takes weights of rows."""
+    return "weight" in inspect.signature(criterion.terms).parameters
+
+
+def values_and_gradients(
+    criterion: Any, y_pred: Tensor, y_true: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return a criterion's terms ``(T,)`` and their derivatives ``(T, n, 24)`` by `y_pred`.
 
     Parameters
@@ -206,13 +230,16 @@ def values_and_gradients(criterion: Any, y_pred: Tensor, y_true: Tensor) -> tupl
         used where it has one.
     y_pred, y_true : Tensor, shape (n, 24)
         Final four-fluxes.
+    weight : Tensor, shape (n,), optional
+        Weights of the rows, for a criterion with ``terms(y_pred, y_true, weight)``.
     """
     closed_form: Any = getattr(criterion, "values_and_gradients", None)
-    if closed_form is not None:
+    if closed_form is not None and weight is None:
         return closed_form(y_pred, y_true)
+    weights = () if weight is None else (weight,)
     leaf = y_pred.detach().requires_grad_()
     with torch.enable_grad():
-        values = list(criterion.terms(leaf, y_true).values())
+        values = list(criterion.terms(leaf, y_true, *weights).values())
     gradients = [
         torch.autograd.grad(value, leaf, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
         if value.requires_grad

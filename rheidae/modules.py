@@ -387,6 +387,9 @@ class MultilayerPerceptron(nn.Module):
         Nonlinearity.
     dropout : float
         Probability; 0 leaves the layer out.
+    double_precision : bool
+        Compute in float64, as scikit-learn's own regressors do: a row's answer then does not depend, beyond 1e-15, on
+        the rows beside it. False is quicker, and for devices without float64.
     """
 
     def __init__(
@@ -397,10 +400,12 @@ class MultilayerPerceptron(nn.Module):
         hidden_layers: int = 2,
         activation: str = "silu",
         dropout: float = 0.0,
+        double_precision: bool = True,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        self.double_precision = double_precision
         layers: list[nn.Module] = []
         width = n_features
         for _ in range(hidden_layers):
@@ -408,14 +413,12 @@ class MultilayerPerceptron(nn.Module):
             layers += [nn.Dropout(dropout)] if dropout > 0 else []
             width = hidden_dim
         self.net = nn.Sequential(*layers, nn.Linear(width, n_outputs))
+        if double_precision:
+            self.double()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(n, n_features)`` to ``(n, n_outputs)``."""
-        if self.training:
-            return self.net(x)
-        # In double precision, so that the answer for a row does not depend on the rows beside it.
-        state = {name: tensor.double() for name, tensor in self.net.state_dict(keep_vars=True).items()}
-        return torch.func.functional_call(self.net, state, (x.double(),)).to(x.dtype)
+        return self.net(x.double() if self.double_precision else x)
 
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"mixing": MixingModel, "residual": ResidualFFIModel}

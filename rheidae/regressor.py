@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import r2_score
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import _check_sample_weight, validate_data
 from skorch import NeuralNetRegressor
-from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler, PrintLog
-from skorch.dataset import unpack_data
-from skorch.history import History
+from skorch.callbacks import Callback, EpochTimer, LRScheduler, PrintLog
+from skorch.dataset import Dataset
 from torch import Tensor
 from torch.utils.data import Subset
 
-from rheidae.batches import BatchSlicer, TableDataset
+from rheidae.batches import BatchSlicer, TableDataset, unpack
 from rheidae.callbacks import (
     BATCH_NORM,
     BestWeights,
@@ -31,26 +30,24 @@ from rheidae.callbacks import (
 )
 from rheidae.callbacks.constraints import VIOLATIONS
 from rheidae.callbacks.gradients import conflicts, jacobian, last_shared_parameters, set_gradients
-from rheidae.callbacks.saving import callback_state, copy_state, plain_history, restore_callback
 from rheidae.callbacks.weighting import SCHEMES
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.layouts import LAYOUTS, Layout, as_array
-from rheidae.losses import as_terms, values_and_gradients
+from rheidae.losses import as_terms, takes_weights, values_and_gradients
 from rheidae.means import EpochMeans
 from rheidae.pullback import TaskGradients, is_known
-from rheidae.randomness import OwnRandomness, get_rng, set_rng
+from rheidae.resuming import STATE_FORMAT, Resumable
 from rheidae.splits import GroupSplit
 from rheidae.uncertainty import ErrorScale
 
 FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
-STATE_FORMAT = 1
 # Validation rows that are enough to learn the size of errors from.
 CALIBRATION_ROWS = 50
 # Rows that means and deviations are taken from, at most.
 ENOUGH_ROWS = 50_000
 
 
-class FluxRegressor(OwnRandomness, NeuralNetRegressor):
+class FluxRegressor(Resumable):
     """Final four-fluxes of the fast flavor instability, learned from simulations on top of Box3D.
 
     ``X (n, 48)`` holds the initial four-fluxes of six species and Box3D's answer, ``y (n, 24)`` the simulated final
@@ -102,8 +99,12 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
         Largest norm of the gradient of a step.
     train_split : callable or None
         ``skorch.dataset.ValidSplit`` or ``predefined_split``, in place of `val_split`.
+    optimizer, iterator_train, iterator_valid : classes
+        Their arguments go by ``optimizer__`` and so on.
+    callbacks, warm_start, verbose, device, compile, dataset, predict_nonlinearity, use_caching, torch_load_kwargs
+        As of `skorch.NeuralNet`; the last but `torch_load_kwargs` have no meaning here.
     **kwargs
-        Everything else that `skorch.NeuralNet` takes.
+        Arguments of the components, such as ``module__hidden_dim``.
 
     Attributes
     ----------
@@ -134,12 +135,9 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
     >>> F_final = model.predict(data.data)                             # doctest: +SKIP
     """
 
-    rng_state_: Tensor
-    state_: dict[str, Any] | None = None
-    last_checkpoint_: str | None = None
-    interrupted_: bool = False
-    box3d_valid_: dict[str, float] | None = None
-    rng_to_restore_: dict[str, Tensor] | None = None
+    # A learning rate's schedule holds the optimizer: pickled beside it, they stay together and find their device.
+    cuda_dependent_attributes_: ClassVar[list[str]] = [*NeuralNetRegressor.cuda_dependent_attributes_, "callbacks_"]
+
     parameters_: list[Tensor] = []  # noqa: RUF012 - replaced, never changed
     known_layers_: bool = False
     task_gradients_: TaskGradients | None = None
@@ -174,7 +172,15 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
         iterator_train: Any = BatchSlicer,
         iterator_valid: Any = BatchSlicer,
         train_split: Any = None,
+        callbacks: Any = None,
+        warm_start: bool = False,
         verbose: int = 0,
+        device: Any = "cpu",
+        compile: bool = False,
+        dataset: Any = Dataset,
+        predict_nonlinearity: Any = "auto",
+        use_caching: Any = "auto",
+        torch_load_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.layout = layout
@@ -198,7 +204,15 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
             iterator_train=iterator_train,
             iterator_valid=iterator_valid,
             train_split=train_split,
+            callbacks=callbacks,
+            warm_start=warm_start,
             verbose=verbose,
+            device=device,
+            compile=compile,
+            dataset=dataset,
+            predict_nonlinearity=predict_nonlinearity,
+            use_caching=use_caching,
+            torch_load_kwargs=torch_load_kwargs,
             **kwargs,
         )
 
@@ -264,15 +278,25 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
             raise ValueError(f"layout={self.layout!r} is not one of {', '.join(LAYOUTS)}")
         return LAYOUTS[self.layout](self.predict_residual, self.average_heavy)
 
-    def initialize_callbacks(self) -> FluxRegressor:
-        """Make the callbacks, after a look at the short names."""
+    def _initialize_callbacks(self) -> FluxRegressor:
+        if _is_callbacks(self.callbacks):
+            return super()._initialize_callbacks()
+        # set_params only stores; check_training_readiness refuses.
+        self.callbacks_: list[tuple[str, Any]] = list(self._default_callbacks)
+        return self
+
+    def check_training_readiness(self) -> None:
+        """Refuse parameters that cannot be trained with; skorch asks before it makes the components."""
+        super().check_training_readiness()
         if not (isinstance(self.weighting, Callback) or self.weighting in (None, "none", *SCHEMES)):
             raise ValueError(
                 f"weighting={self.weighting!r} is neither a callback nor one of none, {', '.join(SCHEMES)}"
             )
         if self._only(LagrangianConstraints, self._default_callbacks) and self._layout.name != "four_flux":
             raise ValueError(f"constraints={self.constraints!r} are about four-fluxes; layout={self.layout!r} has none")
-        return super().initialize_callbacks()
+
+        if not _is_callbacks(self.callbacks):
+            raise ValueError(f"callbacks={self.callbacks!r} is no list of callbacks")
 
     def initialize_module(self) -> FluxRegressor:
         """Make the network, and tell it the widths if it asks."""
@@ -283,8 +307,8 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
             "n_features": layout.n_features or getattr(self, "n_features_in_", None),
             "n_outputs": layout.n_outputs or getattr(self, "n_outputs_", None),
         }
-        asked = inspect.signature(module).parameters.keys() if inspect.isclass(module) else ()
-        for name in known.keys() & asked - arguments.keys():
+        asked = inspect.signature(module).parameters if inspect.isclass(module) else ()
+        for name in [name for name in known if name in asked and name not in arguments]:
             if known[name] is None:
                 raise ValueError(
                     f"layout={layout.name!r} takes {name} of {module.__name__} from the data: call fit or partial_fit "
@@ -328,14 +352,19 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
             raise ValueError(f"{len(found)} callbacks are a {kind.__name__}; at most one can be used")
         return found[0] if found else None
 
-    def get_dataset(self, X: Any, y: Any = None) -> Any:
+    def get_dataset(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Rows as the network sees them; see `TableDataset`."""
         if isinstance(X, torch.utils.data.Dataset):
             return X
         layout = self._layout
         table, target = (layout.table(X, "X"), None) if y is None else layout.tables(X, y)
         x, scaled = layout.scaled(table, target)
-        return TableDataset(torch.from_numpy(x), torch.zeros(len(x), 0) if scaled is None else torch.from_numpy(scaled))
+        weight = None
+        if sample_weight is not None:
+            weight = _check_sample_weight(as_array(sample_weight), table, dtype=np.float64, ensure_non_negative=True)
+            weight = torch.from_numpy(weight / weight.mean())
+        y_scaled = torch.zeros(len(x), 0) if scaled is None else torch.from_numpy(scaled)
+        return TableDataset(torch.from_numpy(x), y_scaled, weight)
 
     def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
         """Divide into training and validation rows; refuse what could not be trained on."""
@@ -368,7 +397,7 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
         if self.mixed_precision and self.module_.training:
             with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
                 output = self.module_(x)
-            return self._layout.final(x, output.to(x.dtype), self.module_)
+            return self._layout.final(x, output.float(), self.module_)
         return self._layout.final(x, self.module_(x), self.module_)
 
     def get_loss(self, y_pred: Tensor, y_true: Tensor, X: Any = None, training: bool = False) -> Tensor:
@@ -383,13 +412,13 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
         """
         if not self.module_.training:
             self._set_training(True)
-        x, y = unpack_data(batch)
+        x, y, weight = unpack(batch)
         criterion, combiner = self.criterion_, self._only(GradientCombiner)
         weighting, constraints = criterion.weighting, criterion.constraints
         wants_norms = weighting is not None and weighting.needs_norms
         # Norms alone, without the gradients of the tasks, come cheaper from the graph.
         y_pred, jacobian_of = self._forward(x, graph=wants_norms and combiner is None, **fit_params)
-        values, cotangents = values_and_gradients(criterion, y_pred, y.to(y_pred.device, non_blocking=True))
+        values, cotangents = values_and_gradients(criterion, y_pred, y.to(y_pred.device, non_blocking=True), weight)
         fixed = self._fixed_weights(values)
         losses = fixed * values
         if weighting is None:
@@ -475,15 +504,20 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Loss with fixed weights, terms and error of a batch."""
         self._set_training(False)
-        x, y = unpack_data(batch)
+        x, y, weight = unpack(batch)
         with torch.no_grad():
             y_pred = self.infer(x, **fit_params)
-            return {"loss": self.get_loss(y_pred, y), "y_pred": y_pred, "record": self._compare(y_pred, y)}
+            return {"loss": self.get_loss(y_pred, y), "y_pred": y_pred, "record": self._compare(y_pred, y, weight)}
 
-    def _compare(self, y_pred: Tensor, y: Tensor) -> Tensor:
+    def _compare(self, y_pred: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
         """The terms and, last, the layout's measure of error."""
         y = y.to(y_pred.device)
-        return torch.stack([*self.criterion_.terms(y_pred, y).values(), self._layout.error(y_pred, y)])
+        weights = () if weight is None else (weight.to(y_pred.device),)
+        return torch.stack([*self.criterion_.terms(y_pred, y, *weights).values(), self._layout.error(y_pred, y)])
+
+    def _forget_batches(self) -> None:
+        self.fixed_ = self.flat_gradient_ = self.task_gradients_ = None
+        self.parameters_ = []
 
     def _train_names(self) -> list[str]:
         names = ["train_objective", *(f"train_{name}" for name in self.criterion_.weights)]
@@ -540,11 +574,11 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
         if self.box3d_valid_ is None:
             means = EpochMeans([*self.criterion_.weights, "error"], 0)
             for batch in iterator:
-                x, y = unpack_data(batch)
+                x, y, weight = unpack(batch)
                 reference = self._layout.reference(x)
                 if reference is None:
                     return {}
-                means.add(len(x), self._compare(reference.to(self.device), y), None)
+                means.add(len(x), self._compare(reference.to(self.device), y, weight), None)
             found = means.finish(None)
             loss = sum(weight * found[name] for name, weight in self.criterion_.weights.items())
             self.box3d_valid_ = {"loss": loss, "error": found["error"]}
@@ -553,86 +587,9 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
             numbers["skill"] = 1 - error / self.box3d_valid_["error"]
         return numbers
 
-    # --- stopping and going on -----------------------------------------------------------------------------
-
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Forget what belongs to the last training."""
-        super().on_train_begin(net, X, y, **kwargs)
-        self.box3d_valid_ = None
-        self.interrupted_ = False
-        self.rng_to_restore_ = None
-
-    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
-        """Open the epoch in the history; after a resume, continue with the random numbers of then."""
-        super().on_epoch_begin(net, **kwargs)
-        self.in_epoch_ = True
-        if self.rng_to_restore_ is not None:
-            set_rng(self.rng_to_restore_, self.device)
-            self.rng_to_restore_ = None
-
-    def on_batch_begin(self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
-        """Keep one entry for batches, the last, where skorch keeps all."""
-        if not self.history[-1]["batches"]:
-            self.history.new_batch()
-
-    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        """Close it."""
-        super().on_epoch_end(net, **kwargs)
-        self.in_epoch_ = False
-
-    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any) -> FluxRegressor:
-        """Train for `epochs`, or for what is left of them in a resumed run."""
-        self.in_epoch_ = False
-        try:
-            if self.state_ is not None:
-                epochs = self._restore(self.state_)
-            return super().fit_loop(X, y, epochs, **fit_params)
-        except KeyboardInterrupt:
-            if self.in_epoch_:
-                del self.history_[-1:]  # an epoch that is not complete has no numbers
-            # skorch's early stopping uses the same way out.
-            early = [cb for _, cb in self.callbacks_ if isinstance(cb, EarlyStopping)]
-            self.interrupted_ = self.in_epoch_ or not any(cb.misses_ >= cb.patience for cb in early)
-            raise
-        finally:
-            self.state_ = self.fixed_ = self.flat_gradient_ = self.task_gradients_ = None
-            self.parameters_ = []
-
-    def training_state(self) -> dict[str, Any]:
-        """Return everything that training needs to go on exactly, at the end of an epoch.
-
-        Tensors and plain data alone: ``torch.load(..., weights_only=True)`` reads it back.
-        """
-        return {
-            "format": STATE_FORMAT,
-            "epoch": len(self.history),
-            "module": copy_state(self.module_.state_dict()),
-            "criterion": copy_state(self.criterion_.state_dict()),
-            "optimizer": copy_state(self.optimizer_.state_dict()),
-            "callbacks": {name: callback_state(callback) for name, callback in self.callbacks_},
-            "rng": get_rng(self.device),
-            "box3d_valid": self.box3d_valid_,
-            "history": plain_history(self.history),
-        }
-
-    def _restore(self, state: dict[str, Any]) -> int:
-        """Put the state back; return how many epochs are left."""
-        try:
-            self.module_.load_state_dict(state["module"])
-            self.criterion_.load_state_dict(state["criterion"])
-            self.optimizer_.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise RunError(f"the training state does not fit the estimator: {error}") from error
-        for name, callback in self.callbacks_:
-            restore_callback(callback, state["callbacks"].get(name, {}))
-        self.history_ = History({"batches": [], **row} for row in state["history"])
-        self.box3d_valid_ = state["box3d_valid"]
-        self.rng_to_restore_ = state["rng"]
-        return max(0, self.max_epochs - state["epoch"])
-
     # --- what scikit-learn's users call --------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any, **fit_params: Any) -> FluxRegressor:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, **fit_params: Any) -> FluxRegressor:
         """Train, starting anew unless ``warm_start=True``.
 
         Parameters
@@ -642,6 +599,9 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
             data frame or a tensor. A torch data set such as `get_dataset` returns is taken as it is, with ``y=None``.
         y : array_like, shape (n, 24)
             Simulated final four-fluxes in the same unit.
+        sample_weight : array_like, shape (n,), optional
+            How much each row counts in every loss term, not negative; only ratios matter. Batches are drawn by rows, so
+            that a weight of two is a row given twice in the mean, not in every batch.
         **fit_params
             ``groups``, for the split into training and validation rows.
 
@@ -650,13 +610,18 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
         FourFluxError
             If a shape is another, a number is not finite, or a row has no neutrinos.
         """
-        return self._learn(X, y, not (self.warm_start and self.initialized_), _routing_method="fit", **fit_params)
+        fresh = not (self.warm_start and self.initialized_)
+        return self._learn(X, y, sample_weight, fresh, _routing_method="fit", **fit_params)
 
-    def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> FluxRegressor:
-        """Train on, from the present weights, for `max_epochs` more; see `fit`."""
-        return self._learn(X, y, not self.initialized_, **fit_params)
+    def partial_fit(
+        self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None, **fit_params: Any
+    ) -> FluxRegressor:
+        """Train on, from the present weights, for `max_epochs` more; see `fit`. `classes` has no meaning here."""
+        return self._learn(X, y, sample_weight, not self.initialized_, **fit_params)
 
-    def resume(self, X: Any, y: Any, state: dict[str, Any], **fit_params: Any) -> FluxRegressor:
+    def resume(
+        self, X: Any, y: Any, state: dict[str, Any], sample_weight: Any = None, **fit_params: Any
+    ) -> FluxRegressor:
         """Go on with a training that was stopped, as if it had not been.
 
         Parameters
@@ -665,7 +630,7 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
             The rows of then, in the same order; `random_state` and every other parameter have to be those of then too.
         state : dict
             From `training_state`.
-        **fit_params
+        sample_weight, **fit_params
             As for `fit`.
 
         Raises
@@ -675,16 +640,23 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
         """
         if state.get("format") != STATE_FORMAT:
             raise RunError(f"training state of format {state.get('format')!r}; this version reads {STATE_FORMAT}")
-        return self._learn(X, y, True, state, **fit_params)
+        return self._learn(X, y, sample_weight, True, state, **fit_params)
 
-    def _learn(self, X: Any, y: Any, fresh: bool, state: Any = None, **fit_params: Any) -> FluxRegressor:
+    def _learn(
+        self, X: Any, y: Any, sample_weight: Any, fresh: bool, state: Any = None, **fit_params: Any
+    ) -> FluxRegressor:
         """Train on rows that are looked at first, with new components if `fresh`."""
         dataset = X
         if not isinstance(X, torch.utils.data.Dataset):
-            dataset = self.get_dataset(*self._seen(X, y, fresh))
+            dataset = self.get_dataset(*self._seen(X, y, fresh), sample_weight)
         with self._random(fresh):
             if fresh:
                 self.initialize()
+            if getattr(dataset, "weight", None) is not None and not takes_weights(self.criterion_):
+                raise ValueError(
+                    f"{type(self.criterion_).__name__} cannot weigh rows: give its terms() a third argument, weight, "
+                    "or leave sample_weight out"
+                )
             self.state_ = state
             super().partial_fit(dataset, None, **fit_params)
         known, self.known_rows_ = self.known_rows_, None
@@ -694,14 +666,23 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
 
     def _seen(self, X: Any, y: Any, fresh: bool) -> tuple[Any, Any]:
         """Return training rows as tables; learn their widths and names, or compare them with those of then."""
-        table, target = self._layout.tables(X, y)
-        first = fresh or not hasattr(self, "n_outputs_")  # initialized by hand, not yet trained
-        validate_data(self, X, reset=first, skip_check_array=True)
-        if first:
+        fresh = fresh or not hasattr(self, "n_features_in_")  # initialize() knows no rows
+        table, target = self._known(X, fresh, lambda: self._layout.tables(X, y))
+        if fresh:
             self.n_outputs_, self.flat_target_ = target.shape[1], as_array(y).ndim == 1
         elif target.shape[1] != self.n_outputs_:
             raise FourFluxError(f"y has {target.shape[1]} columns; FluxRegressor was trained on {self.n_outputs_}")
         return table, target
+
+    def _known(self, X: Any, reset: bool, read: Callable[[], Any]) -> Any:
+        """Call `read`, and learn (`reset`) or compare names and number of X's columns: first, if it has a shape."""
+        has_shape = getattr(X, "ndim", None) == 2
+        if has_shape:
+            validate_data(self, X, reset=reset, skip_check_array=True)
+        result = read()
+        if not has_shape:
+            validate_data(self, X, reset=reset, skip_check_array=True)
+        return result
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Return final four-fluxes.
@@ -733,8 +714,7 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
         layout = self._layout
         if isinstance(X, torch.utils.data.Dataset):
             X = _rows_of(X)[0]
-        table = layout.table(X, "X")
-        validate_data(self, X, reset=False, skip_check_array=True)
+        table = self._known(X, False, lambda: layout.table(X, "X"))
         answer = self._answer(table)
         if not return_std:
             return answer[:, 0] if self.flat_target_ else answer
@@ -750,7 +730,7 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
         parts = []
         with torch.no_grad():
             for batch in self.get_iterator(dataset, training=False):
-                rows, _ = unpack_data(batch)
+                rows, _, _ = unpack(batch)
                 parts.append(self.module_(rows.to(self.device)).cpu().numpy())
         if not parts:
             return np.empty((0, self._layout.n_outputs or self.n_outputs_), table.dtype)
@@ -772,8 +752,8 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
             1 is perfect, 0 is the mean of `y`. How much nearer than Box3D a model is, say the scorers of
             `rheidae.metrics`.
         """
-        table, target = self._layout.tables(X, y)
-        validate_data(self, X, reset=False, skip_check_array=True)
+        self.check_is_fitted()
+        table, target = self._known(X, False, lambda: self._layout.tables(X, y))
         return float(r2_score(np.float64(target), np.float64(self._answer(table)), sample_weight=sample_weight))
 
     def calibrate(self, X: Any, y: Any) -> FluxRegressor:
@@ -809,6 +789,12 @@ class FluxRegressor(OwnRandomness, NeuralNetRegressor):
 _DEFAULTS: dict[str, dict[str, Any]] = {"iterator_train": {"shuffle": True}, "iterator_valid": {"batch_size": 4096}}
 
 
+def _is_callbacks(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, Callback | type | tuple | list) for item in value)
+    return value is None or (isinstance(value, str) and value == "disable")
+
+
 def _is_on(value: Any) -> bool:
     """Whether a switch is on; what is not a number is no switch."""
     return isinstance(value, int | np.bool_) and bool(value)
@@ -824,5 +810,6 @@ def _some_rows(dataset: Any) -> tuple[Tensor, Tensor]:
 
 
 def _rows_of(dataset: Any) -> tuple[Tensor, Tensor]:
-    """All rows of a data set as two tensors."""
-    return next(iter(BatchSlicer(dataset, len(dataset))))
+    """All rows of a data set that count, as two tensors."""
+    x, y, weight = unpack(next(iter(BatchSlicer(dataset, len(dataset)))))
+    return (x, y) if weight is None else (x[weight > 0], y[weight > 0])

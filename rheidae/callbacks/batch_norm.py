@@ -59,7 +59,7 @@ class BatchNormRecalibration(Callback):
             norm.momentum = None  # torch's sign for a plain mean
             norm.train()
         with torch.no_grad():
-            for index, (x, _) in enumerate(net.get_iterator(self.dataset_train_, training=False)):
+            for index, (x, *_) in enumerate(net.get_iterator(self.dataset_train_, training=False)):
                 if index == self.max_batches:
                     break
                 net.infer(x)

@@ -90,7 +90,7 @@ class LogSigmas(LossWeights):
 
     def backward(self, losses: Tensor, norms: Tensor | None) -> None:
         """``d/ds (exp(-2 s) (L + floor) / 2 + s)``."""
-        self.s.grad = 1 - torch.exp(-2 * self.s.detach()) * (losses + self.floor)
+        self.s.grad = (1 - torch.exp(-2 * self.s.detach()) * (losses + self.floor)).to(self.s.dtype)
 
 
 class KendallGal(WeightingCallback):
@@ -221,7 +221,7 @@ class NormedWeights(LossWeights):
         """Gradient of ``sum_i |G_i - target_i| / mean(G)`` by ``log w``; ``G_i`` is proportional to ``w_i``."""
         assert norms is not None
         mean = norms.mean().clamp(min=torch.finfo(norms.dtype).tiny)
-        self.log_w.grad = torch.sign(norms - self.targets(losses, norms)) * (norms / mean)
+        self.log_w.grad = (torch.sign(norms - self.targets(losses, norms)) * (norms / mean)).to(self.log_w.dtype)
 
     @torch.no_grad()
     def renormalise(self) -> None:

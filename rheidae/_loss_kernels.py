@@ -15,12 +15,12 @@ DENSITY, MAGNITUDE, DIRECTION, UNPHYSICAL, RESIDUAL_L1, DISTANCE = range(6)
 
 
 @kernel
-def _number_of_directions(true, eps, floor):
-    count = 0
+def _number_of_directions(true, weight, eps, floor):
+    count = 0.0
     for row in range(true.shape[0]):
         for species in range(6):
             x, y, z = float(true[row, species, 0]), float(true[row, species, 1]), float(true[row, species, 2])
-            count += np.sqrt(x * x + y * y + z * z + eps) > floor
+            count += weight[row] if np.sqrt(x * x + y * y + z * z + eps) > floor else 0.0
     return count
 
 
@@ -30,16 +30,19 @@ def _write(out, x, y, z, t):
 
 
 @kernel
-def four_flux_terms(pred, true, places, eps, floor, light, values, gradients):
+def four_flux_terms(pred, true, weight, places, eps, floor, light, values, gradients):
     """Terms ``values`` and their derivatives ``gradients (T, n, 6, 4)`` by `pred`.
 
-    ``places[term]`` is the place of a term among the T that are wanted, -1 if it is not.
+    Each row counts with its ``weight (n)``. ``places[term]`` is the place of a term among the T that are wanted, -1 if
+    it is not.
     """
     count = pred.shape[0] * 6
-    directions = max(1, _number_of_directions(true, eps, floor)) if places[DIRECTION] >= 0 else 1
+    directions = max(1.0, _number_of_directions(true, weight, eps, floor)) if places[DIRECTION] >= 0 else 1.0
     for place in range(values.shape[0]):
         values[place] = 0.0
     for row in range(pred.shape[0]):
+        share = weight[row] / count
+        share_of_directions = weight[row] / directions
         for species in range(6):
             p, q = pred[row, species], true[row, species]
             x, y, z, t = float(p[0]), float(p[1]), float(p[2]), float(p[3])
@@ -50,13 +53,13 @@ def four_flux_terms(pred, true, places, eps, floor, light, values, gradients):
             inverse = 1.0 / length
             place = places[DENSITY]
             if place >= 0:
-                values[place] += dt * dt / count
-                _write(gradients[place, row, species], 0.0, 0.0, 0.0, 2.0 / count * dt)
+                values[place] += dt * dt * share
+                _write(gradients[place, row, species], 0.0, 0.0, 0.0, 2.0 * share * dt)
             place = places[MAGNITUDE]
             if place >= 0:
                 error = length - length_true
-                values[place] += error * error / count
-                slope = 2.0 / count * error * inverse
+                values[place] += error * error * share
+                slope = 2.0 * share * error * inverse
                 _write(gradients[place, row, species], slope * x, slope * y, slope * z, 0.0)
             place = places[DIRECTION]
             if place >= 0:
@@ -64,8 +67,8 @@ def four_flux_terms(pred, true, places, eps, floor, light, values, gradients):
                 inverse_true = 1.0 / length_true
                 cos = (x * X + y * Y + z * Z) * inverse * inverse_true
                 if length_true > floor:
-                    values[place] += (1.0 - cos) / directions
-                    slope = inverse / directions
+                    values[place] += (1.0 - cos) * share_of_directions
+                    slope = inverse * share_of_directions
                 along, across = slope * cos * inverse, slope * inverse_true
                 _write(
                     gradients[place, row, species], along * x - across * X, along * y - across * Y,
@@ -78,15 +81,15 @@ def four_flux_terms(pred, true, places, eps, floor, light, values, gradients):
                 slope = 0.0
                 # Written so that a NaN stays one.
                 if not excess <= 0.0:
-                    values[place] += excess / count
-                    slope = inverse_N / count
+                    values[place] += excess * share
+                    slope = inverse_N * share
                 by_N = -slope * length * inverse_N if t >= floor else 0.0
                 slope *= inverse
                 _write(gradients[place, row, species], slope * x, slope * y, slope * z, by_N)
             place = places[RESIDUAL_L1]
             if place >= 0:
-                values[place] += (abs(dx) + abs(dy) + abs(dz) + abs(dt)) / (4 * count)
-                step = 0.25 / count
+                values[place] += (abs(dx) + abs(dy) + abs(dz) + abs(dt)) * 0.25 * share
+                step = 0.25 * share
                 _write(
                     gradients[place, row, species], step * np.sign(dx), step * np.sign(dy), step * np.sign(dz),
                     step * np.sign(dt),
@@ -94,8 +97,8 @@ def four_flux_terms(pred, true, places, eps, floor, light, values, gradients):
             place = places[DISTANCE]
             if place >= 0:
                 distance = np.sqrt(dx * dx + dy * dy + dz * dz + dt * dt + eps)
-                values[place] += (distance - np.sqrt(eps)) / count
-                slope = 1.0 / (count * distance)
+                values[place] += (distance - np.sqrt(eps)) * share
+                slope = share / distance
                 _write(gradients[place, row, species], slope * dx, slope * dy, slope * dz, slope * dt)
 
 

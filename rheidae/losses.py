@@ -99,17 +99,21 @@ class FourFluxLoss(nn.Module):
                 values[name] = mean(distance - self.eps**0.5)
         return values
 
-    def values_and_gradients(self, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the unweighted terms ``(T,)`` and their derivatives ``(T, n, 24)`` by `y_pred`, in closed form.
+    def values_and_gradients(
+        self, y_pred: Tensor, y_true: Tensor, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the terms ``(T,)`` of `terms` and their derivatives ``(T, n, 24)`` by `y_pred`, in closed form.
 
         The same numbers as `terms` and autograd give, in a small part of the time: the training step asks for the
         derivative of every term in every batch.
         """
         if y_pred.device.type == "cpu":
-            return self._by_kernel(y_pred, y_true)
+            return self._by_kernel(y_pred, y_true, weight)
+        if weight is not None:
+            return _by_autograd(self, y_pred, y_true, weight)
         return self._by_tensors(y_pred, y_true)
 
-    def _by_kernel(self, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_kernel(self, y_pred: Tensor, y_true: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         from rheidae._loss_kernels import four_flux_terms
 
         places = np.full(len(TERMS), -1)
@@ -117,9 +121,10 @@ class FourFluxLoss(nn.Module):
             places[TERMS.index(name)] = place
         gradients = y_pred.new_empty(len(self.weights), *y_pred.shape)
         values = np.empty(len(self.weights))
+        weights = np.ones(len(y_pred)) if weight is None else weight.double().numpy()
         four_flux_terms(
-            as_states(y_pred), as_states(y_true), places, self.eps, self.density_floor, self.speed_of_light, values,
-            gradients.numpy().reshape(-1, len(y_pred), 6, 4),
+            as_states(y_pred), as_states(y_true), weights, places, self.eps, self.density_floor, self.speed_of_light,
+            values, gradients.numpy().reshape(-1, len(y_pred), 6, 4),
         )  # fmt: skip
         return torch.from_numpy(values).to(y_pred.dtype), gradients
 
@@ -234,9 +239,13 @@ def values_and_gradients(
         Weights of the rows, for a criterion with ``terms(y_pred, y_true, weight)``.
     """
     closed_form: Any = getattr(criterion, "values_and_gradients", None)
-    if closed_form is not None and weight is None:
-        return closed_form(y_pred, y_true)
     weights = () if weight is None else (weight,)
+    if closed_form is not None and len(inspect.signature(closed_form).parameters) >= 2 + len(weights):
+        return closed_form(y_pred, y_true, *weights)
+    return _by_autograd(criterion, y_pred, y_true, *weights)
+
+
+def _by_autograd(criterion: Any, y_pred: Tensor, y_true: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
     leaf = y_pred.detach().requires_grad_()
     with torch.enable_grad():
         values = list(criterion.terms(leaf, y_true, *weights).values())

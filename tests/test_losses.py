@@ -87,6 +87,19 @@ def test_closed_form_derivatives_equal_autograd(options, how):
         )
 
 
+def test_weighted_closed_form_derivatives_equal_autograd():
+    criterion, (pred, true) = FourFluxLoss(), pair(seed=5)
+    weight = torch.rand(len(pred), dtype=pred.dtype)
+    leaf = pred.clone().requires_grad_()
+    terms = list(criterion.terms(leaf, true, weight).values())
+    values, gradients = criterion.values_and_gradients(pred, true, weight)
+    torch.testing.assert_close(values, torch.stack(terms), rtol=1e-12, atol=1e-15)
+    for term, gradient in zip(terms, gradients, strict=True):
+        torch.testing.assert_close(
+            gradient, torch.autograd.grad(term, leaf, retain_graph=True)[0], rtol=1e-9, atol=1e-14
+        )
+
+
 def test_a_criterion_without_closed_forms_gets_them_from_autograd():
     class Plain(torch.nn.Module):
         terms = FourFluxLoss.terms

@@ -173,17 +173,17 @@ def summary(scored: Scored, chosen: NDArray[np.bool_], resamples: int = 2000) ->
     reference = scored.errors["box3d"][0, chosen]
     for scheme, F in scored.F.items():
         F_final, error = F[:, chosen], scored.errors[scheme][:, chosen]
-        skills = _skills(error, reference)
+        gained = skills(error, reference)
         difference = F_final - scored.F_true[chosen]
         sums, numbers = conservation(scored.F_init[chosen], F_final)
         species = np.linalg.norm(difference, axis=3).mean(axis=(0, 1))
         components = np.abs(difference).mean(axis=(0, 1, 2))
         one: Entry = {
             "error": float(error.mean()),
-            "skill": None if skills is None else float(skills.mean()),
+            "skill": None if gained is None else float(gained.mean()),
             "rows_better_than_box3d": float((error < reference).mean()),
             "error_spread": spread(error.mean(axis=1)),
-            "skill_spread": None if skills is None else spread(skills),
+            "skill_spread": None if gained is None else spread(gained),
             "species_error": dict(zip(fourflux.SPECIES, species.tolist(), strict=True)),
             "component_error": dict(zip(fourflux.COMPONENTS, components.tolist(), strict=True)),
             "flavor_sum_change": sums,
@@ -195,7 +195,7 @@ def summary(scored: Scored, chosen: NDArray[np.bool_], resamples: int = 2000) ->
         simulation, mean = scored.simulation[chosen], error.mean(axis=0)
         one["error_interval"] = ratio_interval(mean, np.ones_like(mean), simulation, resamples)
         # Box3D's skill is zero by definition.
-        measured = skills is not None and scheme != "box3d"
+        measured = gained is not None and scheme != "box3d"
         found = ratio_interval(mean, reference, simulation, resamples) if measured else None
         one["skill_interval"] = None if found is None else [1 - found[1], 1 - found[0]]
         if scheme == "model" and scored.std is not None:
@@ -233,7 +233,7 @@ def worst(scored: Scored, count: int = 10) -> list[Entry]:
     ]
 
 
-def _skills(error: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64] | None:
+def skills(error: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """Skill of each seed, or None where Box3D makes no error."""
     box = reference.mean()
     return 1 - error.mean(axis=1) / box if box > 0 else None

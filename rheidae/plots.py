@@ -22,12 +22,12 @@ from rheidae.files import Outputs
 
 
 @contextmanager
-def saved_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+def saved_figure(path: Path, width: float, height: float, dpi: int = 150) -> Iterator[Figure]:
     """A figure that is saved as PNG when the block ends; needs no display."""
     figure = Figure(figsize=(width, height), layout="constrained")
     yield figure
     with Outputs() as outputs:
-        figure.savefig(outputs.path(path), format="png", dpi=150)
+        figure.savefig(outputs.path(path), format="png", dpi=dpi)
 
 
 def loss_curve(history: Any, path: Path) -> None:

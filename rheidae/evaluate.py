@@ -215,7 +215,7 @@ def report_on(scored: Scored, data: Any, about: Report, resamples: int = 2000) -
     -------
     dict
         ``groups``: a `rheidae.evaluation.summary` for each group in each role, with ``group`` and ``role``; ``roles``:
-        the same for all groups of a role; ``worst``: the ten worst rows.
+        the same for all groups of a role; ``worst``: the ten worst rows of each role.
     """
     groups, roles = [], []
     for role in dict.fromkeys(scored.role.tolist()):

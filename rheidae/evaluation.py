@@ -210,27 +210,30 @@ def summary(scored: Scored, chosen: NDArray[np.bool_], resamples: int = 2000) ->
 
 
 def worst(scored: Scored, count: int = 10) -> list[Entry]:
-    """The rows that the model predicts worst, mean over seeds, worst first.
+    """The rows that the model predicts worst in each role, mean over seeds, worst first.
 
     Returns
     -------
     list of dict
-        ``row`` of the data set, ``simulation`` (its name), ``group``, ``role``, the error of every scheme, ``depth``
-        of the crossing and largest ``flux_factor``.
+        At most `count` for each role: ``row`` of the data set, ``simulation`` (its name), ``group``, ``role``, the
+        ``error`` of every scheme, ``depth`` of the crossing and largest ``flux_factor``.
     """
-    order = np.argsort(-scored.errors["model"].mean(axis=0), kind="stable")[:count]
-    return [
-        {
-            "row": int(scored.row[i]),
-            "simulation": str(scored.name[i]),
-            "group": str(scored.group[i]),
-            "role": str(scored.role[i]),
-            "error": {scheme: float(error[:, i].mean()) for scheme, error in scored.errors.items()},
-            "depth": float(scored.depth[i]),
-            "flux_factor": float(scored.flux_factor[i]),
-        }
-        for i in order
-    ]
+    order = np.argsort(-scored.errors["model"].mean(axis=0), kind="stable")
+    found = []
+    for role in dict.fromkeys(scored.role.tolist()):
+        found += [
+            {
+                "row": int(scored.row[i]),
+                "simulation": str(scored.name[i]),
+                "group": str(scored.group[i]),
+                "role": role,
+                "error": {scheme: float(error[:, i].mean()) for scheme, error in scored.errors.items()},
+                "depth": float(scored.depth[i]),
+                "flux_factor": float(scored.flux_factor[i]),
+            }
+            for i in order[scored.role[order] == role][:count]
+        ]
+    return found
 
 
 def skills(error: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64] | None:

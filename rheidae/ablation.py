@@ -107,7 +107,7 @@ Scores = dict[Column, tuple[float, float | None]]
 def columns(scored: Scored) -> list[Column]:
     """Return what a line of the table has: all held-out rows, each group left out, each never trained on."""
     found: list[Column] = []
-    for role in dict.fromkeys(scored.role.tolist()):
+    for role in sorted(set(scored.role.tolist())):
         groups = sorted(set(scored.group[scored.role == role].tolist()))
         found += [(role, "all")] if role == "held out" else [(role, group) for group in groups]
     return found

@@ -218,7 +218,7 @@ def report_on(scored: Scored, data: Any, about: Report, resamples: int = 2000) -
         the same for all groups of a role; ``worst``: the ten worst rows of each role.
     """
     groups, roles = [], []
-    for role in dict.fromkeys(scored.role.tolist()):
+    for role in sorted(set(scored.role.tolist())):
         in_role = scored.role == role
         names = sorted(set(scored.group[in_role].tolist()))
         for group in names:

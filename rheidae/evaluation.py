@@ -220,7 +220,7 @@ def worst(scored: Scored, count: int = 10) -> list[Entry]:
     """
     order = np.argsort(-scored.errors["model"].mean(axis=0), kind="stable")
     found = []
-    for role in dict.fromkeys(scored.role.tolist()):
+    for role in sorted(set(scored.role.tolist())):
         found += [
             {
                 "row": int(scored.row[i]),

@@ -66,7 +66,7 @@ def write_all(scored: Scored, report: dict[str, Any], folder: Path, sample: int 
 
 def error_histograms(scored: Scored, path: Path) -> None:
     """How the errors of each scheme are distributed over the rows, a panel per role."""
-    roles = list(dict.fromkeys(scored.role.tolist()))
+    roles = sorted(set(scored.role.tolist()))
     errors = {scheme: error.mean(axis=0) for scheme, error in scored.errors.items()}
     positive = np.concatenate([error[error > 0] for error in errors.values()])
     low, high = (positive.min(), positive.max()) if len(positive) else (1e-3, 1e-2)

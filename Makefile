@@ -4,7 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SETUP := $(VENV)/.installed
 
-.PHONY: setup sample preprocess train train-residual smoke demo plot-loss slurm-preprocess slurm-train test bench docs lint clean
+.PHONY: setup sample preprocess train train-residual smoke demo evaluate ablation plot-loss slurm-preprocess slurm-train \
+	test bench docs lint clean
 .DEFAULT_GOAL := demo
 
 # Made anew when the requirements change.
@@ -33,7 +34,15 @@ smoke: preprocess
 # Raw files -> Box3D -> training set -> residual model -> comparison with Box3D on rows that it has not seen.
 demo: preprocess
 	$(RUN) -m rheidae.train --config config/model.yaml --train-parms config/train_parms.yaml --predict-residual --run-id demo
-	$(RUN) -m rheidae.evaluate --run checkpoints/demo --data .pdata/preprocessed_all.h5 --json results/demo/metrics.json
+	$(RUN) -m rheidae.evaluate --run checkpoints/demo --data .pdata/preprocessed_all.h5 --json results/demo/metrics.json --markdown results/demo/metrics.md --figures results/demo
+
+# How good are the defaults?  Cross-validation by rows and by families, five seeds: the table of the README.
+evaluate: preprocess
+	$(RUN) -m rheidae.evaluate --cv rows groups --seeds 5 --data .pdata/preprocessed_all.h5 --markdown results/evaluate/scores.md --json results/evaluate/scores.json --figures results/evaluate
+
+# What is each choice worth?  Writes docs/ablation.md; takes a quarter of an hour and more.
+ablation: preprocess
+	$(RUN) -m rheidae.ablation --data .pdata/preprocessed_all.h5 --out docs/ablation.md
 
 # The losses of a run, also of one that still goes on:  make plot-loss RUN_ID=demo
 RUN_ID ?= demo

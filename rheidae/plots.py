@@ -1,4 +1,4 @@
-"""The figures that training and evaluation leave behind.
+"""The figure that training leaves behind.
 
 python -m rheidae.plots --run checkpoints/RUN [--output loss.png]
 """
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from rheidae import commands
 from rheidae.exceptions import RunError
@@ -23,18 +22,12 @@ from rheidae.files import Outputs
 
 
 @contextmanager
-def _saved(path: Path, width: float, height: float) -> Iterator[Figure]:
+def saved_figure(path: Path, width: float, height: float, dpi: int = 150) -> Iterator[Figure]:
     """A figure that is saved as PNG when the block ends; needs no display."""
     figure = Figure(figsize=(width, height), layout="constrained")
     yield figure
     with Outputs() as outputs:
-        figure.savefig(outputs.path(path), format="png", dpi=150)
-
-
-@contextmanager
-def _figure(path: Path, width: float = 6.0, height: float = 4.5) -> Iterator[Axes]:
-    with _saved(path, width, height) as figure:
-        yield figure.subplots()
+        figure.savefig(outputs.path(path), format="png", dpi=dpi)
 
 
 def loss_curve(history: Any, path: Path) -> None:
@@ -59,7 +52,7 @@ def loss_curve(history: Any, path: Path) -> None:
         if name in names:
             axes.plot(epochs, [row.get(name, np.nan) for row in rows], **style)
 
-    with _saved(path, 11.0, 8.0) as figure:
+    with saved_figure(path, 11.0, 8.0) as figure:
         (losses, parts), (rates, scheme) = figure.subplots(2, 2, sharex=True)
         curve(losses, "train_loss", label="training")
         curve(losses, "valid_loss", label="validation")
@@ -84,41 +77,6 @@ def loss_curve(history: Any, path: Path) -> None:
             axes.grid(alpha=0.3)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(fontsize="small")
-
-
-def errors(rows: dict[str, NDArray[Any]], path: Path) -> None:
-    """Error of the model over Box3D's, a point per row and a color per group, to a PNG file.
-
-    Parameters
-    ----------
-    rows : dict of ndarray
-        "group", "box3d_error" and "model_error", as `rheidae.evaluate.evaluate` returns them.
-    path : Path
-        Where to write.
-    """
-    with _figure(path, 5.5, 5.0) as axes:
-        for group in np.unique(rows["group"]):
-            chosen = rows["group"] == group
-            axes.loglog(
-                rows["box3d_error"][chosen],
-                rows["model_error"][chosen],
-                "o",
-                ms=4,
-                alpha=0.7,
-                mew=0,
-                label=group,
-            )
-        both = np.concatenate([rows["box3d_error"], rows["model_error"]])
-        both = both[both > 0]
-        ends = [both.min(), both.max()]
-        axes.loglog(ends, ends, "k-", lw=1, label="as good as Box3D")
-        axes.set(
-            xlabel="error of Box3D",
-            ylabel="error of the model",
-            title="Error over the total density, unseen rows",
-        )
-        axes.legend()
-        axes.grid(alpha=0.3)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import GroupShuffleSplit
+from sklearn.model_selection import GroupShuffleSplit, KFold
 from torch.utils.data import Subset
 
-from rheidae.exceptions import FourFluxError
+from rheidae.exceptions import FourFluxError, RunError
 
 Rows = NDArray[np.intp]
 
@@ -36,6 +38,120 @@ def shuffled_split(rows: Rows, groups: Any, share: float, seed: int) -> tuple[Ro
     splitter = GroupShuffleSplit(1, test_size=share, random_state=seed)
     keep, chosen = next(splitter.split(rows, groups=groups))
     return rows[keep], rows[chosen]
+
+
+def simulation_labels(data: Any) -> NDArray[np.intp]:
+    """Return a number per simulation; a row without a directory name is a simulation of its own."""
+    dirname = data.get("dirname")
+    if dirname is None:
+        return np.arange(len(data.groups))
+    _, index = np.unique(np.char.add(np.char.add(data.groups, "/"), dirname), return_inverse=True)
+    nameless = dirname == ""
+    index[nameless] = len(dirname) + np.flatnonzero(nameless)
+    return index
+
+
+# --- cross-validation ------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """Rows to train on, and rows that the model is then asked about.
+
+    Attributes
+    ----------
+    role : str
+        What the model knows of the latter: "held out", other rows of their families; "left out", the other families
+        alone; "never trained on", they are of another kind, such as 3D where all training is on 1D.
+    train, test : ndarray of int
+        Row numbers.
+    """
+
+    role: str
+    train: Rows
+    test: Rows
+
+
+CROSS_VALIDATIONS = ("rows", "groups")
+
+_THREE_D = re.compile(r"(^|_)3d(_|$)", re.IGNORECASE)
+
+
+def three_dimensional_groups(data: Any) -> list[str]:
+    """Return the groups all of whose simulations have a name with ``_3d_`` in it, such as ``random_3d_w0_1234``."""
+    names = data.get("dirname")
+    if names is None:
+        return []
+    flags = np.array([_THREE_D.search(name) is not None for name in names.tolist()], dtype=bool)
+    return [group for group in sorted(set(data.groups.tolist())) if flags[data.groups == group].all()]
+
+
+def cross_validation_parts(
+    data: Any, kinds: Sequence[str], folds: int, seed: int, test_only: Sequence[str]
+) -> list[Part]:
+    """Say who is scored by a model trained on whom.
+
+    Parameters
+    ----------
+    data : Bunch
+        From `load_dataset`.
+    kinds : sequence of {"rows", "groups"}
+        "rows": `folds` parts of the rows, drawn at random from `seed`, rows of one simulation together. "groups":
+        each group is left out once.
+    folds, seed : int
+        Of "rows".
+    test_only : sequence of str
+        Groups that no model is trained on; each is scored by a model trained on all rows of the others.
+
+    Returns
+    -------
+    list of Part
+        Each row occurs once as a test row of each kind.
+
+    Raises
+    ------
+    RunError
+        If the data are too few for it, or a group is not in them.
+    """
+    names = sorted(set(data.groups.tolist()))
+    for group in test_only:
+        if group not in names:
+            raise RunError(f"test-only group {group!r} is not in {data.filename}; it holds {', '.join(names)}")
+    apart = np.isin(data.groups, list(test_only))
+    rows = np.flatnonzero(~apart)
+    if len(rows) < 2:
+        raise RunError(
+            f"{data.filename}: {len(rows)} rows are left to train on, beside the groups that are only tested "
+            f"({', '.join(test_only) or 'none'}); at least 2 are needed: preprocess more simulations, or name others"
+        )
+    parts: list[Part] = []
+    if "rows" in kinds:
+        labels = simulation_labels(data)[rows]
+        simulations = np.unique(labels)
+        if folds < 2 or len(simulations) < folds:
+            raise RunError(
+                f"{data.filename}: {folds} folds of {len(simulations)} simulations (rows of one stay together); choose "
+                f"folds from 2 to the number of simulations, or preprocess more"
+            )
+        for _, chosen in KFold(folds, shuffle=True, random_state=seed).split(simulations):
+            test = np.isin(labels, simulations[chosen])
+            parts.append(Part("held out", rows[~test], rows[test]))
+    if "groups" in kinds:
+        known = [name for name in names if name not in test_only]
+        if len(known) < 2:
+            raise RunError(
+                f"{data.filename}: leaving a group out needs two of them, and there is only {known[0]!r} to train on; "
+                "cross-validate by rows, or preprocess another family"
+            )
+        parts += [Part("left out", rows[data.groups[rows] != g], rows[data.groups[rows] == g]) for g in known]
+    if test_only:
+        parts.append(Part("never trained on", rows, np.flatnonzero(apart)))
+    for part in parts:
+        if len(part.train) < 2:
+            raise RunError(
+                f"{data.filename}: {len(part.train)} row is left to train on beside the {len(part.test)} of the part "
+                f"{part.role!r}; at least 2 are needed: preprocess more simulations"
+            )
+    return parts
 
 
 class GroupSplit:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from skorch.callbacks import EarlyStopping, LRScheduler
 from skorch.helper import predefined_split
 
@@ -50,7 +49,7 @@ from rheidae.runs import (
     save_config,
     save_run,
 )
-from rheidae.splits import Rows, shuffled_split
+from rheidae.splits import Rows, shuffled_split, simulation_labels
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def split_rows(data: Any, config: DataConfig) -> dict[str, Rows]:
                 f"all are {', '.join(known)}"
             )
     rows = np.flatnonzero(~np.isin(data.groups, config.holdout_groups))
-    simulations = _simulations(data)
+    simulations = simulation_labels(data)
     parts = {}
     left = rows
     for part, fraction in (("test", config.test_split), ("valid", config.val_split)):
@@ -103,15 +102,6 @@ def split_rows(data: Any, config: DataConfig) -> dict[str, Rows]:
     if len(left) < 2:
         raise RunError(f"{data.filename}: {len(left)} rows are left to train on; at least 2 are needed")
     return {"train": left, **parts}
-
-
-def _simulations(data: Any) -> NDArray[np.intp]:
-    """A number per simulation; a row without a directory name is a simulation of its own."""
-    names = np.char.add(np.char.add(data.groups, "/"), data.dirname)
-    _, index = np.unique(names, return_inverse=True)
-    nameless = data.dirname == ""
-    index[nameless] = len(names) + np.flatnonzero(nameless)
-    return index
 
 
 def build_regressor(config: Config, parms: TrainParms) -> FluxRegressor:

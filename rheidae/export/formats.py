@@ -37,6 +37,8 @@ class Format(NamedTuple):
     """The file, from what `convert` made and its metadata."""
     read: Callable[[Path, int], tuple[Function, Metadata]]
     """Of a file and a number of threads."""
+    packages: tuple[str, ...] = ()
+    """What writing needs beside torch."""
 
 
 def trace(graph: torch.nn.Module, rows: Sequence[torch.Tensor]) -> Any:
@@ -82,7 +84,6 @@ def load(path: Path, threads: int) -> tuple[Function, Metadata]:
 
 
 def _to_onnx(program: Any, inputs: Sequence[str]) -> Any:
-    _require("onnx", "onnxscript", "onnxruntime")
     with _quiet():
         made = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=list(inputs), output_names=[OUTPUT], verbose=False
@@ -110,7 +111,7 @@ def _write_onnx(model: Any, metadata: Metadata) -> bytes:
 
 
 def _from_onnx(path: Path, threads: int) -> tuple[Function, Metadata]:
-    _require("onnxruntime")
+    require("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -193,13 +194,14 @@ def _of_torch(module: Any, threads: int) -> Function:
 
 
 FORMATS = {
-    "onnx": Format(_to_onnx, _write_onnx, _from_onnx),
+    "onnx": Format(_to_onnx, _write_onnx, _from_onnx, ("onnx", "onnxscript", "onnxruntime")),
     "pt2": Format(lambda program, _inputs: program, _write_pt2, _from_pt2),
     "torchscript": Format(_to_torchscript, _write_torchscript, _from_torchscript),
 }
 
 
-def _require(*packages: str) -> None:
+def require(*packages: str) -> None:
+    """Raise `ExportError` if one of the packages is not installed."""
     import importlib.util
 
     missing = [name for name in packages if importlib.util.find_spec(name) is None]

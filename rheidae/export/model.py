@@ -16,7 +16,7 @@ import rheidae
 from rheidae import fourflux
 from rheidae.exceptions import DataError, ExportError, FourFluxError
 from rheidae.export.box3d import Box3DTerms
-from rheidae.export.formats import FORMATS, Function, Metadata, load, trace
+from rheidae.export.formats import FORMATS, Function, Metadata, load, require, trace
 from rheidae.export.graph import FluxGraph
 from rheidae.export.states import made_states, sample_states
 from rheidae.files import Outputs, open_h5
@@ -159,6 +159,7 @@ def export_regressor(
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
+    require(*FORMATS[format].packages)
     regressor.check_is_fitted()
     if getattr(regressor, "layout", "four_flux") != "four_flux":
         raise ExportError(f"layout={regressor.layout!r}: only models of four-fluxes can be exported")

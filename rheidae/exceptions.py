@@ -23,6 +23,10 @@ class RunError(RheidaeError):
     """A training run cannot be started, read or evaluated."""
 
 
+class ExportError(RheidaeError):
+    """A model cannot be exported, or an exported file cannot be used."""
+
+
 class OutputError(RheidaeError):
     """Outputs cannot be written: the disk is full, or another run is at work in the same folder."""
 

@@ -3,8 +3,8 @@
 ``checkpoints/<run-id>/`` holds ``model.yaml`` and ``train_parms.yaml`` (resolved), ``run.json`` (status, versions,
 seed, fingerprint of the data), ``history.json``, ``.jsonl`` (a line per epoch as it goes) and ``.csv``, ``state.pt``
 (all that is needed to go on exactly; tensors and plain data alone), ``last.safetensors`` (its weights) and, once
-finished, ``weights.safetensors`` (the best epoch's), ``error_scale.safetensors`` (how far off it may be) and
-``rows.npz`` (which rows it was trained on).
+finished, ``weights.safetensors`` (the best epoch's), ``error_scale.safetensors`` (how far off it may be),
+``rows.npz`` (which rows it was trained on) and ``MODEL_CARD.md`` (see `rheidae.modelcard`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rheidae.files import Outputs, write_text
 from rheidae.regressor import FluxRegressor
 from rheidae.uncertainty import ErrorScale
 
-RESULTS = ("weights.safetensors", "error_scale.safetensors", "history.json", "rows.npz", "run.json")
+RESULTS = ("weights.safetensors", "error_scale.safetensors", "history.json", "rows.npz", "run.json", "MODEL_CARD.md")
 PACKAGES = ("numpy", "numba", "h5py", "torch", "skorch", "scikit-learn", "scipy")
 
 
@@ -106,9 +106,13 @@ def save_run(
 
 def save_about(folder: Path, about: dict[str, Any]) -> None:
     """Write ``run.json``: `about` and the versions of the packages."""
+    write_text(folder / "run.json", json.dumps({**about, "versions": installed_versions()}, indent=2) + "\n")
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of this package, of Python and of what the results depend on."""
     versions = {"rheidae": rheidae.__version__, "python": platform.python_version()}
-    versions |= {name: metadata.version(name) for name in PACKAGES}
-    write_text(folder / "run.json", json.dumps({**about, "versions": versions}, indent=2) + "\n")
+    return versions | {name: metadata.version(name) for name in PACKAGES}
 
 
 def load_state(folder: Path) -> dict[str, Any]:

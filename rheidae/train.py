@@ -36,10 +36,11 @@ from rheidae.callbacks.weighting import SCHEMES
 from rheidae.config import Config, DataConfig, TrainParms, read_config
 from rheidae.datasets import load_dataset
 from rheidae.exceptions import DataError, RunError, RunStopped
-from rheidae.files import open_h5
+from rheidae.files import open_h5, write_text
 from rheidae.modules import ARCHITECTURES
 from rheidae.regressor import FluxRegressor
 from rheidae.runs import (
+    Run,
     check_same_run,
     clear_run,
     data_fingerprint,
@@ -224,7 +225,7 @@ def train(config: Config, parms: TrainParms, run_id: str) -> Path:
     KeyboardInterrupt
         After Ctrl-C; the run folder is complete, with the best weights so far.
     """
-    from rheidae import plots
+    from rheidae import modelcard, plots
 
     source = config.data.processed_path
     require_box3d(source)
@@ -257,6 +258,7 @@ def train(config: Config, parms: TrainParms, run_id: str) -> Path:
         "data_fingerprint": fingerprint,
         "seed": config.data.seed,
         "groups": sorted(set(data.groups[train_rows].tolist())),
+        "training_range": modelcard.training_range(data, train_rows),
     }
     save_about(folder, {**about, "status": "running"})
     keys = row_keys(data.data, data.target)
@@ -291,6 +293,8 @@ def train(config: Config, parms: TrainParms, run_id: str) -> Path:
         "parameters": sum(parameter.numel() for parameter in regressor.module_.parameters()),
     }
     save_run(folder, regressor, saved_rows, about)
+    run = Run(folder, regressor, config, parms, saved_rows, frozenset(data.groups[train_rows].tolist()))
+    write_text(folder / modelcard.NAME, modelcard.model_card(run, data, about))
     if len(regressor.history):
         plots.loss_curve(regressor.history, Path(config.training.results_dir) / run_id / "loss.png")
     log.info("%d epochs in %.1f s; run folder %s", len(regressor.history), seconds, folder)

@@ -64,7 +64,7 @@ def test_a_run_folder_tells_all_about_the_run(whole):
     _, folder = whole
     assert {path.name for path in folder.iterdir()} == {
         "model.yaml", "train_parms.yaml", "run.json", "weights.safetensors", "last.safetensors", "state.pt",
-        "history.json", "history.jsonl", "history.csv", "rows.npz", "error_scale.safetensors",
+        "history.json", "history.jsonl", "history.csv", "rows.npz", "error_scale.safetensors", "MODEL_CARD.md",
     }  # fmt: skip
     about = json.loads((folder / "run.json").read_text())
     assert about["status"] == "finished"

@@ -1,0 +1,25 @@
+"""Take a trained model out of Python: one file that holds the whole way from initial to final four-fluxes.
+
+`export_regressor` writes ONNX, ``torch.export`` (pt2) or TorchScript, `load_exported` reads any of them, and
+``python -m rheidae.export`` does so for a run folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rheidae.export.model import Exported, export_regressor, export_run, load_exported
+
+__all__ = ["Exported", "export_regressor", "export_run", "load_exported"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("rheidae.export.model"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

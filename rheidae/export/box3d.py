@@ -1,0 +1,72 @@
+"""Box3D with a sharp crossing as tensor operations; arithmetic of `rheidae._box3d_kernels`.
+
+The exponent is taken relative to its largest value for every species, as the kernels do for beams: where they do not,
+both ways agree to rounding. A node on which G vanishes to rounding may be counted to the other side here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rheidae import _box3d_kernels as kernels
+from rheidae.export.minerbo import exponents, moments_of, peak
+from rheidae.quadrature import lebedev
+
+
+class Box3DTerms(nn.Module):
+    """Box3D of states ``(n, 6, 4)`` in any unit, float64.
+
+    Parameters
+    ----------
+    order : int
+        Of the Lebedev rule.
+    mu_fraction : float, optional
+        As in `rheidae.box3d_flux`.
+    """
+
+    nodes: Tensor
+    weights: Tensor
+
+    def __init__(self, order: int, mu_fraction: float | None = None) -> None:
+        super().__init__()
+        nodes, weights = lebedev(order)
+        self.mu_fraction = mu_fraction
+        self.register_buffer("nodes", torch.from_numpy(np.array(nodes)))
+        self.register_buffer("weights", torch.from_numpy(np.array(weights)))
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Final four-fluxes ``(n, 6, 4)``."""
+        vectors, Z, density = exponents(moments_of(state))
+        amplitude = density * peak(Z) / kernels.FOUR_PI
+        g = amplitude[..., None] * torch.exp(vectors @ self.nodes - Z[..., None])
+        difference = g[:, :2] - g[:, 2:]
+        plus = difference[:, 0] > difference[:, 1]
+        difference = difference * self.weights
+        G = difference[:, 0] - difference[:, 1]
+        I_plus = torch.where(plus, G, 0.0).sum(dim=1, keepdim=True)
+        I_minus = I_plus - G.sum(dim=1, keepdim=True)
+        loss = torch.where(plus, *_loss(I_plus, I_minus, kernels.NOISE * density.sum(dim=1, keepdim=True)))
+        moved = difference * loss[:, None]
+        D = torch.cat([moved @ self.nodes.T, moved.sum(dim=2, keepdim=True)], dim=2)[:, :, None]
+        final = state + torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 6, 4)
+        return final if self.mu_fraction is None else self._divide(state, final, self.mu_fraction)
+
+    def _divide(self, state: Tensor, final: Tensor, fraction: float) -> Tensor:
+        """Give mu that part of the heavy total, tau the rest, where there is a crossing."""
+        split = final.reshape(-1, 2, 3, 4)
+        heavy = split[:, :, 1] + split[:, :, 2]
+        divided = torch.stack([split[:, :, 0], fraction * heavy, heavy - fraction * heavy], dim=2).reshape(-1, 6, 4)
+        changed = (final != state)[:, [0, 3]].flatten(1).any(dim=1)
+        return torch.where(changed[:, None, None], divided, final)
+
+
+def _loss(I_plus: Tensor, I_minus: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``1 - P`` on the plus and on the minus side, each ``(n, 1)``."""
+    small, large = torch.minimum(I_plus, I_minus), torch.maximum(I_plus, I_minus)
+    crossing = small > noise
+    ratio = small / torch.where(crossing, large, 1.0)
+    plus = torch.where(I_plus <= I_minus, 1.0, ratio)
+    minus = torch.where(I_plus >= I_minus, 1.0, ratio)
+    return tuple(2.0 / 3.0 * torch.where(crossing, side, 0.0) for side in (plus, minus))  # type: ignore[return-value]

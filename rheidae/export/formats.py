@@ -1,0 +1,223 @@
+"""The file formats: a traced graph to bytes, and a file back to a function."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import rheidae
+from rheidae.exceptions import ExportError
+
+KEY = "rheidae"
+"""Name of the metadata inside a file."""
+
+OUTPUT = "F_final"
+OPSET = 18
+
+Metadata = dict[str, Any]
+Function = Callable[..., NDArray[np.float64]]
+
+
+class Format(NamedTuple):
+    """How one format is written and read."""
+
+    convert: Callable[[Any, Sequence[str]], Any]
+    """From an exported program and the names of its inputs; takes most of the time."""
+    write: Callable[[Any, Metadata], bytes]
+    """The file, from what `convert` made and its metadata."""
+    read: Callable[[Path, int], tuple[Function, Metadata]]
+    """Of a file and a number of threads."""
+    packages: tuple[str, ...] = ()
+    """What writing needs beside torch."""
+
+
+def trace(graph: torch.nn.Module, rows: Sequence[torch.Tensor]) -> Any:
+    """Return the graph of a module as ``torch.export.ExportedProgram``, for any number of rows.
+
+    Raises
+    ------
+    ExportError
+        If the module does what a graph cannot hold.
+    """
+    n = torch.export.Dim("n", min=1)
+    with _quiet():
+        try:
+            # Strict: sizes that the module takes by len() stay unknown.
+            program = torch.export.export(graph, tuple(rows), dynamic_shapes=tuple({0: n} for _ in rows), strict=True)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            # torch's messages go on for pages.
+            reason = str(error).strip().splitlines()[0]
+            raise ExportError(
+                f"{type(graph).__name__} cannot be turned into a graph ({reason}); the network may use torch "
+                "operations alone, and no Python branch on its input"
+            ) from error
+    for node in program.graph.nodes:
+        # They name the files of the machine that exports.
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def load(path: Path, threads: int) -> tuple[Function, Metadata]:
+    """Open an exported file of any format, told by its first bytes."""
+    with path.open("rb") as file:
+        archive = file.read(2) == b"PK"
+    if not archive:
+        return FORMATS["onnx"].read(path, threads)
+    import zipfile
+
+    with zipfile.ZipFile(path) as file:
+        scripted = any(name.endswith("/constants.pkl") for name in file.namelist())
+    return FORMATS["torchscript" if scripted else "pt2"].read(path, threads)
+
+
+# --- ONNX ------------------------------------------------------------------------------------------------
+
+
+def _to_onnx(program: Any, inputs: Sequence[str]) -> Any:
+    with _quiet():
+        made = torch.onnx.export(
+            program, dynamo=True, opset_version=OPSET, input_names=list(inputs), output_names=[OUTPUT], verbose=False
+        )
+    assert made is not None
+    model = made.model_proto
+    model.doc_string = f"Final four-fluxes of the fast flavor instability; see the metadata {KEY!r}"
+    model.producer_name, model.producer_version = "rheidae", rheidae.__version__
+    # What torch notes down about each node is of no use to a reader, and three quarters of the file.
+    for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for tensor in (*model.graph.input, *model.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "n"
+    model.graph.ClearField("value_info")
+    return model
+
+
+def _write_onnx(model: Any, metadata: Metadata) -> bytes:
+    model.ClearField("metadata_props")
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, json.dumps(metadata)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _from_onnx(path: Path, threads: int) -> tuple[Function, Metadata]:
+    require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [tensor.name for tensor in session.get_inputs()]
+
+    def run(*tables: NDArray[np.float64]) -> NDArray[np.float64]:
+        (found,) = session.run([OUTPUT], dict(zip(names, tables, strict=True)))
+        return np.asarray(found)
+
+    return run, json.loads(session.get_modelmeta().custom_metadata_map.get(KEY, "{}"))
+
+
+# --- torch.export ----------------------------------------------------------------------------------------
+
+
+def _write_pt2(program: Any, metadata: Metadata) -> bytes:
+    buffer = io.BytesIO()
+    with _quiet():
+        torch.export.save(program, buffer, extra_files={KEY: json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+def _from_pt2(path: Path, threads: int) -> tuple[Function, Metadata]:
+    extra = {KEY: ""}
+    with _quiet(), path.open("rb") as file:
+        module = torch.export.load(file, extra_files=extra).module()
+    return _of_torch(module, threads), json.loads(extra[KEY] or "{}")
+
+
+# --- TorchScript -----------------------------------------------------------------------------------------
+
+
+def _to_torchscript(program: Any, inputs: Sequence[str]) -> Any:
+    graph = program.module(check_guards=False)
+    sizes = []
+    # A trace keeps a size as unknown only if a tensor's own method gives it and one takes it.
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.sym_size.int:
+            node.op, node.target = "call_method", "size"
+            sizes.append(node)
+        elif any(source in sizes for source in node.all_input_nodes):
+            node.op, node.target = "call_method", node.target._schema.name.split("::")[1]
+    # A new module, without the checks of the old one, which would be traced too.
+    plain = torch.fx.GraphModule(graph, graph.graph)
+    rows = tuple(torch.ones(3, 24, dtype=torch.float64) for _ in inputs)
+    with _quiet(), torch.no_grad():
+        return torch.jit.trace(plain, rows, check_trace=False)
+
+
+def _write_torchscript(module: Any, metadata: Metadata) -> bytes:
+    buffer = io.BytesIO()
+    with _quiet():
+        torch.jit.save(module, buffer, _extra_files={KEY: json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+def _from_torchscript(path: Path, threads: int) -> tuple[Function, Metadata]:
+    extra = {KEY: ""}
+    with _quiet(), path.open("rb") as file:
+        module = torch.jit.load(file, map_location="cpu", _extra_files=extra)
+    return _of_torch(module, threads), json.loads(extra[KEY] or "{}")
+
+
+def _of_torch(module: Any, threads: int) -> Function:
+    def run(*tables: NDArray[np.float64]) -> NDArray[np.float64]:
+        before = torch.get_num_threads()
+        if threads:
+            torch.set_num_threads(threads)
+        try:
+            with torch.no_grad():
+                found: NDArray[np.float64] = module(*(torch.from_numpy(table) for table in tables)).numpy()
+        finally:
+            if threads:
+                torch.set_num_threads(before)
+        return found
+
+    return run
+
+
+FORMATS = {
+    "onnx": Format(_to_onnx, _write_onnx, _from_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    "pt2": Format(lambda program, _inputs: program, _write_pt2, _from_pt2),
+    "torchscript": Format(_to_torchscript, _write_torchscript, _from_torchscript),
+}
+
+
+def require(*packages: str) -> None:
+    """Raise `ExportError` if one of the packages is not installed."""
+    import importlib.util
+
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"the format onnx needs {', '.join(missing)}; install the extra: pip install rheidae[export]")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what torch says about itself: TorchScript being deprecated, torchvision not being there."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

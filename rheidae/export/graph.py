@@ -1,0 +1,96 @@
+"""The whole prediction as one graph: from initial to final four-fluxes, both in one unit, any unit."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rheidae.export.box3d import Box3DTerms
+from rheidae.export.mixing import ContinuousMixing
+from rheidae.modules import MixingModel
+
+
+class FluxGraph(nn.Module):
+    """What `FluxRegressor.predict` does, from float64 four-fluxes ``(n, 24)`` to ``(n, 24)``.
+
+    Normalisation, single precision of the network's input, base state and the limiter that keeps four-fluxes physical
+    are those of the estimator. A row without neutrinos, which the estimator refuses, comes back as it is.
+
+    Parameters
+    ----------
+    regressor : FluxRegressor
+        A fitted one.
+    box3d : Box3DTerms or None
+        Computes Box3D's answer inside. None: `forward` takes it as a second argument, if the network needs it.
+    """
+
+    def __init__(self, regressor: Any, box3d: Box3DTerms | None = None) -> None:
+        super().__init__()
+        module = copy.deepcopy(regressor.module_).cpu().eval()
+        self.network: nn.Module = MixingNetwork(module) if isinstance(module, MixingModel) else module
+        self.needs_box3d = not isinstance(module, MixingModel)
+        self.box3d = box3d if self.needs_box3d else None
+        base = {"initial": False, "box3d": True}.get(getattr(module, "adds_to", ""), regressor.predict_residual)
+        self.adds_to_box3d = base
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the arguments of `forward`."""
+        return ("F_init", "F_box") if self.needs_box3d and self.box3d is None else ("F_init",)
+
+    def forward(self, F_init: Tensor, F_box: Tensor | None = None) -> Tensor:
+        """Return final four-fluxes ``(n, 24)`` in the unit of `F_init`."""
+        state = F_init.reshape(-1, 6, 4)
+        N = state[:, :, 3]
+        # In the order of the estimator's sum: a last bit may turn the frame of a state that has hardly one.
+        rest = N[:, 1]
+        for species in range(2, 6):
+            rest = rest + N[:, species]
+        total = (N[:, 0] + rest)[:, None]
+        scale = torch.where(total > 0.0, total, 1.0)
+        columns = F_init
+        if self.needs_box3d:
+            if self.box3d is not None:
+                F_box = self.box3d(state).reshape(-1, 24)
+            assert F_box is not None
+            columns = torch.cat([F_init, F_box], dim=1)
+        change = self.network((columns / scale).float()).double()
+        base = F_box if self.adds_to_box3d and F_box is not None else F_init
+        final = base + scale * change
+        final = torch.where(total > 0.0, final, F_init)
+        return keep_physical(F_init, final, scale)
+
+
+class MixingNetwork(nn.Module):
+    """`MixingModel` with the quadrature as tensor operations."""
+
+    def __init__(self, model: MixingModel) -> None:
+        super().__init__()
+        self.model = model
+        self.mixing = ContinuousMixing(model.order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Change ``(n, 24)`` of normalised states ``x (n, 24)``, float32 as the estimator's module returns it."""
+        prepared = self.mixing.prepare(x.double().reshape(-1, 6, 4))
+        theta = self.model._theta(self.mixing.invariants(prepared).to(x.dtype))
+        D = self.mixing.change(prepared, theta.double()).to(x.dtype)[:, :, None]
+        return torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 24)
+
+
+def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor) -> Tensor:
+    """Shorten the change of each row ``(n, 24)`` as `rheidae.power.keep_physical` does; `scale (n, 1)` is its size."""
+    start, end = (F_init / scale).reshape(-1, 6, 4), (F_final / scale).reshape(-1, 6, 4)
+    step = end - start
+    inside = (start[..., 3].square() - start[..., :3].square().sum(dim=2)).clamp(min=0.0)
+    half = (start[..., :3] * step[..., :3]).sum(dim=2) - start[..., 3] * step[..., 3]
+    square = step[..., 3].square() - step[..., :3].square().sum(dim=2)
+    root = (half.square() - square * inside).clamp(min=0.0).sqrt()
+    outwards, falling = half > 0.0, square < 0.0
+    t = torch.where(falling, (half - root) / torch.where(falling, square, 1.0), 0.0)
+    t = torch.where(outwards, inside / torch.where(outwards, half + root, 1.0), t).clamp(min=0.0)
+    physical = (end[..., 3] >= 0.0) & (end[..., 3].square() >= end[..., :3].square().sum(dim=2))
+    factor = torch.where(physical, 1.0, t.clamp(max=1.0)).amin(dim=1, keepdim=True)
+    return torch.where(factor < 1.0, F_init + factor * (1.0 - 1e-9) * (F_final - F_init), F_final)

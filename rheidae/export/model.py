@@ -1,0 +1,297 @@
+"""Exporting, with the comparison that every file has to pass; and what comes back when one is opened."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+import rheidae
+from rheidae import fourflux
+from rheidae.exceptions import DataError, ExportError, FourFluxError
+from rheidae.export.box3d import Box3DTerms
+from rheidae.export.formats import FORMATS, Function, Metadata, load, require, trace
+from rheidae.export.graph import FluxGraph
+from rheidae.export.states import made_states, sample_states
+from rheidae.files import Outputs, open_h5
+from rheidae.fourflux import COMPONENTS, SPECIES
+from rheidae.mixing import box3d_flux
+
+TOLERANCE = 1e-6
+"""Largest difference from the estimator that is let through, relative to the total number density of the row."""
+
+VERSION = 1
+"""Of the metadata."""
+
+BOX3D_ORDER = 31
+"""What `rheidae.box3d_flux` and preprocessing take if they are not told otherwise."""
+
+
+class Exported:
+    """An exported model, opened again.
+
+    Attributes
+    ----------
+    metadata : dict
+        What the file says about itself (see ``docs/export.md``).
+    inputs : tuple of str
+        ``("F_init",)``, or ``("F_init", "F_box")`` where Box3D stayed outside.
+    """
+
+    def __init__(self, function: Function, metadata: Metadata) -> None:
+        self._function = function
+        self.metadata = metadata
+        self.inputs = tuple(entry["name"] for entry in metadata["inputs"])
+
+    def predict(self, F_init: ArrayLike, F_box: ArrayLike | None = None) -> NDArray[np.float64]:
+        """Return final four-fluxes.
+
+        Parameters
+        ----------
+        F_init : array_like, shape (n, 24) or (n, 6, 4)
+            Initial four-fluxes, any one unit, usually 1/cm^3; n is at least 1.
+        F_box : array_like, same shape, optional
+            Box3D's answer, where `inputs` names it.
+
+        Returns
+        -------
+        ndarray, same shape
+            float64, in the unit of the input.
+
+        Raises
+        ------
+        FourFluxError
+            If a shape is another, or an input is missing or superfluous.
+        """
+        given = {"F_init": F_init} | ({} if F_box is None else {"F_box": F_box})
+        if tuple(given) != self.inputs:
+            raise FourFluxError(f"got {', '.join(given)}; this export takes {', '.join(self.inputs)}")
+        tables = [np.asarray(table, dtype=np.float64) for table in given.values()]
+        for name, table in zip(given, tables, strict=True):
+            if table.shape[1:] not in ((24,), (6, 4)) or len(table) == 0 or table.shape != tables[0].shape:
+                raise FourFluxError(f"{name} has shape {table.shape}; expected (n, 24) or (n, 6, 4), n at least 1")
+        found = self._function(*(np.ascontiguousarray(table.reshape(-1, 24)) for table in tables))
+        return found.reshape(tables[0].shape)
+
+
+def load_exported(path: str | Path, threads: int = 1) -> Exported:
+    """Open a file that `export_regressor` wrote, of any format.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    threads : int
+        Threads within an operation; 0 leaves the choice to the runtime. Batches of some hundred rows use more than
+        one, single cells do not.
+
+    Raises
+    ------
+    ExportError
+        If the file does not exist, cannot be read, or was not written by this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file; write it with: python -m rheidae.export")
+    try:
+        function, metadata = load(path, threads)
+    except ExportError:
+        raise
+    except Exception as error:  # each runtime has its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"{path}: cannot be read ({reason}); export the model again") from error
+    if metadata.get("metadata_version") != VERSION:
+        raise ExportError(f"{path}: has no metadata of version {VERSION}; it was not written by rheidae.export")
+    return Exported(function, metadata)
+
+
+def export_regressor(
+    regressor: Any,
+    path: str | Path,
+    format: str = "onnx",
+    *,
+    with_box3d: bool = True,
+    box3d_order: int = BOX3D_ORDER,
+    mu_fraction: float | None = None,
+    about: Metadata | None = None,
+    tolerance: float = TOLERANCE,
+) -> Metadata:
+    """Write a fitted estimator as one graph, after comparing what was written with the estimator.
+
+    Parameters
+    ----------
+    regressor : FluxRegressor
+        A fitted one.
+    path : path
+        The file; its metadata go beside it under the same name with ``.json`` behind. Both appear together, or
+        neither, and what was there is replaced.
+    format : {"onnx", "pt2", "torchscript"}
+        For onnxruntime, for ``torch.export.load`` and for ``torch.jit.load``.
+    with_box3d : bool
+        Compute Box3D's answer inside. False: the graph takes it as its second input. `MixingModel` does not use it;
+        its graph has one input either way.
+    box3d_order, mu_fraction : int, float or None
+        Box3D inside: with a sharp crossing, as in `rheidae.box3d_flux`. Take those that the training data were
+        preprocessed with.
+    about : dict, optional
+        Put into the metadata: ``run``, ``training_range``.
+    tolerance : float
+        Largest difference to let through, relative to the row's total number density.
+
+    Returns
+    -------
+    dict
+        The metadata.
+
+    Raises
+    ------
+    ExportError
+        If the network cannot be turned into a graph, a package is missing, or the file does not reproduce the
+        estimator. No file is left then.
+    ValueError
+        If `format` is not known, or the order or the fraction is not allowed.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
+    require(*FORMATS[format].packages)
+    regressor.check_is_fitted()
+    if getattr(regressor, "layout", "four_flux") != "four_flux":
+        raise ExportError(f"layout={regressor.layout!r}: only models of four-fluxes can be exported")
+    states = np.concatenate([sample_states(), made_states()])
+    F_box = fourflux.flatten(box3d_flux(fourflux.unflatten(states), order=box3d_order, mu_fraction=mu_fraction))
+    expected = regressor.predict(np.concatenate([states, F_box], axis=1))
+    inside = Box3DTerms(box3d_order, mu_fraction) if with_box3d else None
+    graph = FluxGraph(regressor, inside).eval()
+    tables = {"F_init": states, "F_box": F_box}
+    rows = [torch.from_numpy(tables[name][:3].copy()) for name in graph.inputs]
+    program = trace(graph, rows)
+    made = FORMATS[format].convert(program, graph.inputs)
+    metadata = {**_describe(regressor, graph, box3d_order, mu_fraction), **(about or {}), "format": format}
+    with Outputs() as outputs:
+        temporary, beside = outputs.path(path), outputs.path(f"{path}.json")
+        # Once to learn how near it comes, once more with that in it.
+        for _ in range(2):
+            temporary.write_bytes(FORMATS[format].write(made, metadata))
+            reached = _difference(temporary, [tables[name] for name in graph.inputs], expected)
+            if not reached <= tolerance:
+                raise ExportError(
+                    f"{path}: the {format} file differs from the estimator by {reached:.1e} of the total density, more "
+                    f"than {tolerance:.1e}; nothing was written. Try another format, or leave Box3D outside"
+                )
+            if "tolerance" in metadata:
+                break
+            metadata["tolerance"] = {
+                "reached": reached,
+                "allowed": tolerance,
+                "relative_to": "total number density of the row",
+                "rows_compared": len(states),
+            }
+        beside.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    return metadata
+
+
+def export_run(run: Any, path: str | Path, format: str = "onnx", **options: Any) -> Metadata:
+    """Write the model of a run folder; see `export_regressor`.
+
+    Box3D's order and `mu_fraction` are those of the run's data file where it still lies where it was, else the
+    defaults of preprocessing, unless they are given.
+
+    Parameters
+    ----------
+    run : rheidae.runs.Run
+        From `rheidae.runs.load_run`.
+    path, format
+        As for `export_regressor`.
+    **options
+        Likewise.
+
+    Returns
+    -------
+    dict
+        The metadata.
+    """
+    known = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+    told = ("run_id", "data", "data_fingerprint", "seed", "groups", "train_rows", "versions")
+    about = {
+        "run": {name: known[name] for name in told if name in known},
+        "training_range": known.get("training_range"),
+    }
+    settings = _preprocessing(run.config.data.processed_path)
+    return export_regressor(run.regressor, path, format, about=about, **(settings | options))
+
+
+def _preprocessing(path: str) -> dict[str, Any]:
+    """Box3D's settings in a preprocessed file; nothing where the file is gone or does not say."""
+    try:
+        with open_h5(path) as file:
+            config = json.loads(file.attrs.get("config", "{}"))
+    except (DataError, ValueError):
+        return {}
+    names = {"lebedev_order": "box3d_order", "box3d_mu_fraction": "mu_fraction"}
+    return {name: config[key] for key, name in names.items() if key in config}
+
+
+def _describe(regressor: Any, graph: FluxGraph, box3d_order: int, mu_fraction: float | None) -> Metadata:
+    module = regressor.module_
+    columns = "row, 4 * species + component"
+    tensor = {"shape": ["n", 24], "type": "float64", "axes": columns}
+    used: Any = "not used"
+    if graph.needs_box3d:
+        used = {
+            "inside": graph.box3d is not None,
+            "crossing": "sharp",
+            "order": box3d_order,
+            "mu_fraction": mu_fraction,
+        }
+    if graph.needs_box3d and graph.box3d is None:
+        used = {"inside": False}
+    return {
+        "metadata_version": VERSION,
+        "what": "final four-fluxes of the fast flavor instability from initial ones",
+        "inputs": [{"name": name, **tensor} for name in graph.inputs],
+        "outputs": [{"name": "F_final", **tensor}],
+        "units": "1/cm^3, or any other unit that is common to all numbers of a row; the output has that of the input",
+        "species": list(SPECIES),
+        "components": list(COMPONENTS),
+        "rows": "n is 1 or more; physical, N >= 0 and |F| <= N; a row without neutrinos comes back as it is",
+        "network": {
+            "class": type(module).__name__,
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+            "base_state": "box3d" if graph.adds_to_box3d else "initial",
+            **({"lebedev_order": module.order} if hasattr(module, "order") else {}),
+        },
+        "box3d": used,
+        "versions": {
+            "rheidae": rheidae.__version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("numpy", "torch", "onnx", "onnxruntime")},
+        },
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return packages.version(name)
+    except packages.PackageNotFoundError:
+        return None
+
+
+def _difference(path: Path, tables: list[NDArray[np.float64]], expected: NDArray[np.float64]) -> float:
+    """Largest difference from the estimator, over the total density, in one batch and in others."""
+    function, _ = load(path, 1)
+    total = fourflux.total_density(tables[0])
+    largest = 0.0
+    batches = [slice(0, len(expected)), *(slice(k, k + 1) for k in range(0, len(expected), 97)), slice(5, 12)]
+    for rows in batches:
+        found = function(*(np.ascontiguousarray(table[rows]) for table in tables))
+        if found.shape != expected[rows].shape:
+            raise ExportError(f"a batch of {len(expected[rows])} rows gave an answer of shape {found.shape}")
+        # Not max(), which passes over a NaN.
+        largest = float(np.maximum(largest, (np.abs(found - expected[rows]).max(axis=1) / total[rows]).max()))
+    return largest

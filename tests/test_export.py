@@ -1,0 +1,481 @@
+"""Exported models against the estimator, in every format, and from C++, C and Fortran."""
+
+import ctypes
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from rheidae import FluxRegressor, box3d_flux, runs, train
+from rheidae.exceptions import ExportError, FourFluxError
+from rheidae.export import __main__ as command
+from rheidae.export import export_regressor, load_exported
+from rheidae.export.box3d import Box3DTerms
+from rheidae.export.graph import keep_physical
+from rheidae.export.mixing import ContinuousMixing
+from rheidae.export.states import made_states, sample_states
+from rheidae.modules import MixingModel, ResidualFFIModel
+from rheidae.power import keep_physical as keep_physical_of_kernels
+from rheidae.power import power_change, power_invariants
+from tests.states import random_states, states
+from tests.test_train import PARMS, config_for
+
+CPP = Path(__file__).parents[1] / "examples" / "cpp"
+
+
+def total(F):
+    return F.reshape(len(F), 6, 4)[:, :, 3].sum(axis=1)
+
+
+def difference(F_init, found, expected):
+    """Largest difference over the total density of the row."""
+    return (np.abs(found - expected).reshape(len(F_init), -1).max(axis=1) / total(F_init)).max()
+
+
+def with_box3d(F_init):
+    return np.concatenate([F_init, box3d_flux(F_init.reshape(-1, 6, 4)).reshape(-1, 24)], axis=1)
+
+
+# --- the tensor operations against the kernels -----------------------------------------------------------
+
+
+def change_by_graph(F, theta, order):
+    mixing = ContinuousMixing(order)
+    with torch.no_grad():
+        prepared = mixing.prepare(torch.from_numpy(F))
+        change = mixing.change(prepared, torch.from_numpy(theta))
+    return mixing.invariants(prepared).numpy(), change.numpy().reshape(-1, 8)
+
+
+def parameters(n, seed=0):
+    """Parameters over and beyond the range that `MixingModel` can set."""
+    rng = np.random.default_rng(seed)
+    ends = np.array([(-0.2, 0.2), (-2.5, 0.5), (0, 1.4), (0, 1), (-1.5, 1.5), (0, 1.4)]).T
+    return rng.uniform(*ends, (n, 6))
+
+
+@pytest.mark.parametrize("order", [13, 17])  # 13 has a negative weight
+def test_continuous_mixing(order):
+    F = np.concatenate([random_states(400, 5), random_states(100, 6, max_flux_factor=0.99)])
+    F /= total(F)[:, None, None]
+    theta = parameters(len(F))
+    invariants, change = change_by_graph(F, theta, order)
+    np.testing.assert_allclose(invariants, power_invariants(F, order=order), rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(change, power_change(F, theta, order=order, tolerance=1e-12).D, atol=3e-9)
+
+
+@given(states())
+@settings(max_examples=60)
+def test_continuous_mixing_of_any_state(F):
+    F = F / total(F)[:, None, None]
+    theta = parameters(1, int(1e6 * abs(F).sum()) % 1000)
+    _, change = change_by_graph(F, theta, 17)
+    np.testing.assert_allclose(change, power_change(F, theta, order=17, tolerance=1e-12).D, atol=1e-7)
+
+
+@pytest.mark.parametrize(("order", "mu_fraction"), [(13, None), (31, None), (17, 0.5)])
+def test_box3d(order, mu_fraction):
+    F = np.concatenate([random_states(300, 1), made_states()[:60].reshape(-1, 6, 4) / 1e33])
+    with torch.no_grad():
+        found = Box3DTerms(order, mu_fraction)(torch.from_numpy(F)).numpy()
+    assert difference(F, found, box3d_flux(F, order=order, mu_fraction=mu_fraction)) < 1e-13
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e33, 1e-40])
+def test_staying_physical(unit):
+    F = unit * random_states(500, 2)
+    F[::7, 2] = 0.0
+    rng = np.random.default_rng(3)
+    final = F + unit * rng.normal(scale=0.3, size=F.shape) * rng.uniform(size=(500, 1, 1)) ** 4
+    expected = final.copy()
+    keep_physical_of_kernels(F, expected)
+    flat = [torch.from_numpy(table.reshape(-1, 24)) for table in (F, final)]
+    found = keep_physical(*flat, torch.from_numpy(total(F))[:, None]).numpy().reshape(-1, 6, 4)
+    changed = (expected != final).any(axis=(1, 2))
+    assert 50 < changed.sum() < 450
+    np.testing.assert_array_equal(found[~changed], final[~changed])
+    assert difference(F, found, expected) < 1e-9
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixing(data):
+    return FluxRegressor(MixingModel, random_state=0, max_epochs=8).fit(data.data, data.target)
+
+
+@pytest.fixture(scope="module")
+def residual(data):
+    options = {"module__hidden_dim": 16, "module__hidden_layers": 1, "lr": 2e-3}
+    return FluxRegressor(ResidualFFIModel, random_state=0, max_epochs=8, **options).fit(data.data, data.target)
+
+
+@pytest.fixture(scope="module")
+def exported(mixing, residual, tmp_path_factory):
+    """Path of an export, made when first asked for."""
+    folder = tmp_path_factory.mktemp("exports")
+
+    def of(name, format, with_box3d=True):
+        path = folder / f"{name}-{with_box3d}.{format}"
+        if not path.exists():
+            export_regressor({"mixing": mixing, "residual": residual}[name], path, format, with_box3d=with_box3d)
+        return path
+
+    return of
+
+
+CASES = (
+    ("mixing", "onnx", True), ("mixing", "pt2", True), ("mixing", "torchscript", True),
+    ("residual", "onnx", True), ("residual", "pt2", False), ("residual", "torchscript", False),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "format", "inside"), CASES)
+def test_predicts_what_the_estimator_predicts(name, format, inside, exported, request):
+    regressor = request.getfixturevalue(name)
+    model = load_exported(exported(name, format, inside))
+    F = random_states(300, 7, alike=True).reshape(-1, 24)
+    # Far outside of the training data, and where the limiter has to act.
+    far = random_states(100, 8, max_flux_factor=0.95)
+    far[:, 2] *= 1e-3
+    F = np.concatenate([F, far.reshape(-1, 24)])
+    for unit in (1.0, 1e33, 1e-20):
+        X = with_box3d(unit * F)
+        expected = regressor.predict(X)
+        assert np.abs(expected - X[:, :24]).max() > 0.01 * unit
+        given = (X[:, :24], X[:, 24:]) if "F_box" in model.inputs else (X[:, :24],)
+        for rows in (slice(None), slice(0, 1), slice(3, 10)):
+            found = model.predict(*(table[rows] for table in given))
+            assert found.dtype == np.float64
+            assert difference(F[rows], found / unit, expected[rows] / unit) < 1e-6
+        cubes = model.predict(*(table.reshape(-1, 6, 4) for table in given))
+        np.testing.assert_array_equal(cubes.reshape(-1, 24), model.predict(*given))
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_rows_that_do_not_change(format, exported):
+    model = load_exported(exported("mixing", format))
+    F = np.zeros((3, 6, 4))
+    F[1, :, 3] = [2e33, 1e33, 1e33, 1e33, 1e33, 1e33]  # no crossing
+    F[2, 0] = [1e33, 0, 0, 2e33]  # a single species; F[0] has none
+    np.testing.assert_array_equal(model.predict(F), F)
+
+
+def test_what_is_not_finite_stays_in_its_row(exported):
+    model = load_exported(exported("mixing", "onnx"))
+    F = random_states(4, 9)
+    expected = model.predict(F)
+    F[2, 1, 0] = np.nan
+    found = model.predict(F)
+    assert np.isnan(found[2]).any()
+    np.testing.assert_array_equal(found[[0, 1, 3]], expected[[0, 1, 3]])
+
+
+def test_compared_states_hold_what_they_say():
+    F = made_states().reshape(-1, 6, 4)
+    N, size = F[:, :, 3], np.linalg.norm(F[:, :, :3], axis=2)
+    assert (N >= 0).all()
+    assert (size <= N).all()
+    assert (total(F) > 0).all()
+    assert total(F).min() < 1e-40
+    assert total(F).max() > 1e40
+    assert (N == 0).any(axis=1).sum() > 20
+    assert (size > 0.999 * N)[N > 0].any()
+    assert ((box3d_flux(F) == F).all(axis=(1, 2)) & (N > 0).all(axis=1)).sum() > 20
+    assert len(sample_states()) == 576
+
+
+def test_metadata(exported, mixing, residual):
+    path = exported("mixing", "onnx")
+    inside = load_exported(path).metadata
+    assert json.loads(Path(f"{path}.json").read_text()) == inside
+    assert inside["species"] == ["nu_e", "nu_mu", "nu_tau", "nubar_e", "nubar_mu", "nubar_tau"]
+    assert inside["components"] == ["x", "y", "z", "t"]
+    assert "1/cm^3" in inside["units"]
+    assert [entry["name"] for entry in inside["inputs"]] == ["F_init"]
+    assert inside["outputs"][0]["shape"] == ["n", 24]
+    assert inside["versions"]["torch"] == torch.__version__
+    assert inside["network"]["class"] == "MixingModel"
+    assert inside["network"]["lebedev_order"] == mixing.module_.order
+    assert inside["box3d"] == "not used"
+    states = np.concatenate([sample_states(), made_states()])
+    reached = difference(states, load_exported(path).predict(states), mixing.predict(with_box3d(states)))
+    assert inside["tolerance"]["reached"] == pytest.approx(reached, rel=0.3)
+    assert inside["tolerance"]["rows_compared"] == len(states)
+    for format in ("pt2", "torchscript"):
+        metadata = load_exported(exported("residual", format, False)).metadata
+        assert [entry["name"] for entry in metadata["inputs"]] == ["F_init", "F_box"]
+        assert metadata["box3d"] == {"inside": False}
+        assert metadata["network"]["base_state"] == "box3d"
+        assert metadata["format"] == format
+    within = load_exported(exported("residual", "onnx")).metadata["box3d"]
+    assert within == {"inside": True, "crossing": "sharp", "order": 31, "mu_fraction": None}
+
+
+def test_onnx_file_names_nothing_of_the_machine(exported):
+    content = exported("mixing", "onnx").read_bytes() + exported("residual", "pt2", False).read_bytes()
+    assert str(Path(__file__).parents[1]).encode() not in content
+    assert b".py" not in content
+
+
+def test_inputs_are_checked(exported):
+    model = load_exported(exported("residual", "torchscript", False))
+    F = random_states(3).reshape(-1, 24)
+    with pytest.raises(FourFluxError, match="got F_init; this export takes F_init, F_box"):
+        model.predict(F)
+    with pytest.raises(FourFluxError, match=r"F_box has shape \(2, 24\)"):
+        model.predict(F, F[:2])
+    with pytest.raises(FourFluxError, match="n at least 1"):
+        model.predict(F[:0], F[:0])
+
+
+def test_a_file_that_misses_the_tolerance_is_not_handed_over(residual, tmp_path):
+    path = tmp_path / "model.pt2"
+    path.write_text("of before")
+    with pytest.raises(ExportError, match=r"differs from the estimator by .*e-.* nothing was written"):
+        export_regressor(residual, path, "pt2", with_box3d=False, tolerance=1e-16)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
+    assert path.read_text() == "of before"
+
+
+def test_a_file_that_holds_nan_is_not_handed_over(residual, tmp_path, monkeypatch):
+    poisoned = FluxRegressor(ResidualFFIModel, module__hidden_dim=8).initialize()
+    monkeypatch.setattr(poisoned, "predict", residual.predict)
+    with torch.no_grad():
+        poisoned.module_.head.bias.fill_(torch.nan)
+    with pytest.raises(ExportError, match="differs from the estimator by nan"):
+        export_regressor(poisoned, tmp_path / "model.pt2", "pt2", with_box3d=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Branching(torch.nn.Module):
+    """A network that no graph can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(48, 24)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum() > 0 else -self.layer(x)
+
+
+def test_what_cannot_be_exported(residual, tmp_path, data):
+    branching = FluxRegressor(Branching, max_epochs=1).fit(data.data[:64], data.target[:64])
+    with pytest.raises(ExportError, match="cannot be turned into a graph"):
+        export_regressor(branching, tmp_path / "model", "pt2")
+    with pytest.raises(ValueError, match="format='tflite' is not one of onnx, pt2, torchscript"):
+        export_regressor(residual, tmp_path / "model", "tflite")
+    generic = FluxRegressor(layout="generic", max_epochs=1).fit(data.data[:64], data.target[:64])
+    with pytest.raises(ExportError, match="layout='generic'"):
+        export_regressor(generic, tmp_path / "model", "pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_packages_are_named(residual, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ExportError, match=r"needs onnxscript; .* rheidae\[export\]"):
+        export_regressor(residual, tmp_path / "model.onnx", "onnx")
+
+
+def test_files_that_are_no_exports(tmp_path):
+    with pytest.raises(ExportError, match="no such file"):
+        load_exported(tmp_path / "nothing.onnx")
+    (tmp_path / "text.onnx").write_text("nothing of the kind")
+    with pytest.raises(ExportError, match="cannot be read"):
+        load_exported(tmp_path / "text.onnx")
+    with (tmp_path / "archive.pt2").open("wb") as file:
+        np.savez(file, x=1)
+    with pytest.raises(ExportError, match="cannot be read"):
+        load_exported(tmp_path / "archive.pt2")
+
+
+def test_command(processed, tmp_path, capsys):
+    model = {"architecture": "residual", "hidden_dim": 8, "hidden_layers": 1}
+    run = train.train(config_for(processed, tmp_path, model=model, training={"epochs": 2}), PARMS, "run")
+    out = tmp_path / "models" / "model.ts"
+    arguments = ["--run", str(run), "--format", "torchscript", "--out", str(out)]
+    assert command.main([*arguments, "--without-box3d"]) == 0
+    assert "F_init (n, 24), F_box (n, 24) -> F_final (n, 24)" in capsys.readouterr().out
+    assert command.main(arguments) == 0
+    exported = load_exported(out)
+    about = json.loads((run / "run.json").read_text())
+    assert exported.metadata["training_range"] == about["training_range"]
+    assert exported.metadata["run"]["data_fingerprint"] == about["data_fingerprint"]
+    assert exported.metadata["box3d"]["order"] == 31  # of the preprocessed file
+    F = random_states(20, 4).reshape(-1, 24)
+    expected = runs.load_run(run).regressor.predict(with_box3d(F))
+    assert difference(F, exported.predict(F), expected) < 1e-6
+    assert command.main([*arguments, "--box3d-order", "17"]) == 0
+    assert load_exported(out).metadata["box3d"]["order"] == 17
+    arguments[1] = str(tmp_path / "nowhere")
+    assert command.main(arguments) == 2
+    assert "not a finished run" in capsys.readouterr().err
+
+
+# --- C++, C and Fortran ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Folder with the program and the library."""
+    folder = tmp_path_factory.mktemp("cpp")
+    command = [
+        "make",
+        "-C",
+        str(CPP),
+        f"PYTHON={sys.executable}",
+        f"BUILD={folder}",
+        "CXXFLAGS=-O1 -Wall -Wextra -Werror",
+    ]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return folder
+
+
+def predict(built, *arguments, text=None):
+    command = [built / "predict", *map(str, arguments)]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+
+
+def as_text(table):
+    return "\n".join(["# a comment", "", *(" ".join(map(repr, row)) for row in table.tolist())])
+
+
+def numbers(text):
+    return np.array([line.split() for line in text.splitlines()], dtype=np.float64)
+
+
+def test_program(built, exported, mixing, residual, tmp_path):
+    F = 1e33 * random_states(300, 12).reshape(-1, 24)  # more than a block
+    F = np.concatenate([F, sample_states()[::20], made_states()])
+    (tmp_path / "input.txt").write_text(as_text(F))
+    for name, regressor in (("mixing", mixing), ("residual", residual)):
+        done = predict(built, exported(name, "onnx"), tmp_path / "input.txt")
+        assert done.returncode == 0, done.stderr
+        assert difference(F, numbers(done.stdout), regressor.predict(with_box3d(F))) < 1e-6
+
+
+def test_program_says_what_is_wrong(built, exported, tmp_path):
+    model = exported("mixing", "onnx")
+    for arguments, text, message in (
+        ([tmp_path / "no.onnx"], "", "no.onnx"),
+        ([model, tmp_path / "no.txt"], "", "no.txt: cannot be opened"),
+        ([model], "1 2 3", "line 1 has 3 numbers; expected 24"),
+        ([model], "# table\n" + "1 " * 23 + "1x", "line 2: '1x' is not a number"),
+        ([], "", "usage"),
+    ):
+        done = predict(built, *arguments, text=text)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stdout == ""
+    assert "us per cell in a batch of 2" in predict(built, "--time", 2, model, text=as_text(sample_states()[:2])).stdout
+
+
+@pytest.fixture
+def library(built):
+    library = ctypes.CDLL(str(built / "librheidae.so"))
+    table, model = ctypes.POINTER(ctypes.c_double), ctypes.c_void_p
+    library.rheidae_create.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(model)]
+    library.rheidae_run.argtypes = [model, ctypes.c_size_t, table, table, table]
+    for name, result in (("needs_box3d", ctypes.c_int), ("metadata", ctypes.c_char_p), ("destroy", None)):
+        getattr(library, f"rheidae_{name}").argtypes = [model]
+        getattr(library, f"rheidae_{name}").restype = result
+    library.rheidae_error.restype = ctypes.c_char_p
+    return library
+
+
+def pointer(table):
+    return None if table is None else table.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
+
+
+def test_c_interface(library, exported, residual, tmp_path):
+    path = tmp_path / "model.onnx"
+    export_regressor(residual, path, "onnx", with_box3d=False)
+    model = ctypes.c_void_p()
+    assert library.rheidae_create(str(path).encode(), 1, ctypes.byref(model)) == 0
+    assert library.rheidae_needs_box3d(model) == 1
+    assert json.loads(library.rheidae_metadata(model)) == load_exported(path).metadata
+    X = with_box3d(random_states(700, 13).reshape(-1, 24))
+    init, box = (np.ascontiguousarray(table) for table in (X[:, :24], X[:, 24:]))
+    expected = residual.predict(X)
+    assert library.rheidae_run(model, 700, pointer(init), None, pointer(init.copy())) != 0
+    assert b"F_box is null" in library.rheidae_error()
+    in_place = init.copy()
+    assert library.rheidae_run(model, 700, pointer(in_place), pointer(box), pointer(in_place)) == 0
+    assert difference(init, in_place, expected) < 1e-6
+    assert library.rheidae_run(model, 0, None, pointer(box), None) == 0
+
+    answers = [np.empty_like(init) for _ in range(4)]
+
+    def work(out):
+        library.rheidae_run(model, 700, pointer(init), pointer(box), pointer(out))
+
+    threads = [threading.Thread(target=work, args=(out,)) for out in answers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all((out == in_place).all() for out in answers)
+    library.rheidae_destroy(model)
+    library.rheidae_destroy(None)
+
+
+def test_c_interface_refuses_other_files(library, tmp_path):
+    model = ctypes.c_void_p(1)
+    assert library.rheidae_create(str(tmp_path / "no.onnx").encode(), 1, ctypes.byref(model)) != 0
+    assert model.value is None
+    assert b"no.onnx" in library.rheidae_error()
+    from onnx import TensorProto, helper, save
+
+    tensors = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["n", 24]) for name in ("F_init", "F_final")]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["F_init"], ["F_final"])], "other", tensors[:1], tensors[1:]
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "other.onnx")
+    assert library.rheidae_create(str(tmp_path / "other.onnx").encode(), 1, ctypes.byref(model)) != 0
+    assert b"was not written by" in library.rheidae_error()
+
+
+def test_header_is_plain_c():
+    command = ["gcc", "-x", "c", "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
+    subprocess.run([*command, CPP / "rheidae.h"], check=True)
+
+
+FORTRAN = """
+program main
+  use rheidae
+  implicit none
+  type(c_ptr) :: model
+  real(c_double) :: F(4, 6, 3), G(4, 6, 3)
+  character(1000) :: path
+  call get_command_argument(1, path)
+  if (rheidae_create(trim(path) // ".no" // c_null_char, 1_c_int, model) == 0) error stop 1
+  if (index(rheidae_message(), ".no") == 0) error stop 2
+  if (rheidae_create(trim(path) // c_null_char, 1_c_int, model) /= 0) error stop 3
+  if (rheidae_needs_box3d(model) /= 0) error stop 4
+  read *, F
+  if (rheidae_run(model, 3_c_size_t, F, c_null_ptr, G) /= 0) error stop 5
+  print '(24es25.16e3)', G
+  call rheidae_destroy(model)
+end program
+"""
+
+
+@pytest.mark.skipif(shutil.which("gfortran") is None, reason="gfortran is not on the PATH")
+def test_fortran(built, exported, tmp_path):
+    (tmp_path / "main.f90").write_text(FORTRAN)
+    command = ["gfortran", "-std=f2008", "-Wall", "-Wextra", "-Werror", CPP / "rheidae.f90", "main.f90", "-o", "main"]
+    link = [f"-L{built}", "-lrheidae", "-lonnxruntime", f"-Wl,-rpath,{built}"]
+    subprocess.run([*command, *link], cwd=tmp_path, check=True)
+    F = sample_states()[:3]
+    text = " ".join(map(repr, F.ravel().tolist()))
+    path = exported("mixing", "onnx")
+    done = subprocess.run([tmp_path / "main", path], input=text, capture_output=True, text=True, check=True)
+    assert difference(F, numbers(done.stdout), load_exported(path).predict(F)) < 1e-14

@@ -73,7 +73,7 @@ def score_run(run: Run, data: Any) -> tuple[Scored, int]:
         raise RunError(f"{data.filename}: the run was trained on every row of it; evaluate on other simulations")
     rows = np.flatnonzero(~seen)
     role = np.where(np.isin(data.groups[rows], sorted(run.groups)), "held out", "unseen family")
-    prediction, std = _predict(run.regressor, data.data[rows])
+    prediction, std = predict_rows(run.regressor, data.data[rows])
     scored = evaluation.score(
         data,
         rows,
@@ -145,7 +145,7 @@ def cross_validate(
             )  # fmt: skip
             model = _fit(make(seed), data, simulations, _at_most(part, train_rows, seed))
             where = position[part.role][part.test]
-            predicted[where], std = _predict(model, data.data[part.test])
+            predicted[where], std = predict_rows(model, data.data[part.test])
             deviations[where] = np.nan if std is None else std
             theta = mixing_parameters(model, data.data[part.test])
             parameters[where] = np.nan if theta is None else theta
@@ -175,8 +175,8 @@ def _fit(model: FluxRegressor, data: Any, simulations: Rows, part: Part) -> Flux
     return model.fit(data.data[part.train], data.target[part.train], **options)
 
 
-def _predict(model: FluxRegressor, X: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Predictions, and standard deviations if the model was calibrated."""
+def predict_rows(model: FluxRegressor, X: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return predictions ``(n, 24)``, and standard deviations if the model was calibrated."""
     if model.error_scale_ is None:
         return model.predict(X), None
     final, std = model.predict(X, return_std=True)

@@ -52,13 +52,24 @@ class Rows(NamedTuple):
 
 
 def locate(file: h5py.File, name: str, axis: int = 0) -> Rows:
-    """Describe the dataset `name` of an open file, whose axis `axis` counts rows."""
-    source = file[name]
-    chunk = source.chunks[axis] if source.chunks else 1
-    # A link may lead into another file.
-    offset = _offset(source) if source.file.filename == file.filename else None
-    # Absolute, for workers that were started in another folder.
-    return Rows(os.path.abspath(file.filename), name, source.shape, source.dtype.str, axis, offset, chunk)
+    """Describe the dataset `name` of an open file, whose axis `axis` counts rows.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged where it says how the dataset is stored.
+    """
+    try:
+        source = file[name]
+        chunk = source.chunks[axis] if source.chunks else 1
+        # A link may lead into another file.
+        offset = _offset(source) if source.file.filename == file.filename else None
+        # Absolute, for workers that were started in another folder.
+        return Rows(os.path.abspath(file.filename), name, source.shape, source.dtype.str, axis, offset, chunk)
+    except H5_ERRORS as error:
+        raise DataError(
+            f"{file.filename}: dataset {name!r} cannot be opened ({error}); fetch the file again"
+        ) from error
 
 
 def _offset(source: h5py.Dataset) -> int | None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import shutil
 
 import h5py
@@ -302,3 +303,43 @@ def processed_correctly(out, case, init, true):
 HARMLESS = {"missing", "dangling link", "dangling external link", "loop", "never written", "filled with NaN", "virtual"}
 HARMLESS |= {"flat", "one axis more"}
 UNREAD = {"external storage", "corrupt chunk", "checksum"}
+
+
+def test_flipped_bytes(tmp_path, monkeypatch):
+    """Bytes anywhere in a sound file are changed: it is refused, or gives what h5py reads."""
+    monkeypatch.setattr(files.os, "fsync", lambda _: None)
+    sound = []
+    for options in ({}, {"chunks": (2, 4, 2, 3)}, {"chunks": (3, 4, 2, 3), "compression": "gzip", "shuffle": True}):
+        for version in ("earliest", "latest"):
+            path = tmp_path / f"{len(sound)}.h5"
+            with h5py.File(path, "w", libver=version) as file:
+                for name in (INIT, TRUE):
+                    file.create_dataset(name, data=fourflux.to_emu(STATES[:6]), **options)
+                # Strings of fixed length: on damaged ones of variable length HDF5 2.0 may run for ever.
+                file[NAMES] = np.array([b"run"] * 6)
+                file[GROWTH] = np.arange(6.0)
+            sound.append(path.read_bytes())
+    choose = random.Random(0)
+    outcomes = {"processed": 0, "refused": 0}
+    for _ in range(300):
+        damaged = bytearray(choose.choice(sound))
+        for _ in range(choose.choice([1, 2, 5])):
+            place = choose.randrange(len(damaged))
+            damaged[place] = choose.choice([0, 255, damaged[place] ^ 1 << choose.randrange(8), choose.randrange(256)])
+        path = tmp_path / "a.h5"
+        path.write_bytes(damaged)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        try:
+            preprocess.preprocess(config_for(tmp_path, "a"))
+        except (DataError, OutputError) as error:
+            outcomes["refused"] += 1
+            message = str(error)
+            assert str(path) in message or "disk full: needs" in message
+            assert list((tmp_path / "out").iterdir()) == []
+            continue
+        outcomes["processed"] += 1
+        values, _ = read_all(tmp_path / "out" / "a_preprocessed.h5")
+        with h5py.File(path) as file:
+            for name, key in ((INIT, "F_init"), (TRUE, "F_true")):
+                np.testing.assert_array_equal(values[key], fourflux.from_emu(file[name][()]).astype(np.float32))
+    assert min(outcomes.values()) >= 60

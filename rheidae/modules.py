@@ -8,8 +8,10 @@ one that the estimator chooses. A module that returns zero thus predicts exactly
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -127,16 +129,37 @@ class InvariantFrame:
         moved = size[:, :, None] * torch.cat([moved_vector, moved_number], dim=2)
         return torch.stack([moved, -0.5 * moved, -0.5 * moved], dim=2).reshape(n, 24)
 
-    def transposed_rebuild(self, c: Tensor, vectors: Tensor, size: Tensor) -> Tensor:
-        """The transpose of `rebuild`, which is linear: ``(T, n, 24)`` to ``(T, n, n_coefficients)``."""
-        tasks, n, _ = c.shape
-        electron, mu, tau = (c.reshape(tasks, n, 2, 3, 4) * size[:, :, None, None]).unbind(dim=3)
-        if self.conserve:
-            moved = electron - 0.5 * (mu + tau)  # (T, n, 2, 4)
-            by_vector = (moved[..., :3] @ vectors.transpose(1, 2)).reshape(tasks, n, 12)
-            return torch.cat([moved[..., 3].sum(dim=2, keepdim=True), by_vector], dim=2)
-        own = torch.stack([electron, mu + tau], dim=3).reshape(tasks, n, 4, 4)
-        return torch.cat([own[..., :3] @ vectors.transpose(1, 2), own[..., 3:]], dim=3).reshape(tasks, n, 28)
+    def at(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Features of rows on the CPU, `rebuild` for them, and its transpose, which takes ``(T, n, 24)``.
+
+        Rows with more antineutrinos come with both exchanged, and changes go back so.
+        """
+        from rheidae import _frame_kernels as kernels
+
+        n = len(x)
+        features, vectors = x.new_empty(n, self.n_features), x.new_empty(n, 6, 3).numpy()
+        size, exchanged = x.new_empty(n).numpy(), np.empty(n, dtype=np.int64)
+        kernels.describe(x.contiguous().numpy().reshape(n, 2, 2, 3, 4), features.numpy(), vectors, size, exchanged)
+
+        def rebuild(coefficients: Tensor) -> Tensor:
+            change = x.new_empty(n, 24)
+            kernels.rebuild(
+                coefficients.detach().numpy(),
+                vectors,
+                size,
+                exchanged,
+                self.conserve,
+                change.numpy().reshape(n, 2, 3, 4),
+            )
+            return change
+
+        def transposed(c: Tensor) -> Tensor:
+            out = c.new_empty(len(c), n, self.n_coefficients)
+            states = c.contiguous().numpy().reshape(-1, n, 2, 3, 4)
+            kernels.transposed_rebuild(states, vectors, size, exchanged, self.conserve, out.numpy())
+            return out
+
+        return features, rebuild, transposed
 
 
 def conserving_part(change: Tensor) -> Tensor:
@@ -341,15 +364,11 @@ class ResidualFFIModel(nn.Module):
         if self.frame is None:
             change = self.head(self.blocks(self.input_block(x)))
             return conserving_part(change) if self.conserve else change
-        exchanged = self._more_antineutrinos(x)
+        more_antineutrinos = x[:, :24].reshape(-1, 2, 3, 4)[..., 3] @ x.new_tensor([1.0, -0.5, -0.5])
+        exchanged = more_antineutrinos[:, 0] < more_antineutrinos[:, 1]
         features, vectors, size = self.frame.describe(exchange_antineutrinos(x, exchanged))
         change = self.frame.rebuild(self.head(self.blocks(self.input_block(features))), vectors, size)
         return exchange_antineutrinos(change, exchanged)
-
-    @staticmethod
-    def _more_antineutrinos(x: Tensor) -> Tensor:
-        numbers = x[:, :24].reshape(-1, 2, 3, 4)[..., 3] @ x.new_tensor([1.0, -0.5, -0.5])
-        return numbers[:, 0] < numbers[:, 1]
 
     def linearise(self, x: Tensor) -> Linearised:
         """`forward`, with what carries derivatives back; all around the layers is linear in what they return."""
@@ -360,16 +379,9 @@ class ResidualFFIModel(nn.Module):
                 return Linearised(change, lambda c: c, pullback)
             # An orthogonal projection is its own transpose.
             return Linearised(conserving_part(change), lambda c: conserving_part(c).reshape(c.shape), pullback)
-        frame, exchanged = self.frame, self._more_antineutrinos(x)
-        features, vectors, size = frame.describe(exchange_antineutrinos(x, exchanged))
+        features, rebuild, transposed = self.frame.at(x)
         coefficients, pullback = chain(layers, features)
-        change = exchange_antineutrinos(frame.rebuild(coefficients, vectors, size), exchanged)
-
-        def to_layers(c: Tensor) -> Tensor:
-            c = exchange_antineutrinos(c.reshape(-1, 24), exchanged.repeat(len(c))).reshape(c.shape)
-            return frame.transposed_rebuild(c, vectors, size)
-
-        return Linearised(change, to_layers, pullback)
+        return Linearised(rebuild(coefficients), transposed, pullback)
 
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"mixing": MixingModel, "residual": ResidualFFIModel}

@@ -35,6 +35,7 @@ class TaskGradients:
         self.table = parameters[0].new_zeros(tasks, sum(sizes))
         self.columns = dict(zip(parameters, self.table.split(sizes, dim=1), strict=True))
         self.active = list(range(tasks))
+        self.rows = torch.arange(tasks)
         self._work: dict[Any, Tensor] = {}
 
     @torch.no_grad()
@@ -50,7 +51,8 @@ class TaskGradients:
             for task, flag in enumerate(is_active):
                 if not flag:
                     self.table[task].zero_()
-            cotangents = cotangents[self.active]
+            self.rows = torch.tensor(self.active, dtype=torch.long)
+            cotangents = cotangents[self.rows]
         if self.active:
             network.pullback(network.to_layers(cotangents), self)
         return self.table
@@ -63,11 +65,9 @@ class TaskGradients:
         return found
 
     def put(self, parameter: Tensor, values: Tensor) -> None:
-        """Write the gradients ``(active tasks, ...)`` by a parameter; one that is frozen has no place."""
+        """Write the gradients ``(active tasks, numel)`` by a parameter; one that is frozen has no place."""
         if parameter in self.columns:
-            columns = self.columns[parameter]
-            for task, value in zip(self.active, values, strict=True):
-                columns[task].copy_(value.reshape(-1))
+            self.columns[parameter].index_copy_(0, self.rows, values)
 
     def put_products(self, parameter: Tensor, c: Tensor, x: Tensor) -> None:
         """Write ``c.T @ x`` for the cotangents ``(n, out)`` of each active task and ``x (n, in)``."""

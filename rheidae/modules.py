@@ -290,13 +290,42 @@ class MixingModel(nn.Module):
         return torch.from_numpy(power_invariants(state, order=self.order, threads=1)).to(like)
 
     def _theta(self, features: Tensor) -> Tensor:
-        z = (features - self.mean) / self.deviation
-        inside = z.clamp(-CUT, CUT)
-        near = torch.exp(-0.5 * (z - inside).square().sum(dim=1, keepdim=True))
-        offset = near * self.reach * torch.tanh(self.slope * self.net(inside) / self.reach)
-        theta = self.centre + offset
+        inside, near = self._nearby(features)
+        theta = self.centre + near * self.reach * torch.tanh(self.slope * self.net(inside) / self.reach)
         # The weight of the axial component is a probability, the others are logarithms.
         return torch.cat([theta[:, :3], torch.sigmoid(theta[:, 3:4]), theta[:, 4:]], dim=1)
+
+    def _nearby(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features standardised and cut, and how near the row is to the training rows, ``(n, 1)``."""
+        z = (features - self.mean) / self.deviation
+        inside = z.clamp(-CUT, CUT)
+        return inside, torch.exp(-0.5 * (z - inside).square().sum(dim=1, keepdim=True))
+
+    def linearise(self, x: Tensor) -> Linearised:
+        """`forward`, with what carries derivatives back."""
+        from rheidae.power import power_change
+
+        state = _as_states(x)
+        inside, near = self._nearby(self._invariants(state, x))
+        output, pullback = chain((self.net,), inside)
+        bounded = torch.tanh(self.slope * output / self.reach)
+        theta = self.centre + near * self.reach * bounded
+        slope = near * self.slope * (1 - bounded.square())
+        theta[:, 3] = torch.sigmoid(theta[:, 3])
+        slope[:, 3] *= theta[:, 3] * (1 - theta[:, 3])
+        change = power_change(
+            state, theta.double().numpy(), derivatives=True, order=self.order, tolerance=1e-7, threads=1
+        )
+        assert change.jacobian is not None
+        jacobian = torch.from_numpy(change.jacobian).to(x) * slope[:, :, None]
+        D = torch.from_numpy(change.D).to(x).reshape(-1, 2, 1, 4)
+
+        def to_layers(c: Tensor) -> Tensor:
+            electron, mu, tau = c.reshape(len(c), -1, 2, 3, 4).unbind(dim=3)
+            by_D = (0.5 * (mu + tau) - electron).reshape(len(c), -1, 8)
+            return torch.einsum("tnk,nqk->tnq", by_D, jacobian).contiguous()
+
+        return Linearised(torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 24), to_layers, pullback)
 
 
 class ResidualFFIModel(nn.Module):

@@ -8,8 +8,10 @@ one that the estimator chooses. A module that returns zero thus predicts exactly
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -127,16 +129,37 @@ class InvariantFrame:
         moved = size[:, :, None] * torch.cat([moved_vector, moved_number], dim=2)
         return torch.stack([moved, -0.5 * moved, -0.5 * moved], dim=2).reshape(n, 24)
 
-    def transposed_rebuild(self, c: Tensor, vectors: Tensor, size: Tensor) -> Tensor:
-        """The transpose of `rebuild`, which is linear: ``(T, n, 24)`` to ``(T, n, n_coefficients)``."""
-        tasks, n, _ = c.shape
-        electron, mu, tau = (c.reshape(tasks, n, 2, 3, 4) * size[:, :, None, None]).unbind(dim=3)
-        if self.conserve:
-            moved = electron - 0.5 * (mu + tau)  # (T, n, 2, 4)
-            by_vector = (moved[..., :3] @ vectors.transpose(1, 2)).reshape(tasks, n, 12)
-            return torch.cat([moved[..., 3].sum(dim=2, keepdim=True), by_vector], dim=2)
-        own = torch.stack([electron, mu + tau], dim=3).reshape(tasks, n, 4, 4)
-        return torch.cat([own[..., :3] @ vectors.transpose(1, 2), own[..., 3:]], dim=3).reshape(tasks, n, 28)
+    def at(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Features of rows on the CPU, `rebuild` for them, and its transpose, which takes ``(T, n, 24)``.
+
+        Rows with more antineutrinos come with both exchanged, and changes go back so.
+        """
+        from rheidae import _frame_kernels as kernels
+
+        n = len(x)
+        features, vectors = x.new_empty(n, self.n_features), x.new_empty(n, 6, 3).numpy()
+        size, exchanged = x.new_empty(n).numpy(), np.empty(n, dtype=np.int64)
+        kernels.describe(x.contiguous().numpy().reshape(n, 2, 2, 3, 4), features.numpy(), vectors, size, exchanged)
+
+        def rebuild(coefficients: Tensor) -> Tensor:
+            change = x.new_empty(n, 24)
+            kernels.rebuild(
+                coefficients.detach().numpy(),
+                vectors,
+                size,
+                exchanged,
+                self.conserve,
+                change.numpy().reshape(n, 2, 3, 4),
+            )
+            return change
+
+        def transposed(c: Tensor) -> Tensor:
+            out = c.new_empty(len(c), n, self.n_coefficients)
+            states = c.contiguous().numpy().reshape(-1, n, 2, 3, 4)
+            kernels.transposed_rebuild(states, vectors, size, exchanged, self.conserve, out.numpy())
+            return out
+
+        return features, rebuild, transposed
 
 
 def conserving_part(change: Tensor) -> Tensor:
@@ -267,13 +290,42 @@ class MixingModel(nn.Module):
         return torch.from_numpy(power_invariants(state, order=self.order, threads=1)).to(like)
 
     def _theta(self, features: Tensor) -> Tensor:
-        z = (features - self.mean) / self.deviation
-        inside = z.clamp(-CUT, CUT)
-        near = torch.exp(-0.5 * (z - inside).square().sum(dim=1, keepdim=True))
-        offset = near * self.reach * torch.tanh(self.slope * self.net(inside) / self.reach)
-        theta = self.centre + offset
+        inside, near = self._nearby(features)
+        theta = self.centre + near * self.reach * torch.tanh(self.slope * self.net(inside) / self.reach)
         # The weight of the axial component is a probability, the others are logarithms.
         return torch.cat([theta[:, :3], torch.sigmoid(theta[:, 3:4]), theta[:, 4:]], dim=1)
+
+    def _nearby(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features standardised and cut, and how near the row is to the training rows, ``(n, 1)``."""
+        z = (features - self.mean) / self.deviation
+        inside = z.clamp(-CUT, CUT)
+        return inside, torch.exp(-0.5 * (z - inside).square().sum(dim=1, keepdim=True))
+
+    def linearise(self, x: Tensor) -> Linearised:
+        """`forward`, with what carries derivatives back."""
+        from rheidae.power import power_change
+
+        state = _as_states(x)
+        inside, near = self._nearby(self._invariants(state, x))
+        output, pullback = chain((self.net,), inside)
+        bounded = torch.tanh(self.slope * output / self.reach)
+        theta = self.centre + near * self.reach * bounded
+        slope = near * self.slope * (1 - bounded.square())
+        theta[:, 3] = torch.sigmoid(theta[:, 3])
+        slope[:, 3] *= theta[:, 3] * (1 - theta[:, 3])
+        change = power_change(
+            state, theta.double().numpy(), derivatives=True, order=self.order, tolerance=1e-7, threads=1
+        )
+        assert change.jacobian is not None
+        jacobian = torch.from_numpy(change.jacobian).to(x) * slope[:, :, None]
+        D = torch.from_numpy(change.D).to(x).reshape(-1, 2, 1, 4)
+
+        def to_layers(c: Tensor) -> Tensor:
+            electron, mu, tau = c.reshape(len(c), -1, 2, 3, 4).unbind(dim=3)
+            by_D = (0.5 * (mu + tau) - electron).reshape(len(c), -1, 8)
+            return torch.einsum("tnk,nqk->tnq", by_D, jacobian).contiguous()
+
+        return Linearised(torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 24), to_layers, pullback)
 
 
 class ResidualFFIModel(nn.Module):
@@ -341,15 +393,11 @@ class ResidualFFIModel(nn.Module):
         if self.frame is None:
             change = self.head(self.blocks(self.input_block(x)))
             return conserving_part(change) if self.conserve else change
-        exchanged = self._more_antineutrinos(x)
+        more_antineutrinos = x[:, :24].reshape(-1, 2, 3, 4)[..., 3] @ x.new_tensor([1.0, -0.5, -0.5])
+        exchanged = more_antineutrinos[:, 0] < more_antineutrinos[:, 1]
         features, vectors, size = self.frame.describe(exchange_antineutrinos(x, exchanged))
         change = self.frame.rebuild(self.head(self.blocks(self.input_block(features))), vectors, size)
         return exchange_antineutrinos(change, exchanged)
-
-    @staticmethod
-    def _more_antineutrinos(x: Tensor) -> Tensor:
-        numbers = x[:, :24].reshape(-1, 2, 3, 4)[..., 3] @ x.new_tensor([1.0, -0.5, -0.5])
-        return numbers[:, 0] < numbers[:, 1]
 
     def linearise(self, x: Tensor) -> Linearised:
         """`forward`, with what carries derivatives back; all around the layers is linear in what they return."""
@@ -360,16 +408,9 @@ class ResidualFFIModel(nn.Module):
                 return Linearised(change, lambda c: c, pullback)
             # An orthogonal projection is its own transpose.
             return Linearised(conserving_part(change), lambda c: conserving_part(c).reshape(c.shape), pullback)
-        frame, exchanged = self.frame, self._more_antineutrinos(x)
-        features, vectors, size = frame.describe(exchange_antineutrinos(x, exchanged))
+        features, rebuild, transposed = self.frame.at(x)
         coefficients, pullback = chain(layers, features)
-        change = exchange_antineutrinos(frame.rebuild(coefficients, vectors, size), exchanged)
-
-        def to_layers(c: Tensor) -> Tensor:
-            c = exchange_antineutrinos(c.reshape(-1, 24), exchanged.repeat(len(c))).reshape(c.shape)
-            return frame.transposed_rebuild(c, vectors, size)
-
-        return Linearised(change, to_layers, pullback)
+        return Linearised(rebuild(coefficients), transposed, pullback)
 
 
 class MultilayerPerceptron(nn.Module):

@@ -35,7 +35,8 @@ class TaskGradients:
         self.table = parameters[0].new_zeros(tasks, sum(sizes))
         self.columns = dict(zip(parameters, self.table.split(sizes, dim=1), strict=True))
         self.active = list(range(tasks))
-        self._work: dict[Any, Tensor] = {}
+        self.rows = torch.arange(tasks)
+        self._free: dict[tuple[int, ...], list[Tensor]] = {}
 
     @torch.no_grad()
     def fill(self, network: Linearised, cotangents: Tensor) -> Tensor:
@@ -50,24 +51,25 @@ class TaskGradients:
             for task, flag in enumerate(is_active):
                 if not flag:
                     self.table[task].zero_()
-            cotangents = cotangents[self.active]
+            self.rows = torch.tensor(self.active, dtype=torch.long)
+            cotangents = cotangents[self.rows]
         if self.active:
-            network.pullback(network.to_layers(cotangents), self)
+            self.give_back(network.pullback(network.to_layers(cotangents), self))
         return self.table
 
-    def work(self, key: Any, shape: tuple[int, ...]) -> Tensor:
-        """Memory of a shape, the same for the same key: fresh pages for each batch would cost as much as the work."""
-        found = self._work.get(key)
-        if found is None or found.shape != shape:
-            found = self._work[key] = self.table.new_empty(shape)
-        return found
+    def take(self, *shape: int) -> Tensor:
+        """Memory to write cotangents to: what was given back last is still in the cache."""
+        free = self._free.setdefault(shape, [])
+        return free.pop() if free else self.table.new_empty(shape)
+
+    def give_back(self, c: Tensor) -> None:
+        """Offer what `take` returned to be used again."""
+        self._free[tuple(c.shape)].append(c)
 
     def put(self, parameter: Tensor, values: Tensor) -> None:
-        """Write the gradients ``(active tasks, ...)`` by a parameter; one that is frozen has no place."""
+        """Write the gradients ``(active tasks, numel)`` by a parameter; one that is frozen has no place."""
         if parameter in self.columns:
-            columns = self.columns[parameter]
-            for task, value in zip(self.active, values, strict=True):
-                columns[task].copy_(value.reshape(-1))
+            self.columns[parameter].index_copy_(0, self.rows, values)
 
     def put_products(self, parameter: Tensor, c: Tensor, x: Tensor) -> None:
         """Write ``c.T @ x`` for the cotangents ``(n, out)`` of each active task and ``x (n, in)``."""
@@ -78,7 +80,7 @@ class TaskGradients:
 
 
 Pullback = Callable[[Tensor, TaskGradients], Tensor]
-"""From cotangents ``(T, n, out)`` of a layer's output, contiguous, to others ``(T, n, in)`` of its input."""
+"""From cotangents ``(T, n, out)`` of a layer's output to those ``(T, n, in)`` of its input, in memory taken anew."""
 
 Rule = Callable[[Any, Tensor], tuple[Tensor, Pullback]]
 
@@ -147,8 +149,11 @@ def chain(layers: Iterable[nn.Module], x: Tensor) -> tuple[Tensor, Pullback]:
     pullbacks.reverse()
 
     def through_all(c: Tensor, gradients: TaskGradients) -> Tensor:
+        given = c
         for pullback in pullbacks:
-            c = pullback(c, gradients)
+            before, c = c, pullback(c, gradients)
+            if before is not given and before is not c:
+                gradients.give_back(before)
         return c
 
     return x, through_all
@@ -160,7 +165,7 @@ def _linear(layer: nn.Linear, x: Tensor) -> tuple[Tensor, Pullback]:
         gradients.put_products(layer.weight, c, x)
         if layer.bias is not None:
             gradients.put(layer.bias, c.sum(dim=1))
-        out = gradients.work(layer, (*c.shape[:2], layer.in_features))
+        out = gradients.take(*c.shape[:2], layer.in_features)
         torch.mm(c.view(-1, c.shape[2]), layer.weight, out=out.view(-1, layer.in_features))
         return out
 
@@ -185,7 +190,7 @@ def _normalised(norm: nn.BatchNorm1d, behind: Sequence[nn.Module], x: Tensor) ->
     y, slope = _value_and_slope(behind, y)
 
     def pullback(c: Tensor, gradients: TaskGradients) -> Tensor:
-        out = gradients.work(norm, c.shape)
+        out = gradients.take(*c.shape)
         by_bias, by_weight = c.new_empty(len(c), x.shape[1]), c.new_empty(len(c), x.shape[1])
         pull_normalised(
             *(tensor.detach().numpy() for tensor in (c, slope, x, mean, inverse, weight)), moving,
@@ -209,7 +214,7 @@ ELEMENTWISE = (nn.SiLU, nn.ReLU, nn.GELU, nn.Tanh, nn.ELU, nn.Dropout)
 @rule(*ELEMENTWISE)
 def _elementwise(layer: nn.Module, x: Tensor) -> tuple[Tensor, Pullback]:
     y, slope = _value_and_slope((layer,), x)
-    return y, lambda c, _: c * slope
+    return y, lambda c, gradients: torch.mul(c, slope, out=gradients.take(*c.shape))
 
 
 def _value_and_slope(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from rheidae import FluxRegressor
 from rheidae.callbacks.gradients import jacobian
-from rheidae.modules import ACTIVATIONS, ResidualFFIModel
+from rheidae.modules import ACTIVATIONS, MixingModel, ResidualFFIModel
 from rheidae.pullback import TaskGradients, is_known
 from tests.states import random_states
 from tests.test_modules import inputs
@@ -75,6 +75,16 @@ def compare(model, rows=ROWS, tasks=TASKS, seed=0, rtol=1e-9, atol=1e-11):
 )
 def test_equals_autograd(seed, tasks, rows, **options):
     compare(network(seed, **options), rows, tasks, seed % 1000, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("hidden_layers", [0, 2])
+def test_the_mixing_model_equals_autograd(hidden_layers):
+    torch.manual_seed(0)
+    model = MixingModel(hidden_dim=8, hidden_layers=hidden_layers).double().train()
+    model.prepare(inputs(random_states(50, 1)))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    compare(model)
 
 
 def test_single_precision():

@@ -60,4 +60,4 @@ def test_prediction_with_standard_deviations(rate, table, model):
 def test_training(rate, table, batch_size):
     model = FluxRegressor(random_state=0, max_epochs=1, batch_size=batch_size).fit(*table)
     note = "default batch size" if batch_size == FluxRegressor().batch_size else ""
-    rate(TRAIN, f"batches of {batch_size}", ROWS, lambda: model.partial_fit(*table), rounds=3, note=note)
+    rate(TRAIN, f"batches of {batch_size}", ROWS, lambda: model.partial_fit(*table), rounds=2, note=note)

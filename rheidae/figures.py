@@ -14,6 +14,8 @@ from rheidae.evaluation import SCHEMES, Scored
 from rheidae.exceptions import RunError
 from rheidae.plots import saved_figure
 
+_POINTS = 5000
+
 COLORS = {"none": "0.6", "box3d": "C0", "power": "C1", "model": "C2"}
 
 
@@ -83,14 +85,21 @@ def error_histograms(scored: Scored, path: Path) -> None:
         panels[-1].set_xlabel("error of a row over the total density")
 
 
+def _some(scored: Scored) -> NDArray[np.intp]:
+    """At most `_POINTS` rows, evenly spaced: more points are a blot."""
+    return np.arange(0, len(scored.row), -(-len(scored.row) // _POINTS))
+
+
 def parity(scored: Scored, path: Path) -> None:
     """Predicted over simulated change of each of the 24 numbers, for every scheme that predicts one."""
     names = [scheme for scheme in SCHEMES if scheme != "none"]
-    true = (scored.F_true - scored.F_init).reshape(-1)
+    rows = _some(scored)
+    init = scored.F_init[rows]
+    true = (scored.F_true[rows] - init).reshape(-1)
     with saved_figure(path, 4.0 * len(names), 4.2) as figure:
         panels = figure.subplots(1, len(names), sharex=True, sharey=True)
         for axes, scheme in zip(panels, names, strict=True):
-            change = (scored.F[scheme].mean(axis=0) - scored.F_init).reshape(-1)
+            change = (scored.F[scheme][:, rows].mean(axis=0) - init).reshape(-1)
             axes.plot(true, change, ".", ms=2, alpha=0.3, mew=0, color=COLORS[scheme], rasterized=True)
             axes.axline((0, 0), slope=1, color="k", lw=1)
             axes.set(xlabel="simulated change over the total density", title=SCHEMES[scheme])
@@ -100,11 +109,12 @@ def parity(scored: Scored, path: Path) -> None:
 
 def error_by_state(scored: Scored, path: Path) -> None:
     """Error over the depth of the crossing and over the largest flux factor, with running medians."""
+    rows = _some(scored)
     with saved_figure(path, 10.0, 4.2) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
-        for axes, x in ((left, scored.depth), (right, scored.flux_factor)):
+        for axes, x in ((left, scored.depth[rows]), (right, scored.flux_factor[rows])):
             for scheme in ("box3d", "power", "model"):
-                error = scored.errors[scheme].mean(axis=0)
+                error = scored.errors[scheme][:, rows].mean(axis=0)
                 _with_median(axes, x, error, COLORS[scheme], SCHEMES[scheme])
             axes.set_yscale("log")
             axes.grid(alpha=0.3)

@@ -189,6 +189,15 @@ def test_rows_of_one_simulation_count_as_one():
     assert apart[1] - apart[0] < 0.7 * (once[1] - once[0])
 
 
+def test_bundles_of_simulations_give_the_same_interval(monkeypatch):
+    error = np.random.default_rng(4).gamma(2, 1, 5000)
+    low, high = evaluation.ratio_interval(error, np.ones(5000), np.arange(5000))
+    monkeypatch.setattr(evaluation, "_BUNDLES", 500)
+    bundled = evaluation.ratio_interval(error, np.ones(5000), np.arange(5000))
+    assert bundled == pytest.approx([low, high], abs=0.1 * (high - low))
+    assert bundled != [low, high]
+
+
 def test_no_interval_where_there_is_none():
     assert evaluation.ratio_interval(np.ones(3), np.ones(3), np.zeros(3)) is None
     assert evaluation.ratio_interval(np.ones(3), np.zeros(3), np.arange(3)) is None

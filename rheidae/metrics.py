@@ -1,7 +1,7 @@
 """How far a predicted state is from the simulated one, how much nearer than Box3D's, and how physical it is.
 
 The functions take four-fluxes in any one unit. They are scikit-learn scorers too, by the names of `SCORERS`, as soon as
-this module (or `FluxRegressor`) is imported: ``cross_val_score(model, X, y, scoring="box3d_skill_score")``. Names may end
+this module (or `FluxRegressor`) is imported: ``cross_val_score(..., scoring="box3d_skill_score")``. Names may end
 in a species, a component or both, such as ``neg_flux_error_nu_e``, ``box3d_skill_score_t`` and
 ``neg_flux_error_nubar_mu_z``; a ``neg_`` in front makes larger better, as scikit-learn has it.
 """

@@ -73,8 +73,8 @@ class Layout:
         return output
 
     def answer(self, X: Table, output: Table, module: nn.Module) -> Table:
-        """Return the answer in the user's unit and float type."""
-        return output.astype(X.dtype, copy=False)
+        """Return the answer in the user's unit and float type; float64 where scikit-learn's metrics need it."""
+        return _like(X, output)
 
     def reference(self, x: Tensor) -> Tensor | None:
         """Return the scaled answer to compare with (Box3D's), if there is one."""
@@ -146,7 +146,7 @@ class FourFlux(Layout):
         final = self.base(X, module) + fourflux.total_density(X[:, :24])[:, None] * output
         init = np.ascontiguousarray(X[:, :24], dtype=np.float64)
         keep_physical(fourflux.unflatten(init), fourflux.unflatten(final))
-        return final.astype(X.dtype, copy=False)
+        return _like(X, final)
 
     def reference(self, x: Tensor) -> Tensor | None:
         """Return Box3D's answer."""
@@ -167,7 +167,7 @@ class FourFlux(Layout):
         """Return the standard deviation of each number of the answer, in its unit."""
         init, predicted = self._states(X, X[:, :24], answer)
         std = scale.std(init, predicted).reshape(-1, 24)
-        return (std * fourflux.total_density(X[:, :24])[:, None]).astype(X.dtype, copy=False)
+        return (std * fourflux.total_density(X[:, :24])[:, None]).astype(answer.dtype, copy=False)
 
     @staticmethod
     def _states(X: Table, *tables: Table) -> list[Table]:
@@ -197,6 +197,16 @@ def as_numbers(values: Any, name: str, least_rows: int = 0) -> Table:
         estimator="FluxRegressor",
     )
     return numbers.reshape(-1, 1) if numbers.ndim == 1 else numbers
+
+
+def _like(X: Table, answer: Table) -> Table:
+    """The answer in the type of X, unless float32 could not hold its squares: scikit-learn's metrics form them."""
+    largest = np.abs(answer).max(initial=0.0)
+    return answer.astype(X.dtype if largest < _SQUARABLE else np.float64, copy=False)
+
+
+# Sums of as many squares as there are rows have to fit too.
+_SQUARABLE = 1e15
 
 
 def _finite(table: Table, name: str) -> Table:

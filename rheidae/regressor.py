@@ -18,6 +18,7 @@ from skorch.dataset import Dataset
 from torch import Tensor
 from torch.utils.data import Subset
 
+import rheidae.metrics  # noqa: F401 - scikit-learn learns the names of the scorers
 from rheidae.batches import BatchSlicer, TableDataset, unpack
 from rheidae.callbacks import (
     BATCH_NORM,
@@ -698,7 +699,8 @@ class FluxRegressor(Resumable):
         Returns
         -------
         F_final : ndarray, shape (n, 24)
-            In the unit and the float type of `X`; never the residual. The correction is added to the base
+            In the unit of `X` and its float type, but float64 where float32 could not hold the squares (numbers in
+            1/cm^3), which scikit-learn's metrics form; never the residual. The correction is added to the base
             state in float64, so that a zero correction returns the base state bit for bit. Where a four-flux would
             leave the physical ones, ``N >= 0`` and ``|F| <= N``, the row's whole change from its initial state is
             shortened until none does; conservation laws hold as before.

@@ -73,5 +73,5 @@ lint: setup
 	$(RUN) -m mypy
 
 clean:
-	rm -rf $(VENV) .data .pdata results build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .data .pdata results build docs/_build docs/_gallery *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find rheidae tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,5 +1,11 @@
 """Sphinx configuration:  sphinx-build -W -b html docs docs/_build/html."""
 
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import rheidae
 
 project = "Rheidae"
@@ -11,9 +17,8 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "numpydoc",
-    "matplotlib.sphinxext.plot_directive",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_gallery"]
 html_theme = "furo"
 html_title = "Rheidae"
 
@@ -24,10 +29,24 @@ autodoc_typehints = "none"  # the docstrings give types, with shapes and units
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 
-plot_formats = [("png", 110)]
-plot_html_show_formats = False
-plot_html_show_source_link = False
-plot_working_directory = ".."
-
 # Names that docstrings mention in backticks are plain text.
 default_role = "code"
+
+DOCS = Path(__file__).parent
+GALLERY = DOCS / "_gallery"
+
+
+def draw_gallery(app):
+    """Run the commands that ``gallery.md`` shows, in a folder of their own; a second build finds what they drew."""
+    if (GALLERY / "results").is_dir():
+        return
+    shutil.copytree(DOCS.parent / "config", GALLERY / "config", dirs_exist_ok=True)
+    (script,) = re.findall(r"```bash\n(.*?)```", (DOCS / "gallery.md").read_text(encoding="utf-8"), re.DOTALL)
+    for line in script.splitlines():
+        command = line.replace("python", sys.executable, 1).split()
+        subprocess.run(command, cwd=GALLERY, check=True, stdout=subprocess.DEVNULL)
+
+
+def setup(app):
+    """Draw before the pages are read."""
+    app.connect("builder-inited", draw_gallery)

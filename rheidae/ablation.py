@@ -208,8 +208,9 @@ def page(
         f"network has a setting of its own: {epochs} epochs, learning rate {lr:g}, batches of {batch}. It adds to "
         "Box3D unless the line says otherwise.",
         "Axial component outside training": "`axial_share` of `MixingModel`; its default is 0.8. Simulations of one "
-        "dimension have waves along one axis only, so that the axial component learned from them is too strong in three. "
-        "The default was chosen after a look at this table, so its score on 3D rows is not one of rows never looked at.",
+        "dimension have waves along one axis only, so that the axial component learned from them is too strong in "
+        "three. The default was chosen after a look at this table: its score in the last column is not one on rows "
+        "that nobody had looked at.",
         "Training size: mixing network": f"![Skill over the rows trained on]({figure})\n\n"
         "The last point of each curve is all rows, drawn at the size of a fold's training part.",
     }

@@ -8,7 +8,8 @@ one that the estimator chooses. A module that returns zero thus predicts exactly
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -257,6 +258,7 @@ class MixingModel(nn.Module):
             raise ValueError(f"axial_share={axial_share!r} is not between 0 and 1")
         self.order = order
         self.axial_share = axial_share
+        self.whole = False
         layers: list[nn.Module] = []
         width = N_INVARIANTS
         for _ in range(hidden_layers):
@@ -306,8 +308,17 @@ class MixingModel(nn.Module):
         axial = self._share() * torch.sigmoid(theta[:, 3:4])
         return torch.cat([theta[:, :3], axial, theta[:, 4:]], dim=1)
 
+    @contextmanager
+    def as_trained(self) -> Iterator[None]:
+        """Within this, count the whole axial component: a validation loss has to judge what is trained."""
+        self.whole = True
+        try:
+            yield
+        finally:
+            self.whole = False
+
     def _share(self) -> float:
-        return 1.0 if self.training else self.axial_share
+        return 1.0 if self.training or self.whole else self.axial_share
 
     def _nearby(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features standardised and cut, and how near the row is to the training rows, ``(n, 1)``."""

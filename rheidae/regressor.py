@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -121,6 +122,7 @@ class FluxRegressor(Resumable):
         ``train_density``; ``train_objective``, what was minimised; ``skill`` on the validation rows (see
         `rheidae.metrics`); ``lr``; ``weight_density`` and so on with a weighting scheme, at the epoch's end;
         ``conflicts`` (pairs of tasks in a batch) with PCGrad; ``violation_*`` and ``multiplier_*`` with constraints.
+        Validation judges the network as it is trained: `MixingModel` with its whole axial component.
 
     Notes
     -----
@@ -506,7 +508,7 @@ class FluxRegressor(Resumable):
         """Loss with fixed weights, terms and error of a batch."""
         self._set_training(False)
         x, y, weight = unpack(batch)
-        with torch.no_grad():
+        with torch.no_grad(), getattr(self.module_, "as_trained", nullcontext)():
             y_pred = self.infer(x, **fit_params)
             return {"loss": self.get_loss(y_pred, y), "y_pred": y_pred, "record": self._compare(y_pred, y, weight)}
 

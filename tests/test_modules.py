@@ -114,6 +114,9 @@ def test_axial_share_counts_outside_training_alone(share):
         with torch.no_grad():
             by_hand = model.linearise(x).output.reshape(-1, 6, 4)
         np.testing.assert_allclose(by_hand, corrections(model, x), atol=1e-9)
+    with model.as_trained():
+        whole = corrections(model, x)
+    np.testing.assert_array_equal(whole, corrections(model.train(), x))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])

@@ -328,7 +328,7 @@ def _solve(L, G, large, small, p, a, tolerance, h):
 
     The start is exact where G >> s everywhere: there ``int h G ~ s^(a p)``.
     """
-    # Wide enough for a and p of 0.01: there s^(a p) ~ small/large >= NOISE, or s far above G where both sides are alike.
+    # Wide enough for a and p of 0.01: there s^(a p) ~ small/large >= NOISE; s is large where both sides are alike.
     low, high = -1e6, 1e4
     goal = log2(small)
     log_s = log2(max(large, _TINY) / FOUR_PI) + (goal - log2(max(large, _TINY))) / (a * p)
@@ -558,10 +558,10 @@ def _inside(F, out, scale, slack, t):
 def limit_rows(F, out, start, stop):
     """Shorten the change ``out - F`` of each row as far as keeps every species physical, by one factor for all six.
 
-    Physical four-fluxes form a convex cone, so along the way from a physical F there is one place where it is left. It is
-    bisected for: the quadratic equation for it cancels where F lies near the cone's edge and goes along it. A common
-    factor keeps every linear conservation law. Rows that are physical already are not touched; a species that starts
-    outside the cone, by rounding or more, does not get further from it.
+    Physical four-fluxes form a convex cone, so along the way from a physical F there is one place where it is left.
+    Bisection finds it: its quadratic equation loses all digits where F lies at the cone's edge and goes along it. A
+    common factor keeps every linear conservation law. Rows that are physical already are not touched; a species that
+    starts outside the cone, by rounding or more, does not get further from it.
     """
     for i in range(start, stop):
         total = 0.0

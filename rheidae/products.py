@@ -1,8 +1,9 @@
 """Matrix products of training batches.
 
-For float32 on a CPU torch calls MKL, which on processors of AMD leaves half of the vector width unused. oneDNN, which is
-part of torch too, does not: on the shapes of a training batch it is twice as fast there, and as fast elsewhere. torch
-offers it for plain tensors only as the operator that its compiler calls; where that is missing, products are torch's.
+For float32 on a CPU torch calls MKL, which does not make use of the vector units of some processors: on an AMD EPYC
+(Zen 5) the products of a batch of 256 rows and 128 columns ran at 115 GFLOP/s per core. oneDNN, which is part of torch
+too, reached 190 to 250. torch offers it for plain tensors only as the operator that its compiler calls; where that is
+missing, products are torch's.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @cache
 def _onednn() -> Any:
-    """oneDNN's operator ``(a, b.T, bias, ...)``; None if there is none, or not one that is known."""
+    """The operator ``(a, b.T, bias, ...)``; None if there is none, or not one that is known."""
     a, b = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
     try:
         operator = torch.ops.mkldnn._linear_pointwise.default

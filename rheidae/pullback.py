@@ -49,7 +49,7 @@ class TaskGradients:
             is_active = cotangents.flatten(1).any(dim=1)
             self.active = is_active.nonzero()[:, 0]
             if len(self.active) < len(self.table):
-                self.table[~is_active] = 0
+                self.table.index_fill_(0, (~is_active).nonzero()[:, 0], 0)
                 cotangents = cotangents[self.active]
         if len(self.active):
             # Rows outside, tasks inside: then one product of matrices serves all tasks.

@@ -36,6 +36,7 @@ from rheidae.exceptions import FourFluxError, RunError
 from rheidae.layouts import LAYOUTS, Layout, as_array
 from rheidae.losses import as_terms, takes_weights, values_and_gradients
 from rheidae.means import EpochMeans
+from rheidae.products import product
 from rheidae.pullback import TaskGradients, is_known
 from rheidae.resuming import STATE_FORMAT, Resumable
 from rheidae.splits import GroupSplit
@@ -45,7 +46,7 @@ FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 # Validation rows that are enough to learn the size of errors from.
 CALIBRATION_ROWS = 50
 # Rows that means and deviations are taken from, at most.
-ENOUGH_ROWS = 50_000
+ENOUGH_ROWS = 10_000
 
 
 class FluxRegressor(Resumable):
@@ -440,7 +441,7 @@ class FluxRegressor(Resumable):
             if penalty_cotangent is not None:
                 cotangents = torch.cat([cotangents, penalty_cotangent[None]])
             table = jacobian_of(cotangents)
-            gramian = table @ table.T
+            gramian = product(table, table.T)
             self.flat_gradient_ = combiner.combine(table, gramian)
             record.append(conflicts(gramian)[None])
             if wants_norms:

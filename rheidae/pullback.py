@@ -37,6 +37,7 @@ class TaskGradients:
         self.table = parameters[0].new_zeros(tasks, sum(sizes))
         self.columns = dict(zip(parameters, self.table.split(sizes, dim=1), strict=True))
         self.active = torch.arange(tasks)
+        self.is_zero = torch.ones(tasks, dtype=torch.bool)
 
     @torch.no_grad()
     def fill(self, network: Linearised, cotangents: Tensor) -> Tensor:
@@ -46,11 +47,12 @@ class TaskGradients:
         kept) get their row of zeros without taking part.
         """
         if len(self.table) > 1:
-            is_active = cotangents.flatten(1).any(dim=1)
+            is_active = torch.from_numpy(cotangents.numpy().any(axis=(1, 2)))
             self.active = is_active.nonzero()[:, 0]
             if len(self.active) < len(self.table):
-                self.table.index_fill_(0, (~is_active).nonzero()[:, 0], 0)
-                cotangents = cotangents[self.active]
+                self.table.index_fill_(0, (~is_active & ~self.is_zero).nonzero()[:, 0], 0)
+                cotangents = cotangents.index_select(0, self.active)
+            self.is_zero = ~is_active
         if len(self.active):
             # Rows outside, tasks inside: then one product of matrices serves all tasks.
             network.pullback(network.to_layers(cotangents).transpose(0, 1).contiguous(), self)

@@ -1,11 +1,11 @@
 """One training on several processes: GPUs of a machine, or of several machines.
 
-Each process works on its own rows of every batch; what is decided, is decided on the whole batch. The predictions of all
-processes are put together, so that every process has the same loss terms, violations and derivatives of the tasks by
-the predictions; it carries the derivatives of its own rows back through the network, and the sum over the processes is
-the Jacobian of the tasks ``(tasks, parameters)``. Everything after that, weights, projections, multipliers, clipping and
-the optimizer's step, is done by every process on the same numbers. So a batch means what it means to one process, whatever
-it is divided into, and whatever the loss does with its rows.
+Each process works on its own rows of every batch; what is decided, is decided on the whole batch. The predictions of
+all processes are put together, so that every process has the same loss terms, violations and derivatives of the tasks
+by the predictions; it carries the derivatives of its own rows back through the network, and the sum over the processes
+is the Jacobian of the tasks ``(tasks, parameters)``. Everything after that, weights, projections, multipliers, clipping
+and the optimizer's step, is done by every process on the same numbers. So a batch means what it means to one process,
+however it is divided, and whatever the loss does with its rows.
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ class DistributedFluxRegressor(AccelerateMixin, FluxRegressor):
     >>> model.fit(X, y)                                                                      # doctest: +SKIP
     """
 
+    _wrapped_with_accelerator: bool
+    callbacks__print_log__sink: Any
+
     def __init__(self, *args: Any, accelerator: Any, **kwargs: Any) -> None:
         super().__init__(*args, accelerator=accelerator, **kwargs)
 
@@ -92,16 +95,15 @@ class DistributedFluxRegressor(AccelerateMixin, FluxRegressor):
         accelerator = self.accelerator
         kind = getattr(accelerator.distributed_type, "value", accelerator.distributed_type)
         if kind not in KINDS:
-            raise ValueError(f"accelerator: {kind} divides a network; the networks here are small, and want to be whole")
+            raise ValueError(f"accelerator: {kind} divides a network; the networks here are small, and stay whole")
         if accelerator.gradient_accumulation_steps != 1:
             raise ValueError("accelerator: gradient_accumulation_steps has to be 1; choose a larger batch_size instead")
         if accelerator.mixed_precision != "no":
             raise ValueError("accelerator: mixed_precision has to be 'no'; set that of the estimator to True instead")
-        started = int(os.environ.get("WORLD_SIZE", "1"))
-        if started > 1 and self._count == 1:
+        if launched() and self._count == 1:
             raise RunError(
-                f"{started} processes were started, but the accelerator knows of one, and each would train alone; on "
-                "machines without GPUs set ACCELERATE_USE_CPU=true, or give Accelerator(cpu=True)"
+                f"{os.environ['WORLD_SIZE']} processes were started, but the accelerator knows of one, and each would "
+                "train alone; on machines without GPUs set ACCELERATE_USE_CPU=true, or give Accelerator(cpu=True)"
             )
 
     def _initialize_accelerator(self) -> DistributedFluxRegressor:
@@ -121,7 +123,7 @@ class DistributedFluxRegressor(AccelerateMixin, FluxRegressor):
     def _unwrap_accelerator(self) -> None:
         for layer in self.module_.modules():
             if type(layer) is GlobalBatchNorm:
-                layer.__class__ = nn.BatchNorm1d
+                layer.__class__ = nn.BatchNorm1d  # type: ignore[assignment]
         self._wrapped_with_accelerator = False
 
     def _take_the_first(self, *parts: nn.Module) -> None:
@@ -134,6 +136,11 @@ class DistributedFluxRegressor(AccelerateMixin, FluxRegressor):
         from accelerate.utils import broadcast_object_list
 
         return broadcast_object_list([value])[0] if self._count > 1 else value
+
+    def _initialize_callbacks(self) -> DistributedFluxRegressor:
+        if self.callbacks__print_log__sink == "auto":
+            self.callbacks__print_log__sink = print if self.accelerator.is_main_process else _say_nothing
+        return super()._initialize_callbacks()
 
     def _first_seed(self) -> int | None:
         seed = super()._first_seed()
@@ -163,7 +170,7 @@ class DistributedFluxRegressor(AccelerateMixin, FluxRegressor):
     # --- batches -------------------------------------------------------------------------------------------
 
     def _own(self, rows: int) -> slice:
-        """This process's part of a batch; there may be nothing in it."""
+        """Rows of a batch that this process takes; there may be none."""
         return slice(*(rows * process // self._count for process in (self._rank, self._rank + 1)))
 
     def _forward(self, x: Tensor, graph: bool, **fit_params: Any) -> tuple[Tensor, Callable[..., Tensor]]:
@@ -322,6 +329,84 @@ class _SumOfAll(torch.autograd.Function):
         total = gradients[0].clone()
         torch.distributed.all_reduce(total)
         return total
+
+
+# --- how processes are started ---------------------------------------------------------------------------
+
+
+def launched() -> bool:
+    """Whether this process is one of several that ``accelerate launch``, ``torchrun`` or the like has started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def join(device: str) -> Any:
+    """Meet the other processes.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda"}
+        Where to train; auto means GPUs where there are any.
+
+    Returns
+    -------
+    accelerate.Accelerator
+
+    Raises
+    ------
+    RunError
+        If accelerate is not installed, or does not know such a device.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        raise RunError(
+            "training by several processes needs the package accelerate: python -m pip install 'rheidae[distributed]'"
+        ) from None
+    if device not in ("auto", "cpu", "cuda"):
+        raise RunError(f"training.device: {device} knows no several processes; use auto, cpu or cuda")
+    return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+
+
+def distribute(regressor: FluxRegressor, accelerator: Any) -> DistributedFluxRegressor:
+    """Return an untrained estimator of the same parameters that trains by several processes."""
+    return DistributedFluxRegressor(**{**regressor.get_params(deep=False), "device": None}, accelerator=accelerator)
+
+
+def agreed(asked: Callable[[], int | None], accelerator: Any, every: int = 16) -> Callable[[], int | None]:
+    """Make all processes hear of a signal that one of them got, in the same batch.
+
+    One that left by itself would leave the others waiting.
+
+    Parameters
+    ----------
+    asked : callable
+        Returns the signal's number, or None; see `rheidae.callbacks.StopRequest`.
+    accelerator : accelerate.Accelerator
+        Knows the processes.
+    every : int
+        Calls between two meetings. Each stops an accelerator for a moment.
+    """
+    calls = 0
+
+    def together() -> int | None:
+        nonlocal calls
+        calls += 1
+        if calls % every:
+            return None
+        number = torch.tensor(asked() or 0, device=accelerator.device)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+        return int(number) or None
+
+    return together
+
+
+def _say_nothing(*_: Any) -> None:
+    pass
 
 
 def _digest(rows: Any) -> int:

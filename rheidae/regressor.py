@@ -39,6 +39,7 @@ from rheidae.means import EpochMeans
 from rheidae.pullback import TaskGradients, is_known
 from rheidae.resuming import STATE_FORMAT, Resumable
 from rheidae.splits import GroupSplit
+from rheidae.threads import limited
 from rheidae.uncertainty import ErrorScale
 
 FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
@@ -92,6 +93,10 @@ class FluxRegressor(Resumable):
     random_state : int, RandomState or None
         Seed of initial weights, order of batches and dropout. The global generators are left as they were.
         None draws from torch's global generator.
+    threads : int or None
+        Threads of torch and Numba while it is trained; afterwards they have those of before. More than one gain nothing
+        at these sizes, and cost much where other processes use the processors: a worker of a search is to have one.
+        None leaves them alone.
     lr, max_epochs, batch_size : float, int, int
         Of AdamW; the learning rate falls to zero along half a cosine over `max_epochs` (the callback
         ``lr_schedule``: ``callbacks__lr_schedule=None`` keeps it constant). Too few epochs leave skill behind, too
@@ -165,6 +170,7 @@ class FluxRegressor(Resumable):
         mixed_precision: bool = False,
         average_heavy: bool = True,
         random_state: Any = None,
+        threads: int | None = 1,
         optimizer: Any = torch.optim.AdamW,
         lr: float = 1e-2,
         max_epochs: int = 60,
@@ -194,6 +200,7 @@ class FluxRegressor(Resumable):
         self.mixed_precision = mixed_precision
         self.average_heavy = average_heavy
         self.random_state = random_state
+        self.threads = threads
         self.grad_clip = grad_clip
         super().__init__(
             module,
@@ -658,6 +665,12 @@ class FluxRegressor(Resumable):
         self, X: Any, y: Any, sample_weight: Any, fresh: bool, state: Any = None, **fit_params: Any
     ) -> FluxRegressor:
         """Train on rows that are looked at first, with new components if `fresh`."""
+        with limited(self.threads):
+            return self._learn_here(X, y, sample_weight, fresh, state, **fit_params)
+
+    def _learn_here(
+        self, X: Any, y: Any, sample_weight: Any, fresh: bool, state: Any, **fit_params: Any
+    ) -> FluxRegressor:
         dataset = X
         if not isinstance(X, torch.utils.data.Dataset):
             dataset = self.get_dataset(*self._seen(X, y, fresh), sample_weight)

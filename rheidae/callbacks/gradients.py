@@ -115,9 +115,7 @@ def conflicts(gramian: Tensor) -> Tensor:
     return (gramian < 0).sum() / 2
 
 
-def jacobian(
-    output: Tensor, cotangents: Tensor, parameters: list[Tensor], active: list[bool] | None = None
-) -> Tensor:
+def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor], active: list[bool] | None = None) -> Tensor:
     """Gradients of several tasks, one row each, by autograd.
 
     Parameters

@@ -138,9 +138,11 @@ class DistributedFluxRegressor(AccelerateMixin, FluxRegressor):
         return broadcast_object_list([value])[0] if self._count > 1 else value
 
     def _initialize_callbacks(self) -> DistributedFluxRegressor:
-        if self.callbacks__print_log__sink == "auto":
+        if getattr(self, "callbacks__print_log", self) is None:
+            vars(self).pop("callbacks__print_log__sink", None)
+        elif self.callbacks__print_log__sink == "auto":
             self.callbacks__print_log__sink = print if self.accelerator.is_main_process else _say_nothing
-        return super()._initialize_callbacks()
+        return super(AccelerateMixin, self)._initialize_callbacks()
 
     def _first_seed(self) -> int | None:
         seed = super()._first_seed()

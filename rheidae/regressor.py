@@ -264,7 +264,7 @@ class FluxRegressor(Resumable):
         return {**_DEFAULTS.get(prefix, {}), **super().get_params_for(prefix)}
 
     def _get_param_names(self) -> list[str]:
-        return [name for name in super()._get_param_names() if name != "_params_to_validate"]
+        return [name for name in super()._get_param_names() if not name.startswith("_")]
 
     def __repr__(self, **kwargs: Any) -> str:
         return BaseEstimator.__repr__(self, **kwargs)

@@ -73,7 +73,7 @@ def test_two_processes_are_one(two, processed, name):
             assert ours[key] == pytest.approx(value, rel=2e-2 if loose else 1e-4, abs=1e-6), key
     if name != "batch-norm":
         assert_alike(alone, first, rtol=1e-4, atol=1e-5)
-    if CASES[name].get("pcgrad") and name != "single-rows":
+    if CASES[name].get("pcgrad") and name.startswith(("lab", "batch-norm")):
         assert sum(row["conflicts"] for row in first["history"]) > 0
     if name.startswith(("lab", "invariant", "batch-norm")):
         assert first["history"][-1]["multiplier_superluminal"] > 0
@@ -89,7 +89,7 @@ def test_processes_agree_where_chance_is_involved(two):
 
 def test_only_the_first_prints(two):
     _, printed, _ = two
-    assert printed.count("train_loss") == 2  # a table for fit, one for partial_fit
+    assert printed.count("train_loss") == 1  # the table goes on in partial_fit
     assert len([line for line in printed.splitlines() if line.split()[:1] in (["1"], ["2"], ["3"], ["4"])]) == 4
 
 

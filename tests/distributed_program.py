@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rheidae import FluxRegressor, load_dataset
+from rheidae import load_dataset
 from rheidae.exceptions import FourFluxError
 from rheidae.modules import MixingModel, MultilayerPerceptron, ResidualFFIModel
 
@@ -40,24 +40,23 @@ class RootMeanSquare(nn.Module):
 
 COMMON = {"random_state": 0, "max_epochs": 3, "batch_size": 32, "lr": 1e-3, "val_split": 0.2, "constraints": True}
 SMALL = {"module__hidden_dim": 16, "module__hidden_layers": 1}
-LAB = {"module": Unphysical, **SMALL, "module__use_batch_norm": False, "module__frame": "lab"}
-INVARIANT = {"module": Unphysical, **SMALL, "module__use_batch_norm": False}
+RESIDUAL = {"module": Unphysical, **SMALL, "module__use_batch_norm": False}
 
 CASES = {
     **{
         f"{name}-{scheme}-{'pcgrad' if pcgrad else 'sum'}": {**COMMON, **network, "weighting": scheme, "pcgrad": pcgrad}
-        for name, network in (("mixing", {"module": MixingModel}), ("lab", LAB))
+        for name, network in (("mixing", {"module": MixingModel}), ("residual", RESIDUAL))
         for scheme in ("kendall_gal", "dwa", "gradnorm")
         for pcgrad in (True, False)
     },
-    "invariant": {**COMMON, **INVARIANT, "weighting": "kendall_gal", "pcgrad": True},
+    "lab": {**COMMON, **RESIDUAL, "module__frame": "lab", "module__conserve": False, "pcgrad": True},
     "autograd": {**COMMON, "module": Plain, "weighting": "gradnorm", "pcgrad": True},
     "batch-norm": {**COMMON, "module": Unphysical, **SMALL, "weighting": "dwa", "pcgrad": True},
     # One of the processes has nothing to do in any batch.
     "single-rows": {**COMMON, "module": MixingModel, "batch_size": 1, "max_epochs": 1, "pcgrad": True},
     "generic": {
-        **COMMON, "layout": "generic", "module": MultilayerPerceptron, "constraints": False, "criterion": RootMeanSquare,
-        "module__hidden_dim": 8,
+        **COMMON, "layout": "generic", "module": MultilayerPerceptron, "module__hidden_dim": 8,
+        "criterion": RootMeanSquare, "constraints": False,
     },
 }  # fmt: skip
 
@@ -72,7 +71,7 @@ def rows(path):
 def fit(model, name, X, y, weight):
     """Train; the weights of rows where the criterion takes some."""
     few = 12 if name == "single-rows" else len(X)
-    return model.fit(X[:few], y[:few], sample_weight=None if name in ("generic", "lab-dwa-sum") else weight[:few])
+    return model.fit(X[:few], y[:few], sample_weight=None if name in ("generic", "residual-dwa-sum") else weight[:few])
 
 
 def result(model):

@@ -16,7 +16,7 @@ from rheidae import FluxRegressor, mixing
 from rheidae.threads import default_threads, limited
 
 GRID = {"lr": [1e-3, 1e-2], "module__hidden_dim": [4, 8]}
-MANY = {name: "4" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
+MANY = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "4")
 
 
 class Threads(Callback):

@@ -63,12 +63,13 @@ def parameters(n, seed=0):
 
 @pytest.mark.parametrize("order", [13, 17])  # 13 has a negative weight
 def test_continuous_mixing(order):
-    F = np.concatenate([random_states(400, 5), random_states(100, 6, max_flux_factor=0.99)])
+    # Narrow beams make plateaus in the equation for s, over which a plain Newton step jumps out of reach.
+    F = np.concatenate([random_states(400, 5), random_states(3000, 6, max_flux_factor=0.9999)])
     F /= total(F)[:, None, None]
     theta = parameters(len(F))
     invariants, change = change_by_graph(F, theta, order)
     np.testing.assert_allclose(invariants, power_invariants(F, order=order), rtol=1e-7, atol=1e-8)
-    np.testing.assert_allclose(change, power_change(F, theta, order=order, tolerance=1e-12).D, atol=3e-9)
+    np.testing.assert_allclose(change, power_change(F, theta, order=order, tolerance=1e-12).D, atol=1e-10)
 
 
 @given(states())

@@ -43,7 +43,7 @@ class TaskGradients:
     def fill(self, network: Linearised, cotangents: Tensor) -> Tensor:
         """Return the Jacobian from the derivatives ``(T, n, m)`` of the tasks by the network's output.
 
-        It is overwritten by the next call. Tasks whose derivative is zero in the whole batch (a constraint that is
+        It is overwritten by the next call, and not to be written to: rows of zeros are left as they are. Tasks whose derivative is zero in the whole batch (a constraint that is
         kept) get their row of zeros without taking part.
         """
         if len(self.table) > 1:

@@ -760,6 +760,8 @@ class FluxRegressor(Resumable):
         ------
         FourFluxError
             If a shape is another, a number is not finite, or a row has no neutrinos.
+        RunError
+            If the network's output is not finite.
         """
         self.check_is_fitted()
         layout = self._layout
@@ -785,7 +787,14 @@ class FluxRegressor(Resumable):
                 parts.append(self.module_(rows.to(self._device)).cpu().numpy())
         if not parts:
             return np.empty((0, self._layout.n_outputs or self.n_outputs_), table.dtype)
-        return self._layout.answer(table, np.concatenate(parts), self.module_)
+        output = np.concatenate(parts)
+        finite = np.isfinite(output).all(axis=1)
+        if not finite.all():
+            raise RunError(
+                f"X, row {int(np.argmin(finite))}: the network's output is not finite (NaN or infinity); its weights "
+                "are damaged or have grown without bound: train anew, with a smaller learning rate"
+            )
+        return self._layout.answer(table, output, self.module_)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Coefficient of determination R2, mean over columns, in float64: 1/cm^3 squared does not fit float32.

@@ -209,7 +209,7 @@ def test_a_network_that_answers_nan_is_an_error(small, layout):
     with torch.no_grad():
         next(net.module_.parameters()).fill_(float("nan"))
     for ask in (lambda: net.predict(X), lambda: net.score(X, y)):
-        with pytest.raises(RunError, match="X, row 0: the network's output is not finite .* train anew"):
+        with pytest.raises(RunError, match=r"X, row 0: the network's output is not finite .* train anew"):
             ask()
 
 

@@ -12,6 +12,8 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import r2_score
+from sklearn.model_selection import GroupShuffleSplit
+from sklearn.utils.metadata_routing import MethodMapping
 from sklearn.utils.validation import _check_sample_weight, validate_data
 from skorch import NeuralNetRegressor
 from skorch.callbacks import Callback, EpochTimer, LRScheduler, PrintLog
@@ -278,6 +280,16 @@ class FluxRegressor(Resumable):
         tags.target_tags.single_output = isinstance(self.layout, str) and self.layout == "generic"
         return tags
 
+    def get_metadata_routing(self) -> Any:
+        """Return what scikit-learn's metadata routing hands over: with `val_split`, ``groups`` to the split."""
+        router = super().get_metadata_routing()
+        if self.val_split and self.train_split is None:
+            methods = MethodMapping()
+            for method in ("fit", "partial_fit"):
+                methods.add(caller=method, callee="split")
+            router.add(splitter=GroupShuffleSplit(), method_mapping=methods)
+        return router
+
     @property
     def predict_proba(self) -> Any:
         """Not here: `skorch.NeuralNet` has it for classifiers' sake."""
@@ -377,7 +389,8 @@ class FluxRegressor(Resumable):
         x, scaled = layout.scaled(table, target)
         weight = None
         if sample_weight is not None:
-            weight = _check_sample_weight(as_array(sample_weight), table, dtype=np.float64, ensure_non_negative=True)
+            given = as_array(sample_weight) if isinstance(sample_weight, Tensor) else sample_weight
+            weight = _check_sample_weight(given, table, dtype=np.float64, ensure_non_negative=True)
             weight = torch.from_numpy(weight / weight.mean())
         y_scaled = torch.zeros(len(x), 0) if scaled is None else torch.from_numpy(scaled)
         return TableDataset(torch.from_numpy(x), y_scaled, weight)
@@ -768,11 +781,13 @@ class FluxRegressor(Resumable):
         if isinstance(X, torch.utils.data.Dataset):
             X = _rows_of(X)[0]
         table = self._known(X, False, lambda: layout.table(X, "X"))
-        answer = self._answer(table)
         if not return_std:
+            answer = self._answer(table)
             return answer[:, 0] if self.flat_target_ else answer
+        layout.require_std()
         if self.error_scale_ is None:
             raise NotFittedError("no standard deviations yet; call calibrate(X, y) with rows whose answer is known")
+        answer = self._answer(table)
         return answer, layout.std(self.error_scale_, table, answer)
 
     def _answer(self, table: Any) -> Any:
@@ -836,6 +851,7 @@ class FluxRegressor(Resumable):
             Itself.
         """
         self.check_is_fitted()
+        self._layout.require_std()
         return self._calibrate(*self._layout.tables(X, y))
 
     def _calibrate(self, X: Any, y: Any) -> FluxRegressor:

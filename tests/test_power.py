@@ -216,6 +216,29 @@ def test_conserves_for_any_state(F, seed):
     assert conservation_error(F, after) < 1e-14
 
 
+def test_the_axis_loses_its_say_with_the_net_flux():
+    # Two states whose net fluxes, tiny, point along different axes: nearly one state, so nearly one answer.
+    F = np.zeros((2, 6, 4))
+    F[..., 3] = [1, 0.3, 0.3, 0.9, 0.3, 0.3]
+    F[:, 0, 0], F[:, 3, 0] = 0.6, 0.6
+    F[:, 3, 1] = 0.2
+    F[:, [1, 2], 1] = -0.2
+    plain = power_flux(F, axial=1.0)
+    F[0, 0, 0] += 1e-4
+    F[1, 0, 2] += 1e-4
+    after = power_flux(F, axial=1.0)
+    assert np.abs(plain[0] - F[0]).max() > 0.05
+    assert np.abs(after[0] - after[1]).max() < 5e-3
+
+
+def test_scale_is_found_to_the_tolerance_that_is_asked_for():
+    F, theta = random_states(200, max_flux_factor=0.6), random_theta(200)
+    exact = power_change(F, theta, tolerance=1e-14).D
+    for tolerance in (1e-4, 1e-7, 1e-10):
+        error = np.abs(power_change(F, theta, tolerance=tolerance).D - exact).max()
+        assert error < 0.5 * tolerance
+
+
 EXTREMES = st.tuples(st.floats(0, 1.5), *[st.floats(0.01, 100)] * 2, st.floats(0, 1), *[st.floats(0.01, 100)] * 2)
 
 

@@ -140,7 +140,7 @@ class Cluster:
                         n_workers=int(number),
                         threads_per_worker=1,
                         processes=True,
-                        dashboard_address=None,
+                        dashboard_address="127.0.0.1:0",
                         preload="rheidae.signals",
                     )
                 )

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import rheidae
-from rheidae import box3d, box3d_flux, commands, files, fourflux, load_dataset, mix, preprocess, progress
+from rheidae import box3d, box3d_flux, commands, files, fourflux, load_dataset, mix, preprocess, progress, trainingset
 from rheidae.config import PreprocessConfig, check_config
 from rheidae.exceptions import ConfigError, DataError, OutputError
 from tests.states import conservation_error, random_states
@@ -520,6 +520,16 @@ def test_signals_clean_up_and_tell_by_the_status(tmp_path, number):
     assert "Traceback" not in message
     assert message.splitlines()[-1] == {signal.SIGTERM: "stopped by SIGTERM", signal.SIGINT: "interrupted"}[number]
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"diagnostics": "minimal"}, {"schemes": ["box3d", "power"]}])
+def test_what_is_made_is_what_the_file_has_place_for(tmp_path, options):
+    config = config_for(tmp_path, "a", **options)
+    F = random_states(3)
+    made, wanted = trainingset.evaluate(F, F, config), trainingset.example(config)
+    assert list(made) == [name for name in wanted if name not in ("sim_id", "dirname")]
+    for name, values in made.items():
+        assert (values.dtype, values.shape[1:]) == (wanted[name].dtype, wanted[name].shape[1:])
 
 
 def test_report_and_progress(tmp_path, caplog, monkeypatch, capsys):

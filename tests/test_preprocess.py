@@ -17,7 +17,7 @@ import yaml
 
 import rheidae
 from rheidae import box3d, box3d_flux, commands, files, fourflux, load_dataset, mix, preprocess, progress, trainingset
-from rheidae.config import PreprocessConfig, check_config
+from rheidae.config import PreprocessConfig, RawFile, check_config
 from rheidae.exceptions import ConfigError, DataError, OutputError
 from tests.states import conservation_error, random_states
 
@@ -436,6 +436,60 @@ def test_a_second_run_makes_only_what_is_out_of_date(tmp_path):
     damaged = tmp_path / "out" / "a_preprocessed.h5"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     assert made(seed=3, lebedev_order=17) == ["a", "all"]
+
+
+OTHERWISE = {
+    "h5_paths": {"F_true": "other"},
+    "axes": ["row", "component", "nu_nubar", "flavor"],
+    "on_bad_rows": "clip",
+    "tolerances": {"totals": 1e-6},
+    "lebedev_order": 17,
+    "box3d_mu_fraction": 0.5,
+    "schemes": ["box3d", "power"],
+    "output_filename": "other.h5",
+    "shuffle": False,
+    "seed": 1,
+    "diagnostics": "minimal",
+    "compression": "gzip",
+    "compression_level": 9,
+    "h5_chunk_rows": 4,
+    "chunk_rows": 3,
+    "threads": 1,
+}
+OF_A_FILE = {"sim_id": "other", "max_rows": 7, "output_name": "other", "axes": OTHERWISE["axes"]}
+
+
+@pytest.mark.parametrize("key", [*OTHERWISE, *(f"files.{key}" for key in OF_A_FILE)])
+def test_a_second_run_with_another_value_gives_what_a_first_run_gives(tmp_path, key):
+    assert {*OTHERWISE, "data_root", "output_root", "files"} == set(PreprocessConfig.model_fields)
+    assert {*OF_A_FILE, "name", "path", "enabled"} == set(RawFile.model_fields)
+    F = random_states(20) * 1e33
+    true = box3d_flux(F)
+    true[4, 0, 3] *= 1.0001  # within the tolerance
+    true[9, 1, :3] = 2 * true[9, 1, 3]  # to be dropped or clipped
+    write_raw(tmp_path / "a.h5", 20, **{TRUE: fourflux.to_emu(true), "other": fourflux.to_emu(F)})
+    options = {"on_bad_rows": "drop"} | ({"compression": "gzip"} if key == "compression_level" else {})
+    file = {"name": "a", "path": "a.h5"}
+    run(config_for(tmp_path, file, **options))
+    if key.startswith("files."):
+        file |= {key.removeprefix("files."): OF_A_FILE[key.removeprefix("files.")]}
+    else:
+        options |= {key: OTHERWISE[key]}
+    again = run(config_for(tmp_path, file, **options))
+    fresh = run(config_for(tmp_path, file, **options, output_root=str(tmp_path / "fresh")))
+    for entry, wanted in zip(again, fresh, strict=True):
+        assert entry.bad_rows == wanted.bad_rows
+        assert described(entry.path) == described(wanted.path)
+
+
+def described(path):
+    """What a file holds, and how."""
+    with h5py.File(path) as file:
+        return {
+            name: (held.shape, held.dtype, held.chunks, held.compression_opts, held[()].tobytes())
+            for name, held in file.items()
+            if isinstance(held, h5py.Dataset)
+        }
 
 
 def test_same_size_and_time_but_other_content_is_another_source(tmp_path):

@@ -71,7 +71,7 @@ class Threads:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Blocks that are under way end first: nobody writes to a file any more when it is removed.
+        # Blocks that are under way end first: they hold files open. One that is gone they do not make again.
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(self, work: Callable[..., Result], blocks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:

@@ -586,6 +586,18 @@ def test_what_is_made_is_what_the_file_has_place_for(tmp_path, options):
         assert (values.dtype, values.shape[1:]) == (wanted[name].dtype, wanted[name].shape[1:])
 
 
+def test_want_of_memory_is_said(tmp_path, monkeypatch, capsys):
+    def too_much(block):
+        return np.empty(1 << 56)
+
+    write_raw(tmp_path / "a.h5")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config_for(tmp_path, "a").model_dump()))
+    monkeypatch.setattr(preprocess, "_process_block", too_much)
+    assert preprocess.main(["--config", str(tmp_path / "config.yaml")]) == 2
+    assert re.search(r"error: out of memory \(Unable to allocate 512\. PiB .*chunk_rows", capsys.readouterr().err)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_report_and_progress(tmp_path, caplog, monkeypatch, capsys):
     write_raw(tmp_path / "a.h5", 300)
     caplog.set_level("INFO")

@@ -22,6 +22,8 @@ class BashParser(CodeBlockParser):
     language = "bash"
 
     def evaluate(self, example):
+        if "\ngfortran " in example.parsed and shutil.which("gfortran") is None:
+            return None
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", example.parsed],
@@ -37,6 +39,7 @@ SYBIL = Sybil([PythonCodeBlockParser(), BashParser()])
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     shutil.copytree(ROOT / "config", folder / "config")
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("build"))
     (folder / ".data").symlink_to(ROOT / "rheidae" / "datasets" / "data")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

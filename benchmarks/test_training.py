@@ -13,8 +13,10 @@ from rheidae import FluxRegressor, box3d_flux
 from rheidae.modules import ResidualFFIModel
 from tests.states import random_states
 
-ROWS = 25_600
+ROWS = 12_800
 BATCH = 256
+# Of a round: the estimator looks at the data before them and calibrates after them.
+EPOCHS = 3
 ALL = "training with Kendall-Gal, PCGrad and constraints: batches of 256, one thread"
 SUM = "training on the sum of the losses: batches of 256, one thread"
 PREDICT = "prediction: batches of 256, one thread"
@@ -37,49 +39,41 @@ def table():
 
 def estimator(table, module=ResidualFFIModel, **options):
     """The network that both sides train, 3 hidden layers of 128; the criterion has all six terms."""
-    return FluxRegressor(module, random_state=0, batch_size=BATCH, max_epochs=1, lr=2e-3, **options).fit(*table)
+    return FluxRegressor(module, random_state=0, batch_size=BATCH, max_epochs=EPOCHS, lr=2e-3, **options).fit(*table)
 
 
 def by_hand(table):
-    """Network, criterion and rows as the loops want them, after an epoch of the estimator."""
+    """Network, criterion and rows as the loops want them, after the first epochs of the estimator."""
     model = estimator(table)
     dataset = model.get_dataset(*table)
     return model.module_, model.criterion_, dataset.x, dataset.y
 
 
-def test_obvious_loop(rate, table):
+def test_all_schemes(in_turns, table):
     network, criterion, x, y = by_hand(table)
     log_sigma = torch.nn.Parameter(torch.zeros(len(criterion.weights)))
     groups = [{"params": list(network.parameters())}, {"params": [log_sigma], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=2e-3)
     multipliers = torch.zeros(2)
-    rate(
-        ALL, "obvious loop", ROWS,
-        lambda: obvious_epoch(network, criterion, log_sigma, multipliers, 1.0, optimizer, x, y, BATCH),
-        rounds=3,
-    )  # fmt: skip
-
-
-def test_all_schemes(rate, table):
     model = estimator(table, **SCHEMES)
-    rate(ALL, "FluxRegressor", ROWS, lambda: model.partial_fit(*table), rounds=3)
+
+    def loop():
+        for _ in range(EPOCHS):
+            obvious_epoch(network, criterion, log_sigma, multipliers, 1.0, optimizer, x, y, BATCH)
+
+    in_turns(ALL, EPOCHS * ROWS, {"obvious loop": loop, "FluxRegressor": lambda: model.partial_fit(*table)})
 
 
-def test_sliced_loop(rate, table):
+def test_sum_of_losses(in_turns, table):
     network, criterion, x, y = by_hand(table)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, fused=True)
-    rate(
-        SUM,
-        "loop over sliced tensors",
-        ROWS,
-        lambda: sliced_epoch(network, criterion, optimizer, x, y, BATCH),
-        rounds=3,
-    )
-
-
-def test_sum_of_losses(rate, table):
     model = estimator(table)
-    rate(SUM, "FluxRegressor", ROWS, lambda: model.partial_fit(*table), rounds=3)
+
+    def loop():
+        for _ in range(EPOCHS):
+            sliced_epoch(network, criterion, optimizer, x, y, BATCH)
+
+    in_turns(SUM, EPOCHS * ROWS, {"loop over sliced tensors": loop, "FluxRegressor": lambda: model.partial_fit(*table)})
 
 
 def test_prediction(rate, table):

@@ -193,7 +193,7 @@ class DistributedFluxRegressor(AccelerateMixin, FluxRegressor):
                 active = cotangents.flatten(1).any(dim=1).tolist()
                 table = gradients_of(mine, parameters, active)
             else:
-                table = gradients_of(mine)
+                table = gradients_of(mine).clone()
             torch.distributed.all_reduce(table)
             return table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,6 +37,7 @@ from rheidae.exceptions import FourFluxError, RunError
 from rheidae.layouts import LAYOUTS, Layout, as_array
 from rheidae.losses import as_terms, takes_weights, values_and_gradients
 from rheidae.means import EpochMeans
+from rheidae.products import product
 from rheidae.pullback import TaskGradients, is_known
 from rheidae.resuming import STATE_FORMAT, Resumable
 from rheidae.splits import GroupSplit
@@ -46,7 +48,7 @@ FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 # Validation rows that are enough to learn the size of errors from.
 CALIBRATION_ROWS = 50
 # Rows that means and deviations are taken from, at most.
-ENOUGH_ROWS = 50_000
+ENOUGH_ROWS = 10_000
 
 
 class FluxRegressor(Resumable):
@@ -126,6 +128,7 @@ class FluxRegressor(Resumable):
         ``train_density``; ``train_objective``, what was minimised; ``skill`` on the validation rows (see
         `rheidae.metrics`); ``lr``; ``weight_density`` and so on with a weighting scheme, at the epoch's end;
         ``conflicts`` (pairs of tasks in a batch) with PCGrad; ``violation_*`` and ``multiplier_*`` with constraints.
+        Validation judges the network as it is trained: `MixingModel` with its whole axial component.
 
     Notes
     -----
@@ -392,17 +395,39 @@ class FluxRegressor(Resumable):
         for name, part in (("training", train), ("validation", valid)):
             if part is not None and len(part) == 0:
                 raise FourFluxError(f"there are no {name} rows; give more rows, or set val_split (train_split) to none")
-        batch = len(train) if self.batch_size == -1 else min(self.batch_size, len(train))
-        if batch == 1 and any(isinstance(module, BATCH_NORM) for module in self.module_.modules()):
-            raise FourFluxError(
-                f"{len(train)} training rows in batches of {self.batch_size}: batch norm has no variance in a batch of "
-                "one row; give two rows at least, or set use_batch_norm=False"
-            )
+        self._check_batches(len(train))
         prepare = getattr(self.module_, "prepare", None)
         if prepare is not None:
             prepare(_some_rows(train)[0].to(self._device))
         self.known_rows_ = valid if valid is not None and len(valid) >= CALIBRATION_ROWS else train
         return train, valid
+
+    def _check_batches(self, rows: int) -> None:
+        batch = rows if self.batch_size == -1 else min(self.batch_size, rows)
+        if batch == 1 and any(isinstance(module, BATCH_NORM) for module in self.module_.modules()):
+            raise FourFluxError(
+                f"{rows} training rows in batches of {self.batch_size}: batch norm has no variance in a batch of "
+                "one row; give two rows at least, or set use_batch_norm=False"
+            )
+
+    def check_rows(self, X: Any, y: Any) -> FluxRegressor:
+        """Refuse now what `fit` would refuse, by making the components for these training rows and nothing more.
+
+        Parameters
+        ----------
+        X, y : array_like
+            As for `fit`, without a part that validates.
+
+        Raises
+        ------
+        FourFluxError, ValueError
+            As `fit` does.
+        """
+        table, _ = self._seen(X, y, fresh=True)
+        with self._random(fresh=True):
+            self.initialize()
+        self._check_batches(len(table))
+        return self
 
     def infer(self, x: Tensor, **_fit_params: Any) -> Tensor:
         """Return the answer for scaled rows, of four-fluxes the final ones ``(n, 24)``: base state plus correction."""
@@ -452,7 +477,7 @@ class FluxRegressor(Resumable):
             if penalty_cotangent is not None:
                 cotangents = torch.cat([cotangents, penalty_cotangent[None]])
             table = jacobian_of(cotangents)
-            gramian = table @ table.T
+            gramian = product(table, table.T)
             self.flat_gradient_ = combiner.combine(table, gramian)
             record.append(conflicts(gramian)[None])
             if wants_norms:
@@ -520,7 +545,7 @@ class FluxRegressor(Resumable):
         """Loss with fixed weights, terms and error of a batch."""
         self._set_training(False)
         x, y, weight = unpack(batch)
-        with torch.no_grad():
+        with torch.no_grad(), getattr(self.module_, "as_trained", nullcontext)():
             y_pred = self._validated(x, **fit_params)
             return {"loss": self.get_loss(y_pred, y), "y_pred": y_pred, "record": self._compare(y_pred, y, weight)}
 

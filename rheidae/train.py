@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import logging
 import signal
 import threading
@@ -192,9 +193,13 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
 
 
 def require_box3d(path: str | Path) -> None:
-    """Raise `DataError` if a preprocessed file has no answer of Box3D in it."""
+    """Raise `DataError` if a preprocessed file has no answer of Box3D in it.
+
+    A file of ``diagnostics: minimal`` has it in `input` alone.
+    """
     with open_h5(path, "make it with: python -m rheidae.preprocess") as file:
-        if "F_box" not in file and "F_box_flat" not in file:
+        minimal = file.attrs.get("rheidae_version") and json.loads(file.attrs["config"])["diagnostics"] == "minimal"
+        if not minimal and "F_box" not in file and "F_box_flat" not in file:
             raise DataError(
                 f"{path}: no dataset 'F_box'; training starts from Box3D's answer: make the file with: "
                 f"python -m rheidae.preprocess. The file holds: {', '.join(sorted(file)) or 'nothing'}"
@@ -239,9 +244,17 @@ def train(config: Config, parms: TrainParms, run_id: str, threads: int | None = 
     require_box3d(source)
     data = load_dataset(source, config.data.target_scale)
     parts = split_rows(data, config.data)
+    train_rows, valid_rows = parts["train"], parts["valid"]
+    X, y = data.data[train_rows], data.target[train_rows]
     regressor = build_regressor(config, parms).set_params(threads=threads)
     if accelerator is not None:
         regressor = distribute(regressor, accelerator)
+    regressor.check_rows(X, y)
+    if len(valid_rows):
+        valid = regressor.get_dataset(data.data[valid_rows], data.target[valid_rows])
+        regressor.set_params(train_split=predefined_split(valid))
+    if parms.logging.tensorboard:
+        _require_tensorboard()
     fingerprint = data_fingerprint(data)
     resume_from = config.training.resume_from
     state = None
@@ -255,14 +268,10 @@ def train(config: Config, parms: TrainParms, run_id: str, threads: int | None = 
         check_same_run(folder, config, parms, fingerprint)
         state = load_state(folder)
     run_id = folder.name
-    train_rows, valid_rows = parts["train"], parts["valid"]
     log.info(
         "%d rows: %s, held out %s", len(data.data), ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()),
         ", ".join(config.data.holdout_groups) or "no group",
     )  # fmt: skip
-    if len(valid_rows):
-        valid = regressor.get_dataset(data.data[valid_rows], data.target[valid_rows])
-        regressor.set_params(train_split=predefined_split(valid))
     about = {
         "run_id": run_id,
         "data": source,
@@ -289,15 +298,19 @@ def train(config: Config, parms: TrainParms, run_id: str, threads: int | None = 
         regressor.set_params(callbacks=[*regressor.callbacks, *extra])
         try:
             if state is None:
-                regressor.fit(data.data[train_rows], data.target[train_rows])
+                regressor.fit(X, y)
             else:
                 log.info("going on after epoch %d", state["epoch"])
-                regressor.resume(data.data[train_rows], data.target[train_rows], state)
+                regressor.resume(X, y, state)
         except RunStopped as stop:
             if writes:
                 checkpoint.write(regressor)
                 save_about(folder, {**about, "status": f"stopped by signal {stop.signal}"})
             log.info("stopped by signal %d; go on with: --resume-from %s", stop.signal, folder)
+            raise
+        except RunError as error:
+            if writes:
+                save_about(folder, {**about, "status": f"failed: {error}"})
             raise
     seconds = time.perf_counter() - started
     about |= {
@@ -320,7 +333,8 @@ def train(config: Config, parms: TrainParms, run_id: str, threads: int | None = 
     return folder
 
 
-def _tensorboard(folder: Path) -> Any:
+def _require_tensorboard() -> Any:
+    """Return the writer of TensorBoard's files, or say what to install."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -328,9 +342,13 @@ def _tensorboard(folder: Path) -> Any:
             "logging.tensorboard: the package tensorboard is not installed; install the extra rheidae[tensorboard], "
             "or set it to false"
         ) from None
+    return SummaryWriter
+
+
+def _tensorboard(folder: Path) -> Any:
     from skorch.callbacks import TensorBoard
 
-    return TensorBoard(SummaryWriter(str(folder / "tensorboard")))
+    return TensorBoard(_require_tensorboard()(str(folder / "tensorboard")))
 
 
 def smoke(config: Config, parms: TrainParms) -> float:

@@ -217,6 +217,6 @@ def test_states_without_a_crossing_come_back_as_they_are(module, small):
 def test_untrained_mixing_model_predicts_the_analytic_scheme(small):
     X, _ = small
     net = FluxRegressor().initialize()
-    scheme = mix(X[:, :24].reshape(-1, 6, 4), "power", order=17, p=np.exp(-1), axial=0.5, p_axial=1.0)
+    scheme = mix(X[:, :24].reshape(-1, 6, 4), "power", order=17, p=np.exp(-1), axial=0.4, p_axial=1.0)
     total = X[:, 3:24:4].sum(axis=1)[:, None]
     np.testing.assert_allclose(net.predict(X) / total, scheme.reshape(-1, 24) / total, atol=5e-7)

@@ -9,8 +9,10 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
+from torch.utils.data import Subset
 
 from rheidae import FluxRegressor, fourflux
+from rheidae.batches import BatchSlicer, TableDataset
 from rheidae.callbacks import (
     BatchNormRecalibration,
     DynamicWeightAverage,
@@ -24,6 +26,7 @@ from rheidae.callbacks import (
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.losses import TERMS
 from rheidae.metrics import flux_error, skill
+from rheidae.modules import MixingModel
 from tests.test_regressor import SMALL
 
 
@@ -383,3 +386,30 @@ def test_trained_nets_stay_physical(small):
     net = FluxRegressor(random_state=0, max_epochs=30, weighting="kendall_gal", pcgrad=True, constraints=True).fit(X, y)
     assert fourflux.first_unphysical(fourflux.unflatten(net.predict(X)), tolerance=1e-2) is None
     assert isinstance(net._only(GradientCombiner), PCGrad)
+
+
+def test_more_rows_than_are_looked_at_beforehand(small, monkeypatch):
+    """Statistics of the features come from evenly spaced rows of the training part, itself a part of the data."""
+    X, y = small
+    monkeypatch.setattr("rheidae.regressor.ENOUGH_ROWS", 30)
+    net = FluxRegressor(random_state=0, max_epochs=1, val_split=0.2)
+    train, _ = parts(small, val_split=0.2)
+    looked_at = []
+
+    class Watched(MixingModel):
+        def prepare(self, x):
+            looked_at.append(x)
+            super().prepare(x)
+
+    net.set_params(module=Watched).fit(X, y)
+    rows = {tuple(x.tolist()): i for i, x in enumerate(net.get_dataset(X).x)}
+    found = {rows[tuple(x.tolist())] for x in looked_at[0]}
+    assert len(found) == 24
+    assert found < train
+
+
+def test_parts_of_parts_are_the_rows_that_they_name():
+    table = TableDataset(torch.arange(20.0)[:, None], torch.arange(20.0)[:, None])
+    part = Subset(Subset(table, [3, 5, 7, 11, 13]), range(4, 0, -2))
+    (batch,) = BatchSlicer(part, 9)
+    assert batch[0][:, 0].tolist() == [13, 7]

@@ -21,6 +21,10 @@ class GradientCombiner(Callback):
     aggregator : callable
         From the Jacobian ``(tasks, parameters)`` to a direction ``(parameters,)``, the one that takes the place of
         the gradient; an aggregator of torchjd (``UPGrad()``, ``CAGrad(c=0.5)``) fits as it is.
+    active_only : bool
+        Leave out the tasks whose gradient is zero in the batch, such as a constraint that is kept. Aggregators that
+        look for a direction which serves every task (``CAGrad``, ``MGDA``) find none that serves such a task, and
+        training would stand still. False for an aggregator with a number of its own for each task (``Constant``).
 
     Notes
     -----
@@ -28,12 +32,15 @@ class GradientCombiner(Callback):
     task and a projection among tasks says nothing about them.
     """
 
-    def __init__(self, aggregator: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, aggregator: Callable[[Tensor], Tensor], active_only: bool = True) -> None:
         self.aggregator = aggregator
+        self.active_only = active_only
 
     def combine(self, jacobian: Tensor, gramian: Tensor) -> Tensor:
         """Return the direction ``(parameters,)``; `gramian` is ``jacobian @ jacobian.T``, already there."""
-        return self.aggregator(jacobian)
+        if self.active_only:
+            jacobian = jacobian[gramian.diagonal() > 0]
+        return self.aggregator(jacobian) if len(jacobian) else jacobian.new_zeros(jacobian.shape[1])
 
 
 class PCGrad(GradientCombiner):

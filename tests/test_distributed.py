@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -210,3 +211,73 @@ def test_a_signal_stops_all_and_one_process_goes_on(processed, tmp_path):
     folder = tmp_path / "runs" / "two"
     assert json.loads((folder / "run.json").read_text())["status"] == f"stopped by signal {int(signal.SIGUSR1)}"
     assert runs.load_state(folder)["epoch"] >= 3
+
+
+# --- the page, and SLURM played by a few lines of shell --------------------------------------------------
+
+
+def page():
+    return (ROOT / "docs" / "distributed.md").read_text()
+
+
+def environment(**variables):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **variables}
+
+
+def test_the_program_of_the_page(processed, tmp_path):
+    (program,) = re.findall(r"```python\n(.*?)```", page(), re.DOTALL)
+    (command,) = re.findall(r"^    (ACCELERATE_USE_CPU.*)$", page(), re.MULTILINE)
+    (tmp_path / "program.py").write_text(program)
+    (tmp_path / ".pdata").symlink_to(processed)
+    # Others may use the default port.
+    command = command.replace("launch", "launch --main_process_port 0")
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("train_loss") == 1
+    model = pickle.loads((tmp_path / "model.pkl").read_bytes())
+    assert type(model) is FluxRegressor
+    assert len(model.history) == 5
+
+
+SRUN = """#!/bin/bash
+for (( task = 0; task < SLURM_NTASKS; task++ )); do
+    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
+    tasks+=($!)
+done
+for task in "${tasks[@]}"; do wait "$task" || status=$?; done
+exit "${status:-0}"
+"""
+SCONTROL = """#!/bin/bash
+[ "$1" = show ] && echo 127.0.0.1 || echo "$@"
+"""
+
+
+def test_the_batch_file_starts_all_and_queues_itself_again(processed, tmp_path):
+    config = config_for(processed, tmp_path)
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "model.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    (tmp_path / "config" / "train_parms.yaml").write_text(yaml.safe_dump(PARMS.model_dump()))
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+    for name, text in {".venv/bin/python": python, "srun": SRUN, "scontrol": SCONTROL}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    def job(**variables):
+        path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+        slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "here", "RUN_ID": "nodes"}
+        return subprocess.run(
+            ["bash", str(ROOT / "config" / "slurm" / "train-nodes.sbatch")],
+            cwd=tmp_path, env=environment(PATH=path, **slurm, **variables), capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    done = job()
+    folder = tmp_path / "runs" / "nodes"
+    assert (done.returncode, done.stdout) == (0, f"{folder}\n"), done.stderr
+    assert len(json.loads((folder / "history.json").read_text())) == 4
+    (tmp_path / "srun").write_text("#!/bin/sh\nexit 138\n")
+    done = job()
+    assert (done.returncode, done.stdout) == (0, "requeue 7\n")

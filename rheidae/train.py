@@ -360,7 +360,7 @@ def main(argv: list[str] | None = None) -> int:
         "--threads",
         type=int,
         default=1,
-        help="torch's threads (default 1: more gain nothing at these widths)",
+        help="torch's threads (default 1; more pay for wide networks in large batches alone)",
     )
     arguments = parser.parse_args(argv)
 

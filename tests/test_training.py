@@ -134,6 +134,15 @@ def test_mixed_precision_is_close_and_different(small):
     np.testing.assert_allclose(coarse, fine, atol=0.02)
 
 
+def test_mixed_precision_is_bfloat16_in_training_alone(small):
+    net = FluxRegressor(**SMALL, mixed_precision=True, val_split=0.2).initialize()
+    seen = set()
+    net.module_.head.register_forward_hook(lambda layer, x, y: seen.add((layer.training, y.dtype)))
+    net.partial_fit(*small).predict(small[0])
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+    assert all(parameter.dtype == torch.float32 for parameter in net.module_.parameters())
+
+
 @pytest.mark.parametrize("weighting", ["none", "kendall_gal", "dwa", "gradnorm"])
 @pytest.mark.parametrize("pcgrad", [False, True])
 def test_units_do_not_matter(small, weighting, pcgrad):

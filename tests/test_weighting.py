@@ -206,6 +206,17 @@ def test_gradnorm_weights_follow_their_own_loss_and_the_network_does_not(data, p
         assert float(gradient.view(-1)[index]) == pytest.approx((up - down) / (2 * step), rel=1e-4, abs=1e-8)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.5])
+def test_gradnorm_targets_by_hand(alpha):
+    """Equation 2 of the paper: rates 1/2, 1/4 and 1 (the third term has no first loss yet) over their mean 7/12."""
+    module = GradNorm(alpha).make_module(3)
+    module.first.copy_(torch.tensor([2.0, 4.0, 0.0]))
+    found = module.targets(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 2.0, 6.0]))
+    np.testing.assert_allclose(found, [3 * (r * 12 / 7) ** alpha for r in (0.5, 0.25, 1.0)], rtol=1e-6)
+    module.targets(torch.tensor([1.0, 1.0, 5.0]), torch.tensor([1.0, 2.0, 6.0]))
+    assert module.first.tolist() == [2.0, 4.0, 5.0]
+
+
 def test_gradnorm_weights_sum_to_the_number_of_tasks(data):
     net = FluxRegressor(**SMALL, weighting="gradnorm", batch_size=32).fit(data.data[:100], data.target[:100])
     for row in net.history:

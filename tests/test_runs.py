@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -384,3 +385,26 @@ def test_tensorboard_without_its_package(processed, tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"rheidae\[tensorboard\]"):
         train.train(settings(processed, tmp_path), parms(logging={"tensorboard": True}), "x")
     assert not (tmp_path / "runs").exists()
+
+
+def test_tensorboard_gets_what_the_history_has(processed, tmp_path, monkeypatch):
+    written = []
+
+    class Writer:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def add_scalar(self, tag, scalar_value, global_step):
+            written.append((self.folder, tag.rpartition("/")[2], float(scalar_value), global_step))
+
+        def close(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    config = settings(processed, tmp_path, training={"epochs": 2})
+    folder = train.train(config, parms(logging={"tensorboard": True}), "x")
+    assert {entry[0] for entry in written} == {str(folder / "tensorboard")}
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    for name in ("weight_density", "conflicts", "multiplier_superluminal", "lr", "valid_loss", "skill"):
+        found = {step: value for _, tag, value, step in written if tag == name}
+        assert list(found.values()) == [row[name] for row in history], name

@@ -100,13 +100,11 @@ def test_threads(in_turns, module, schemes, batch):
     model = FluxRegressor(module, random_state=0, batch_size=batch, max_epochs=1, lr=2e-3, **schemes).fit(*table)
 
     def train(threads):
-        torch.set_num_threads(threads)
-        model.partial_fit(*table)
+        model.set_params(threads=threads).partial_fit(*table)
 
     counts = [int(count) for count in os.environ["RHEIDAE_BENCH_THREADS"].split(",")]
     name = f"{module.__name__}, {'all schemes' if schemes else 'sum of the losses'}, batches of {batch}"
     in_turns(name, rows, {f"{count} threads": lambda count=count: train(count) for count in counts})
-    torch.set_num_threads(1)
 
 
 def test_prediction(rate, table):
@@ -116,7 +114,7 @@ def test_prediction(rate, table):
 
 @pytest.mark.parametrize(("width", "batch"), [(32, 32), (512, 4096)])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_threads(rate, table, width, batch, threads):
+def test_threads_and_widths(rate, table, width, batch, threads):
     """What a second thread gains on a machine that is quiet, and costs on one that is not."""
     model = FluxRegressor(
         random_state=0, batch_size=batch, max_epochs=1, module__hidden_dim=width, threads=threads

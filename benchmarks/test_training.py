@@ -114,6 +114,18 @@ def test_prediction(rate, table):
     rate(PREDICT, "FluxRegressor", ROWS, lambda: model.predict(table[0]), rounds=3)
 
 
+@pytest.mark.parametrize(("width", "batch"), [(32, 32), (512, 4096)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads(rate, table, width, batch, threads):
+    """What a second thread gains on a machine that is quiet, and costs on one that is not."""
+    model = FluxRegressor(
+        random_state=0, batch_size=batch, max_epochs=1, module__hidden_dim=width, threads=threads
+    ).initialize()  # fmt: skip
+    group = f"training by threads: the default network of width {width}, batches of {batch}"
+    X, y = (part[:8192] for part in table)
+    rate(group, f"threads={threads}", len(X), lambda: model.partial_fit(X, y), rounds=3)
+
+
 GROWTH = """
 import resource, sys, time
 import torch

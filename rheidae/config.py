@@ -196,13 +196,15 @@ class ModelConfig(Section):
     use_batch_norm: bool | None = None
     frame: Literal["invariant", "lab"] | None = None
     conserve: bool | None = None
+    axial_share: Annotated[float, Field(ge=0, le=1)] | None = None
 
     @model_validator(mode="after")
     def _applies(self) -> ModelConfig:
-        residual_only = ("dropout", "use_batch_norm", "frame", "conserve")
-        given = [name for name in residual_only if getattr(self, name) is not None]
-        if self.architecture == "mixing" and given:
-            raise ValueError(f"{', '.join(given)}: for architecture residual only; set to null, or choose that")
+        foreign = {"mixing": ("dropout", "use_batch_norm", "frame", "conserve"), "residual": ("axial_share",)}
+        given = [name for name in foreign.pop(self.architecture) if getattr(self, name) is not None]
+        if given:
+            other = next(iter(foreign))
+            raise ValueError(f"{', '.join(given)}: for architecture {other} only; set to null, or choose that")
         return self
 
     def options(self) -> dict[str, Any]:

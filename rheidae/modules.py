@@ -8,7 +8,8 @@ one that the estimator chooses. A module that returns zero thus predicts exactly
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -207,7 +208,8 @@ class MixingModel(nn.Module):
     The network sees the five numbers of `rheidae.power.power_invariants` and sets the six parameters of
     `rheidae.power.power_change` for the row. What comes out is a mixture of the initial distributions: it turns with
     the state, conserves what the instability conserves, and leaves a state without a crossing alone, whatever the
-    weights are. At its initial weights the module is the analytic scheme with half of its axial component.
+    weights are. At its initial weights the module is the analytic scheme with an axial component of half the weight,
+    times `axial_share`.
 
     Parameters
     ----------
@@ -219,6 +221,11 @@ class MixingModel(nn.Module):
         Nonlinearity.
     order : int
         Of the Lebedev rule. The network learns around its error; a higher one costs time and gains next to nothing.
+    axial_share : float
+        Part, 0 to 1, of the axial component's learned weight that counts outside training. Waves in a one-dimensional
+        box all run along its axis, and what they leave depends on the angle to that axis alone; in three dimensions
+        they run in every direction, and this component is weaker than simulations of one dimension teach. The default
+        lies between the two; choose 1 to predict one-dimensional boxes, or after training on three dimensions.
 
     Notes
     -----
@@ -242,11 +249,16 @@ class MixingModel(nn.Module):
         hidden_layers: int = 2,
         activation: str = "silu",
         order: int = 17,
+        axial_share: float = 0.8,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        if not 0 <= axial_share <= 1:
+            raise ValueError(f"axial_share={axial_share!r} is not between 0 and 1")
         self.order = order
+        self.axial_share = axial_share
+        self.whole = False
         layers: list[nn.Module] = []
         width = N_INVARIANTS
         for _ in range(hidden_layers):
@@ -293,7 +305,20 @@ class MixingModel(nn.Module):
         inside, near = self._nearby(features)
         theta = self.centre + near * self.reach * torch.tanh(self.slope * self.net(inside) / self.reach)
         # The weight of the axial component is a probability, the others are logarithms.
-        return torch.cat([theta[:, :3], torch.sigmoid(theta[:, 3:4]), theta[:, 4:]], dim=1)
+        axial = self._share() * torch.sigmoid(theta[:, 3:4])
+        return torch.cat([theta[:, :3], axial, theta[:, 4:]], dim=1)
+
+    @contextmanager
+    def as_trained(self) -> Iterator[None]:
+        """Within this, count the whole axial component: a validation loss has to judge what is trained."""
+        self.whole = True
+        try:
+            yield
+        finally:
+            self.whole = False
+
+    def _share(self) -> float:
+        return 1.0 if self.training or self.whole else self.axial_share
 
     def _nearby(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features standardised and cut, and how near the row is to the training rows, ``(n, 1)``."""
@@ -311,8 +336,9 @@ class MixingModel(nn.Module):
         bounded = torch.tanh(self.slope * output / self.reach)
         theta = self.centre + near * self.reach * bounded
         slope = near * self.slope * (1 - bounded.square())
-        theta[:, 3] = torch.sigmoid(theta[:, 3])
-        slope[:, 3] *= theta[:, 3] * (1 - theta[:, 3])
+        axial = torch.sigmoid(theta[:, 3])
+        theta[:, 3] = self._share() * axial
+        slope[:, 3] *= self._share() * axial * (1 - axial)
         change = power_change(
             state, theta.double().numpy(), derivatives=True, order=self.order, tolerance=1e-7, threads=1
         )

@@ -101,6 +101,30 @@ def test_untrained_mixing_model_is_the_analytic_scheme():
     np.testing.assert_allclose(F + corrections(model, inputs(F)), mix(F, "power", order=17, **CENTRE), atol=3e-8)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_axial_share_counts_outside_training_alone(share):
+    F = random_states(50)
+    F /= F[:, :, 3].sum(axis=1)[:, None, None]
+    model, x = MixingModel(axial_share=share).double(), inputs(F)
+    model.prepare(x)
+    for training, axial in ((True, 0.5), (False, 0.5 * share)):
+        model.train(training)
+        expected = mix(F, "power", order=17, **{**CENTRE, "axial": axial})
+        np.testing.assert_allclose(F + corrections(model, x), expected, atol=3e-8)
+        with torch.no_grad():
+            by_hand = model.linearise(x).output.reshape(-1, 6, 4)
+        np.testing.assert_allclose(by_hand, corrections(model, x), atol=1e-9)
+    with model.as_trained():
+        whole = corrections(model, x)
+    np.testing.assert_array_equal(whole, corrections(model.train(), x))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_axial_share_is_a_part(share):
+    with pytest.raises(ValueError, match="axial_share"):
+        MixingModel(axial_share=share)
+
+
 def test_every_parameter_of_the_mixing_model_learns():
     torch.manual_seed(0)
     model = MixingModel(hidden_dim=8)
@@ -162,7 +186,7 @@ def test_any_weights_conserve_and_leave_states_without_a_crossing_alone(make, se
 
 def test_mixing_model_fades_to_the_analytic_scheme_far_from_its_data():
     near, model = inputs(nearby_states(200)), random_mixing(prepared_on=nearby_states(200, seed=1))
-    analytic = torch.tensor([0.0, -1.0, np.log(2), 0.5, 0.0, np.log(2)])
+    analytic = torch.tensor([0.0, -1.0, np.log(2), 0.5 * model.axial_share, 0.0, np.log(2)])
     with torch.no_grad():
         inside, outside = (model.parameters_of(x) for x in (near, inputs(random_states(200))))
     assert ((inside - analytic).abs().amax(dim=1) > 0.1).double().mean() > 0.95

@@ -122,7 +122,7 @@ def conflicts(gramian: Tensor) -> Tensor:
     return (gramian < 0).sum() / 2
 
 
-def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor]) -> Tensor:
+def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor], active: list[bool] | None = None) -> Tensor:
     """Gradients of several tasks, one row each, by autograd.
 
     Parameters
@@ -133,6 +133,8 @@ def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor]) -> Te
         Derivatives of the tasks by `output`.
     parameters : list of Tensor
         By which to differentiate.
+    active : list of bool, optional
+        Which tasks get a pass; the rows of the others are zero. Default: see below.
 
     Returns
     -------
@@ -144,8 +146,9 @@ def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor]) -> Te
     CPU, where looking costs nothing, tasks whose derivative is zero in the whole batch (a constraint that is kept) get
     their row of zeros without a pass. For networks of known layers there is `rheidae.pullback`.
     """
-    look = output.device.type == "cpu" and len(cotangents) > 1
-    active = cotangents.flatten(1).any(dim=1).tolist() if look else [True] * len(cotangents)
+    if active is None:
+        look = output.device.type == "cpu" and len(cotangents) > 1
+        active = cotangents.flatten(1).any(dim=1).tolist() if look else [True] * len(cotangents)
     table = output.new_zeros(len(cotangents), sum(parameter.numel() for parameter in parameters))
     for row, cotangent, is_active in zip(table, cotangents, active, strict=True):
         if is_active:

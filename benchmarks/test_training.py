@@ -93,18 +93,22 @@ def test_products(in_turns):
 @pytest.mark.skipif("RHEIDAE_BENCH_THREADS" not in os.environ, reason="takes a minute: RHEIDAE_BENCH_THREADS=1,2")
 @pytest.mark.parametrize("batch", [32, BATCH, 4096])
 @pytest.mark.parametrize("schemes", [{}, SCHEMES], ids=["sum", "all schemes"])
-@pytest.mark.parametrize("module", [MixingModel, ResidualFFIModel])
-def test_threads(in_turns, module, schemes, batch):
+@pytest.mark.parametrize("module", [MixingModel, ResidualFFIModel], ids=["mixing", "residual"])
+def test_a_second_thread(in_turns, module, schemes, batch):
     rows = 6400 if batch == 32 else 2 * ROWS
     table = make_table(rows)
     model = FluxRegressor(module, random_state=0, batch_size=batch, max_epochs=1, lr=2e-3, **schemes).fit(*table)
 
-    def train(threads):
-        model.set_params(threads=threads).partial_fit(*table)
-
     counts = [int(count) for count in os.environ["RHEIDAE_BENCH_THREADS"].split(",")]
     name = f"{module.__name__}, {'all schemes' if schemes else 'sum of the losses'}, batches of {batch}"
-    in_turns(name, rows, {f"{count} threads": lambda count=count: train(count) for count in counts})
+    in_turns(
+        name,
+        rows,
+        {
+            f"{count} threads": lambda count=count: model.set_params(threads=count).partial_fit(*table)
+            for count in counts
+        },
+    )
 
 
 def test_prediction(rate, table):

@@ -245,8 +245,8 @@ class FluxRegressor(Resumable):
         )
         # skorch sets these here; by scikit-learn's rules an estimator that was not fitted has parameters alone.
         for name in ("history_", "initialized_", "virtual_params_"):
-            if not getattr(self, name):
-                delattr(self, name)
+            if not self.__dict__[name]:
+                del self.__dict__[name]
 
     # --- what skorch asks for ------------------------------------------------------------------------------
 

@@ -191,16 +191,21 @@ def test_the_command_leaves_the_run_folder_of_one_process(processed, tmp_path):
     assert type(runs.load_run(folder).regressor) is FluxRegressor
 
 
+def wait_for_epochs(process, log, epochs):
+    started = time.monotonic()
+    while not (log.exists() and log.read_text().count("\n") >= epochs):
+        assert process.poll() is None
+        assert time.monotonic() - started < 120
+        time.sleep(0.05)
+
+
 def test_a_signal_stops_all_and_one_process_goes_on(processed, tmp_path):
-    config = config_for(processed, tmp_path, training={"epochs": 100_000})
-    process = launch(*write_config(tmp_path, config), "--run-id", "two", start_new_session=True)
-    log = tmp_path / "runs" / "two" / "history.jsonl"
+    written = write_config(tmp_path, config_for(processed, tmp_path, training={"epochs": 100_000}))
+    folder = tmp_path / "runs" / "two"
+    log = folder / "history.jsonl"
+    process = launch(*written, "--run-id", "two", start_new_session=True)
     try:
-        started = time.monotonic()
-        while not (log.exists() and log.read_text().count("\n") > 2):
-            assert process.poll() is None
-            assert time.monotonic() - started < 120
-            time.sleep(0.05)
+        wait_for_epochs(process, log, 3)
         # Only one of them hears of it.
         children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
         os.kill(int(children.split()[-1]), signal.SIGUSR1)
@@ -208,9 +213,25 @@ def test_a_signal_stops_all_and_one_process_goes_on(processed, tmp_path):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    folder = tmp_path / "runs" / "two"
     assert json.loads((folder / "run.json").read_text())["status"] == f"stopped by signal {int(signal.SIGUSR1)}"
-    assert runs.load_state(folder)["epoch"] >= 3
+    epoch = runs.load_state(folder)["epoch"]
+    assert epoch >= 3
+    before = log.read_text().splitlines()[:epoch]
+    command = [sys.executable, "-m", *map(str, written), "--resume-from", str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for_epochs(process, log, epoch + 3)
+        process.terminate()
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert f"going on after epoch {epoch}" in err
+    assert runs.load_state(folder)["epoch"] >= epoch + 3
+    after = log.read_text().splitlines()
+    assert after[:epoch] == before
+    # It went on where the two were: no jump back to an untrained network.
+    losses = [json.loads(line)["train_loss"] for line in after]
+    assert max(losses[epoch:]) < losses[0]
 
 
 # --- the page, and SLURM played by a few lines of shell --------------------------------------------------

@@ -1,5 +1,8 @@
 """Benchmarks print one table at the end: rates, and ratios within this run."""
 
+import time
+
+import numpy as np
 import pytest
 
 _ROWS = []
@@ -9,8 +12,8 @@ _ROWS = []
 def line():
     """Put a line into the table of `group`: samples per second, and a note behind it."""
 
-    def write(group, name, per_second, note=""):
-        _ROWS.append((group, name, per_second, note))
+    def write(group, name, per_second, note="", ratio=None):
+        _ROWS.append((group, name, per_second, note, ratio))
 
     return write
 
@@ -29,14 +32,37 @@ def rate(benchmark, line):
     return measure
 
 
+@pytest.fixture
+def in_turns(line):
+    """Time several ways to do the same in turns, so that a load on the machine hits all of them.
+
+    The rate is the median over the rounds, the ratio the median of each round's ratio to the first way.
+    """
+
+    def measure(group, samples, works, rounds=5):
+        seconds = {name: [] for name in works}
+        for turn in range(rounds + 1):
+            for name, work in works.items():
+                wall, cpu = time.perf_counter(), time.process_time()
+                work()
+                if turn:  # the first is for warming up
+                    seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+        first = np.array(seconds[next(iter(works))])
+        for name, found in seconds.items():
+            ratio, ratio_cpu = np.median(first / np.array(found), axis=0)
+            line(group, name, samples / np.median(found, axis=0)[0], f"{ratio_cpu:.2f} x in processor time", ratio)
+
+    return measure
+
+
 def pytest_terminal_summary(terminalreporter):
     """Print the table; the first entry of each group is what the others are compared with."""
     for group in dict.fromkeys(row[0] for row in _ROWS):
         rows = [row for row in _ROWS if row[0] == group]
         terminalreporter.section(group)
-        terminalreporter.write_line("samples per second (best round), and the ratio to the first line")
-        for _, name, value, note in rows:
-            ratio = value / rows[0][2]
+        terminalreporter.write_line("samples per second, and the ratio to the first line")
+        for _, name, value, note, ratio in rows:
+            ratio = value / rows[0][2] if ratio is None else ratio
             terminalreporter.write_line(
                 f"{name:46s} {value:13,.0f} /s {1e6 / value:9.3f} us {ratio:8.2f} x  {note}".rstrip()
             )

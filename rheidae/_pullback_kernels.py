@@ -24,43 +24,41 @@ BLOCK = 64
 def _scale_and_sum(c, slope, x, mean, out, constant, along):
     simd_function()
     for row in range(c.shape[0]):
-        for k in range(c.shape[1]):
-            value = c[row, k] * slope[row, k]
-            out[row, k] = value
-            constant[k] += value
-            along[k] += value * (x[row, k] - mean[k])
+        for task in range(c.shape[1]):
+            for k in range(c.shape[2]):
+                value = c[row, task, k] * slope[row, k]
+                out[row, task, k] = value
+                constant[task, k] += value
+                along[task, k] += value * (x[row, k] - mean[k])
 
 
 @kernel
 def _subtract(out, x, mean, constant, along, factor):
     simd_function()
     for row in range(out.shape[0]):
-        for k in range(out.shape[1]):
-            out[row, k] = factor[k] * (out[row, k] - constant[k] - along[k] * (x[row, k] - mean[k]))
+        for task in range(out.shape[1]):
+            for k in range(out.shape[2]):
+                rest = out[row, task, k] - constant[task, k] - along[task, k] * (x[row, k] - mean[k])
+                out[row, task, k] = factor[k] * rest
 
 
 @driver
 def pull_normalised(c, slope, x, mean, inverse, weight, moving, out, bias_gradient, weight_gradient):
-    """Take cotangents ``c (T, n, m)`` of ``activation(norm(x))`` to those of `x (n, m)`, which go to `out`.
+    """Take cotangents ``c (n, T, m)`` of ``activation(norm(x))`` to those of `x (n, m)`, which go to `out`.
 
     `slope (n, m)` is the derivative of the activation, `mean` and `inverse (m)` what the norm used, `moving` whether it
-    took them from the batch. The gradients ``(T, m)`` are written too.
+    took them from the batch. The gradients ``(T, m)`` are added to what is there.
     """
-    n = c.shape[1]
-    constant, along, factor = np.empty_like(weight), np.empty_like(weight), weight * inverse
-    for task in range(c.shape[0]):
-        bias_gradient[task] = 0
-        weight_gradient[task] = 0
-        for start in range(0, n, BLOCK):
-            rows = slice(start, min(start + BLOCK, n))
-            constant[:] = 0
-            along[:] = 0
-            _scale_and_sum(c[task, rows], slope[rows], x[rows], mean, out[task, rows], constant, along)
-            for k in range(c.shape[2]):
-                bias_gradient[task, k] += constant[k]
-                weight_gradient[task, k] += along[k]
-        for k in range(c.shape[2]):
-            weight_gradient[task, k] *= inverse[k]
-            constant[k] = bias_gradient[task, k] / n if moving else 0
-            along[k] = weight_gradient[task, k] * inverse[k] / n if moving else 0
-        _subtract(out[task], x, mean, constant, along, factor)
+    n = c.shape[0]
+    constant, along = np.empty_like(bias_gradient), np.empty_like(bias_gradient)
+    for start in range(0, n, BLOCK):
+        rows = slice(start, min(start + BLOCK, n))
+        constant[:] = 0
+        along[:] = 0
+        _scale_and_sum(c[rows], slope[rows], x[rows], mean, out[rows], constant, along)
+        bias_gradient += constant
+        weight_gradient += along
+    weight_gradient *= inverse
+    constant[:] = bias_gradient / n if moving else 0 * bias_gradient
+    along[:] = weight_gradient * inverse / n if moving else 0 * weight_gradient
+    _subtract(out, x, mean, constant, along, weight * inverse)

@@ -63,8 +63,10 @@ class BatchSlicer:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         if isinstance(dataset, Subset):
-            whole, rows = dataset.dataset, torch.as_tensor(dataset.indices, dtype=torch.long)
-            assert isinstance(whole, TableDataset)
+            whole: Any = dataset
+            rows = torch.arange(len(dataset))
+            while isinstance(whole, Subset):  # a part of a part
+                whole, rows = whole.dataset, torch.as_tensor(whole.indices, dtype=torch.long)[rows]
             dataset = TableDataset(*whole[rows])
         self.dataset = dataset
         self.batch_size = batch_size

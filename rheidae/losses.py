@@ -240,7 +240,7 @@ def values_and_gradients(
     """
     closed_form: Any = getattr(criterion, "values_and_gradients", None)
     weights = () if weight is None else (weight,)
-    if closed_form is not None and len(inspect.signature(closed_form).parameters) >= 2 + len(weights):
+    if closed_form is not None and (weight is None or "weight" in inspect.signature(closed_form).parameters):
         return closed_form(y_pred, y_true, *weights)
     return _by_autograd(criterion, y_pred, y_true, *weights)
 

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -15,6 +14,7 @@ from rheidae import _box3d_kernels as sharp
 from rheidae import _crossing_kernels as resolved
 from rheidae import fourflux
 from rheidae.quadrature import lebedev
+from rheidae.threads import default_threads
 
 GROWTH_RATE_PER_DENSITY = 1.9255208312824877e-22
 """``sqrt(2) G_F / hbar`` in cm^3/s: ``G_F/(hbar c)^3 = 1.1663787e-5/GeV^2`` (CODATA 2022), densities in 1/cm^3."""
@@ -84,7 +84,8 @@ def box3d_flux(
         except in states without a crossing, which stay as they are.
     threads : int, optional
         Threads to share the rows among; the result does not depend on it. Default: Numba's number
-        (``NUMBA_NUM_THREADS``, else the processors that the process may use).
+        (``NUMBA_NUM_THREADS``, else the processors that the process may use), but one in a worker process of joblib,
+        Dask and the like.
 
     Returns
     -------
@@ -313,8 +314,9 @@ def share_rows(work: Callable[[int, int], None], rows: int, threads: int | None)
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads={threads!r} must be at least 1")
-    available: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    count = min(threads or available, max(1, rows // _ROWS_PER_THREAD))
+    count = max(1, rows // _ROWS_PER_THREAD)
+    if count > 1:
+        count = min(threads or default_threads(), count)
     if count == 1:
         work(0, rows)
         return

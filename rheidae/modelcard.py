@@ -25,6 +25,8 @@ ENOUGH_ROWS = 100_000
 # Rows that symmetries are tried on.
 _SYMMETRY_ROWS = 512
 _RESAMPLES = 500
+# Coverage that falls short of the nominal one by more is named as a limit.
+_MISSED = 0.1
 _ORDER = 17
 
 Ranges = dict[str, Any]
@@ -88,7 +90,8 @@ def model_card(run: Run, data: Any, about: dict[str, Any]) -> str:
     scored = evaluation.score(
         data, rows, role, simulation_labels(data)[rows], prediction[None], None if std is None else std[None]
     )
-    found = entries(report_on(scored, data, {}, _RESAMPLES))
+    report = report_on(scored, data, {}, _RESAMPLES)
+    found = entries(report)
     chosen = data.data[rows], data.groups[rows]
     ranges = about["training_range"]
     sections = [
@@ -108,7 +111,7 @@ def model_card(run: Run, data: Any, about: dict[str, Any]) -> str:
         "## Conservation and symmetry",
         _symmetries(run, chosen[0], found),
         "## Limits",
-        _limits(*chosen, ranges),
+        _limits(*chosen, ranges, report["groups"]),
         "## Versions",
         ", ".join(f"{name} {version}" for name, version in installed_versions().items()),
         "## How to cite",
@@ -223,7 +226,7 @@ def _symmetries(run: Run, data: NDArray[Any], found: list[dict[str, Any]]) -> st
     return "\n".join(lines)
 
 
-def _limits(data: NDArray[Any], groups: NDArray[np.str_], ranges: Ranges) -> str:
+def _limits(data: NDArray[Any], groups: NDArray[np.str_], ranges: Ranges, found: list[dict[str, Any]]) -> str:
     init = fourflux.unflatten(np.ascontiguousarray(data[:, :24], dtype=np.float64))
     invariants = power_invariants(init, order=_ORDER)
     ends = np.array(list(ranges["invariants"].values()))
@@ -239,6 +242,26 @@ def _limits(data: NDArray[Any], groups: NDArray[np.str_], ranges: Ranges) -> str
         "- Moments of densities and fluxes alone go in: states with the same moments and other angular distributions "
         "than the maximum-entropy ones get the same answer.",
     ]
+    scored = [(f"{entry['group']} ({entry['role']})", entry["rows"], entry["schemes"]["model"]) for entry in found]
+    measured = [one for one in scored if one[2]["skill"] is not None]
+    if measured:
+        name, rows, model = min(measured, key=lambda one: one[2]["skill"])
+        interval = "" if model["skill_interval"] is None else " [{:.3f}, {:.3f}]".format(*model["skill_interval"])
+        lines.append(
+            f"- It does worst on {name}: skill {model['skill']:.3f}{interval}, {rows} rows. States of another kind "
+            "than all groups above may fare worse still."
+        )
+    narrow = [
+        f"{name} {100 * model['coverage']:.0f} %"
+        for name, _, model in scored
+        if model["coverage"] is not None and model["coverage"] < COVERAGE - _MISSED
+    ]
+    if narrow:
+        lines.append(
+            f"- **Its standard deviations are too small** for some groups: within the {100 * COVERAGE:.0f} % interval "
+            f"lie, of {', of '.join(narrow)} of the numbers. They are learned from errors on validation rows, and say "
+            "nothing about states of another kind."
+        )
     if ranges["with_crossing"] == 1.0:
         lines.append(
             "- Every training state has a crossing: what becomes of stable states was not learned (see above)."

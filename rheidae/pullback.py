@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rheidae.products import product
+
 
 class TaskGradients:
     """The Jacobian ``(T, P)`` of several tasks, in memory that is used again for every batch.
@@ -34,53 +36,41 @@ class TaskGradients:
         sizes = [parameter.numel() for parameter in parameters]
         self.table = parameters[0].new_zeros(tasks, sum(sizes))
         self.columns = dict(zip(parameters, self.table.split(sizes, dim=1), strict=True))
-        self.active = list(range(tasks))
-        self.rows = torch.arange(tasks)
-        self._free: dict[tuple[int, ...], list[Tensor]] = {}
+        self.active = torch.arange(tasks)
+        self.is_zero = torch.ones(tasks, dtype=torch.bool)
 
     @torch.no_grad()
     def fill(self, network: Linearised, cotangents: Tensor) -> Tensor:
         """Return the Jacobian from the derivatives ``(T, n, m)`` of the tasks by the network's output.
 
-        It is overwritten by the next call. Tasks whose derivative is zero in the whole batch (a constraint that is
-        kept) get their row of zeros without taking part.
+        It is overwritten by the next call, and not to be written to: rows of zeros are left as they are. Tasks whose
+        derivative is zero in the whole batch (a constraint that is kept) get theirs without taking part.
         """
         if len(self.table) > 1:
-            is_active = cotangents.flatten(1).any(dim=1).tolist()
-            self.active = [task for task, flag in enumerate(is_active) if flag]
-            for task, flag in enumerate(is_active):
-                if not flag:
-                    self.table[task].zero_()
-            self.rows = torch.tensor(self.active, dtype=torch.long)
-            cotangents = cotangents[self.rows]
-        if self.active:
-            self.give_back(network.pullback(network.to_layers(cotangents), self))
+            is_active = torch.from_numpy(cotangents.numpy().any(axis=(1, 2)))
+            self.active = is_active.nonzero()[:, 0]
+            if len(self.active) < len(self.table):
+                self.table.index_fill_(0, (~is_active & ~self.is_zero).nonzero()[:, 0], 0)
+                cotangents = cotangents.index_select(0, self.active)
+            self.is_zero = ~is_active
+        if len(self.active):
+            # Rows outside, tasks inside: then one product of matrices serves all tasks.
+            network.pullback(network.to_layers(cotangents).transpose(0, 1).contiguous(), self)
         return self.table
-
-    def take(self, *shape: int) -> Tensor:
-        """Memory to write cotangents to: what was given back last is still in the cache."""
-        free = self._free.setdefault(shape, [])
-        return free.pop() if free else self.table.new_empty(shape)
-
-    def give_back(self, c: Tensor) -> None:
-        """Offer what `take` returned to be used again."""
-        self._free[tuple(c.shape)].append(c)
 
     def put(self, parameter: Tensor, values: Tensor) -> None:
         """Write the gradients ``(active tasks, numel)`` by a parameter; one that is frozen has no place."""
         if parameter in self.columns:
-            self.columns[parameter].index_copy_(0, self.rows, values)
+            self.columns[parameter].index_copy_(0, self.active, values)
 
     def put_products(self, parameter: Tensor, c: Tensor, x: Tensor) -> None:
-        """Write ``c.T @ x`` for the cotangents ``(n, out)`` of each active task and ``x (n, in)``."""
+        """Write ``c[:, t].T @ x`` for the cotangents ``c (n, T, out)`` of the active tasks and ``x (n, in)``."""
         if parameter in self.columns:
-            columns = self.columns[parameter]
-            for task, cotangent in zip(self.active, c, strict=True):
-                torch.mm(cotangent.T, x, out=columns[task].view(parameter.shape))
+            self.put(parameter, product(c.flatten(1).T, x).view(c.shape[1], -1))
 
 
 Pullback = Callable[[Tensor, TaskGradients], Tensor]
-"""From cotangents ``(T, n, out)`` of a layer's output to those ``(T, n, in)`` of its input, in memory taken anew."""
+"""From cotangents ``(n, T, out)`` of a layer's output to those ``(n, T, in)`` of its input, in memory of their own."""
 
 Rule = Callable[[Any, Tensor], tuple[Tensor, Pullback]]
 
@@ -149,11 +139,8 @@ def chain(layers: Iterable[nn.Module], x: Tensor) -> tuple[Tensor, Pullback]:
     pullbacks.reverse()
 
     def through_all(c: Tensor, gradients: TaskGradients) -> Tensor:
-        given = c
         for pullback in pullbacks:
-            before, c = c, pullback(c, gradients)
-            if before is not given and before is not c:
-                gradients.give_back(before)
+            c = pullback(c, gradients)
         return c
 
     return x, through_all
@@ -164,12 +151,10 @@ def _linear(layer: nn.Linear, x: Tensor) -> tuple[Tensor, Pullback]:
     def pullback(c: Tensor, gradients: TaskGradients) -> Tensor:
         gradients.put_products(layer.weight, c, x)
         if layer.bias is not None:
-            gradients.put(layer.bias, c.sum(dim=1))
-        out = gradients.take(*c.shape[:2], layer.in_features)
-        torch.mm(c.view(-1, c.shape[2]), layer.weight, out=out.view(-1, layer.in_features))
-        return out
+            gradients.put(layer.bias, c.sum(dim=0))
+        return product(c.flatten(0, 1), layer.weight).view(*c.shape[:2], -1)
 
-    return nn.functional.linear(x, layer.weight, layer.bias), pullback
+    return product(x, layer.weight.T, layer.bias), pullback
 
 
 def _normalised(norm: nn.BatchNorm1d, behind: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, Pullback]:
@@ -190,8 +175,8 @@ def _normalised(norm: nn.BatchNorm1d, behind: Sequence[nn.Module], x: Tensor) ->
     y, slope = _value_and_slope(behind, y)
 
     def pullback(c: Tensor, gradients: TaskGradients) -> Tensor:
-        out = gradients.take(*c.shape)
-        by_bias, by_weight = c.new_empty(len(c), x.shape[1]), c.new_empty(len(c), x.shape[1])
+        out = torch.empty_like(c)
+        by_bias, by_weight = torch.zeros_like(c[0]), torch.zeros_like(c[0])
         pull_normalised(
             *(tensor.detach().numpy() for tensor in (c, slope, x, mean, inverse, weight)), moving,
             *(tensor.numpy() for tensor in (out, by_bias, by_weight)),
@@ -214,7 +199,7 @@ ELEMENTWISE = (nn.SiLU, nn.ReLU, nn.GELU, nn.Tanh, nn.ELU, nn.Dropout)
 @rule(*ELEMENTWISE)
 def _elementwise(layer: nn.Module, x: Tensor) -> tuple[Tensor, Pullback]:
     y, slope = _value_and_slope((layer,), x)
-    return y, lambda c, gradients: torch.mul(c, slope, out=gradients.take(*c.shape))
+    return y, lambda c, gradients: c * slope[:, None]
 
 
 def _value_and_slope(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,21 +34,37 @@ class OwnRandomness:
     """Mixin: the estimator draws from torch's global generator as if it were its own, seeded by `random_state`."""
 
     random_state: Any
-    device: Any
     rng_state_: Tensor
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the network works."""
+        raise NotImplementedError
+
+    def _first_seed(self) -> int | None:
+        """Seed of a fresh start; None leaves the global generator to go on."""
+        if self.random_state is None:
+            return None
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
 
     @contextmanager
     def _random(self, fresh: bool) -> Iterator[None]:
         """Run with the estimator's own random numbers, and give the global generator back as it was."""
-        if self.random_state is None or getattr(self, "seeded_", False):
+        if getattr(self, "seeded_", False):
+            yield
+            return
+        goes_on = not fresh and hasattr(self, "rng_state_")
+        seed = None if goes_on else self._first_seed()
+        if seed is None and not goes_on:
+            self.__dict__.pop("rng_state_", None)
             yield
             return
         self.seeded_ = True
-        devices = [torch.device(self.device)] if str(self.device).startswith("cuda") else []
+        devices = [self._device] if self._device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=devices):
-                if fresh or not hasattr(self, "rng_state_"):
-                    torch.manual_seed(int(check_random_state(self.random_state).randint(2**31 - 1)))
+                if seed is not None:
+                    torch.manual_seed(seed)
                 else:
                     torch.set_rng_state(self.rng_state_)
                 yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,16 +38,31 @@ from rheidae.exceptions import FourFluxError, RunError
 from rheidae.layouts import LAYOUTS, Layout, as_array
 from rheidae.losses import as_terms, takes_weights, values_and_gradients
 from rheidae.means import EpochMeans
+from rheidae.products import product
 from rheidae.pullback import TaskGradients, is_known
 from rheidae.resuming import STATE_FORMAT, Resumable
 from rheidae.splits import GroupSplit
+from rheidae.threads import limited
 from rheidae.uncertainty import ErrorScale
 
 FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 # Validation rows that are enough to learn the size of errors from.
 CALIBRATION_ROWS = 50
 # Rows that means and deviations are taken from, at most.
-ENOUGH_ROWS = 50_000
+ENOUGH_ROWS = 10_000
+
+
+class Unfitted:
+    """What an attribute is until it is set; skorch's constructor, which looks whether it is there, does not find it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __get__(self, net: Any, owner: type | None = None) -> Any:
+        """Return the value; what the estimator itself holds under the name goes before."""
+        if net is not None and "_params_to_validate" not in vars(net):
+            raise AttributeError
+        return self.value
 
 
 class FluxRegressor(Resumable):
@@ -93,6 +109,10 @@ class FluxRegressor(Resumable):
     random_state : int, RandomState or None
         Seed of initial weights, order of batches and dropout. The global generators are left as they were.
         None draws from torch's global generator.
+    threads : int or None
+        Threads of torch and Numba while it is trained; afterwards they have those of before. More than one gain nothing
+        at these sizes, and cost much where other processes use the processors: a worker of a search is to have one.
+        None leaves them alone.
     lr, max_epochs, batch_size : float, int, int
         Of AdamW; the learning rate falls to zero along half a cosine over `max_epochs` (the callback
         ``lr_schedule``: ``callbacks__lr_schedule=None`` keeps it constant). Too few epochs leave skill behind, too
@@ -149,6 +169,9 @@ class FluxRegressor(Resumable):
     error_scale_: ErrorScale | None = None
     known_rows_: Any = None
     flat_target_: bool = False
+    history_: Any = Unfitted(None)
+    initialized_: Any = Unfitted(False)
+    virtual_params_: Any = Unfitted(MappingProxyType({}))
     n_outputs_: int
     criterion_: Any
 
@@ -167,6 +190,7 @@ class FluxRegressor(Resumable):
         mixed_precision: bool = False,
         average_heavy: bool = True,
         random_state: Any = None,
+        threads: int | None = 1,
         optimizer: Any = torch.optim.AdamW,
         lr: float = 1e-2,
         max_epochs: int = 60,
@@ -196,6 +220,7 @@ class FluxRegressor(Resumable):
         self.mixed_precision = mixed_precision
         self.average_heavy = average_heavy
         self.random_state = random_state
+        self.threads = threads
         self.grad_clip = grad_clip
         super().__init__(
             module,
@@ -218,6 +243,10 @@ class FluxRegressor(Resumable):
             torch_load_kwargs=torch_load_kwargs,
             **kwargs,
         )
+        # skorch sets these here; by scikit-learn's rules an estimator that was not fitted has parameters alone.
+        for name in ("history_", "initialized_", "virtual_params_"):
+            if not self.__dict__[name]:
+                del self.__dict__[name]
 
     # --- what skorch asks for ------------------------------------------------------------------------------
 
@@ -259,7 +288,7 @@ class FluxRegressor(Resumable):
         return {**_DEFAULTS.get(prefix, {}), **super().get_params_for(prefix)}
 
     def _get_param_names(self) -> list[str]:
-        return [name for name in super()._get_param_names() if name != "_params_to_validate"]
+        return [name for name in super()._get_param_names() if not name.startswith("_")]
 
     def __repr__(self, **kwargs: Any) -> str:
         return BaseEstimator.__repr__(self, **kwargs)
@@ -280,6 +309,11 @@ class FluxRegressor(Resumable):
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout={self.layout!r} is not one of {', '.join(LAYOUTS)}")
         return LAYOUTS[self.layout](self.predict_residual, self.average_heavy)
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the network works."""
+        return torch.device("cpu" if self.device is None else self.device)
 
     def _initialize_callbacks(self) -> FluxRegressor:
         if _is_callbacks(self.callbacks):
@@ -342,7 +376,7 @@ class FluxRegressor(Resumable):
             if weighting is not None and weighting.lr is not None:
                 group["lr"] = weighting.lr
             args[0].append(group)
-        fusable = str(self.device).startswith(("cpu", "cuda")) and self.optimizer in FUSED
+        fusable = self._device.type in ("cpu", "cuda") and self.optimizer in FUSED
         if fusable and not {"fused", "foreach", "differentiable"} & set(kwargs):
             kwargs["fused"] = True
         self.optimizer_ = self.optimizer(*args, **kwargs)
@@ -382,23 +416,45 @@ class FluxRegressor(Resumable):
         for name, part in (("training", train), ("validation", valid)):
             if part is not None and len(part) == 0:
                 raise FourFluxError(f"there are no {name} rows; give more rows, or set val_split (train_split) to none")
-        batch = len(train) if self.batch_size == -1 else min(self.batch_size, len(train))
-        if batch == 1 and any(isinstance(module, BATCH_NORM) for module in self.module_.modules()):
-            raise FourFluxError(
-                f"{len(train)} training rows in batches of {self.batch_size}: batch norm has no variance in a batch of "
-                "one row; give two rows at least, or set use_batch_norm=False"
-            )
+        self._check_batches(len(train))
         prepare = getattr(self.module_, "prepare", None)
         if prepare is not None:
-            prepare(_some_rows(train)[0].to(self.device))
+            prepare(_some_rows(train)[0].to(self._device))
         self.known_rows_ = valid if valid is not None and len(valid) >= CALIBRATION_ROWS else train
         return train, valid
 
+    def _check_batches(self, rows: int) -> None:
+        batch = rows if self.batch_size == -1 else min(self.batch_size, rows)
+        if batch == 1 and any(isinstance(module, BATCH_NORM) for module in self.module_.modules()):
+            raise FourFluxError(
+                f"{rows} training rows in batches of {self.batch_size}: batch norm has no variance in a batch of "
+                "one row; give two rows at least, or set use_batch_norm=False"
+            )
+
+    def check_rows(self, X: Any, y: Any) -> FluxRegressor:
+        """Refuse now what `fit` would refuse, by making the components for these training rows and nothing more.
+
+        Parameters
+        ----------
+        X, y : array_like
+            As for `fit`, without a part that validates.
+
+        Raises
+        ------
+        FourFluxError, ValueError
+            As `fit` does.
+        """
+        table, _ = self._seen(X, y, fresh=True)
+        with self._random(fresh=True):
+            self.initialize()
+        self._check_batches(len(table))
+        return self
+
     def infer(self, x: Tensor, **_fit_params: Any) -> Tensor:
         """Return the answer for scaled rows, of four-fluxes the final ones ``(n, 24)``: base state plus correction."""
-        x = x.to(self.device, non_blocking=True)
+        x = x.to(self._device, non_blocking=True)
         if self.mixed_precision and self.module_.training:
-            with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
+            with torch.autocast(self._device.type, dtype=torch.bfloat16):
                 output = self.module_(x)
             return self._layout.final(x, output.float(), self.module_)
         return self._layout.final(x, self.module_(x), self.module_)
@@ -442,14 +498,15 @@ class FluxRegressor(Resumable):
             if penalty_cotangent is not None:
                 cotangents = torch.cat([cotangents, penalty_cotangent[None]])
             table = jacobian_of(cotangents)
-            gramian = table @ table.T
+            gramian = product(table, table.T)
             self.flat_gradient_ = combiner.combine(table, gramian)
             record.append(conflicts(gramian)[None])
             if wants_norms:
                 norms = self._shared_norms_from(table)[: len(values)]
         else:
             if wants_norms:
-                norms = self._shared_norms(y_pred, cotangents * scale[:, None, None])
+                shared = last_shared_parameters(self.module_)
+                norms = jacobian_of(cotangents * scale[:, None, None], shared).norm(dim=1)
             cotangent = torch.tensordot(scale, cotangents, 1)
             if penalty_cotangent is not None:
                 cotangent = cotangent + penalty_cotangent
@@ -461,20 +518,26 @@ class FluxRegressor(Resumable):
             constraints.ascend(violations)
         return {"loss": objective, "y_pred": y_pred, "record": torch.cat([objective[None], *record])}
 
-    def _forward(self, x: Tensor, graph: bool, **fit_params: Any) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def _forward(self, x: Tensor, graph: bool, **fit_params: Any) -> tuple[Tensor, Callable[..., Tensor]]:
         """Predictions, and a function from the tasks' derivatives by them to the tasks' gradients, a row each.
 
         Networks of known layers carry the derivatives of all tasks back at once (`rheidae.pullback`); others, and any
-        with `graph`, go by autograd.
+        with `graph`, go by autograd; with `graph` the function takes other parameters than all of them too.
         """
         if not self.parameters_:
             self.parameters_ = [p for p in self.module_.parameters() if p.requires_grad]
             # Who overrides `infer` wants it to be called.
             plain = type(self).infer is FluxRegressor.infer and not self.mixed_precision
-            self.known_layers_ = plain and str(self.device) == "cpu" and is_known(self.module_)
+            self.known_layers_ = plain and self._device.type == "cpu" and is_known(self.module_)
         if graph or not self.known_layers_:
             y_pred = self.infer(x, **fit_params)
-            return y_pred, lambda cotangents: jacobian(y_pred, cotangents, self.parameters_)
+
+            def by_graph(
+                cotangents: Tensor, parameters: list[Tensor] | None = None, active: list[bool] | None = None
+            ) -> Tensor:
+                return jacobian(y_pred, cotangents, self.parameters_ if parameters is None else parameters, active)
+
+            return y_pred, by_graph
         with torch.no_grad():
             network = self.module_.linearise(x)
             y_pred = self._layout.final(x, network.output, self.module_)
@@ -499,18 +562,17 @@ class FluxRegressor(Resumable):
         parts = table.split([p.numel() for p in self.parameters_], dim=1)
         return torch.cat([part for part, chosen in zip(parts, mask, strict=True) if chosen], dim=1).norm(dim=1)
 
-    def _shared_norms(self, y_pred: Tensor, cotangents: Tensor) -> Tensor:
-        """The same by passes that end at that layer."""
-        shared = last_shared_parameters(self.module_)
-        return jacobian(y_pred, cotangents, shared).norm(dim=1)
-
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Loss with fixed weights, terms and error of a batch."""
         self._set_training(False)
         x, y, weight = unpack(batch)
         with torch.no_grad(), getattr(self.module_, "as_trained", nullcontext)():
-            y_pred = self.infer(x, **fit_params)
+            y_pred = self._validated(x, **fit_params)
             return {"loss": self.get_loss(y_pred, y), "y_pred": y_pred, "record": self._compare(y_pred, y, weight)}
+
+    def _validated(self, x: Tensor, **fit_params: Any) -> Tensor:
+        """Predictions for a validation batch."""
+        return self.infer(x, **fit_params)
 
     def _compare(self, y_pred: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
         """The terms and, last, the layout's measure of error."""
@@ -581,7 +643,7 @@ class FluxRegressor(Resumable):
                 reference = self._layout.reference(x)
                 if reference is None:
                     return {}
-                means.add(len(x), self._compare(reference.to(self.device), y, weight), None)
+                means.add(len(x), self._compare(reference.to(self._device), y, weight), None)
             found = means.finish(None)
             loss = sum(weight * found[name] for name, weight in self.criterion_.weights.items())
             self.box3d_valid_ = {"loss": loss, "error": found["error"]}
@@ -649,6 +711,12 @@ class FluxRegressor(Resumable):
         self, X: Any, y: Any, sample_weight: Any, fresh: bool, state: Any = None, **fit_params: Any
     ) -> FluxRegressor:
         """Train on rows that are looked at first, with new components if `fresh`."""
+        with limited(self.threads):
+            return self._learn_here(X, y, sample_weight, fresh, state, **fit_params)
+
+    def _learn_here(
+        self, X: Any, y: Any, sample_weight: Any, fresh: bool, state: Any, **fit_params: Any
+    ) -> FluxRegressor:
         dataset = X
         if not isinstance(X, torch.utils.data.Dataset):
             dataset = self.get_dataset(*self._seen(X, y, fresh), sample_weight)
@@ -735,7 +803,7 @@ class FluxRegressor(Resumable):
         with torch.no_grad():
             for batch in self.get_iterator(dataset, training=False):
                 rows, _, _ = unpack(batch)
-                parts.append(self.module_(rows.to(self.device)).cpu().numpy())
+                parts.append(self.module_(rows.to(self._device)).cpu().numpy())
         if not parts:
             return np.empty((0, self._layout.n_outputs or self.n_outputs_), table.dtype)
         return self._layout.answer(table, np.concatenate(parts), self.module_)

@@ -40,7 +40,7 @@ class Resumable(OwnRandomness, NeuralNetRegressor):
         super().on_epoch_begin(net, **kwargs)
         self.in_epoch_ = True
         if self.rng_to_restore_ is not None:
-            set_rng(self.rng_to_restore_, self.device)
+            set_rng(self.rng_to_restore_, self._device)
             self.rng_to_restore_ = None
 
     def on_batch_begin(self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
@@ -83,7 +83,7 @@ class Resumable(OwnRandomness, NeuralNetRegressor):
             "criterion": copy_state(self.criterion_.state_dict()),
             "optimizer": copy_state(self.optimizer_.state_dict()),
             "callbacks": {name: callback_state(callback) for name, callback in self.callbacks_},
-            "rng": get_rng(self.device),
+            "rng": get_rng(self._device),
             "box3d_valid": self.box3d_valid_,
             "history": plain_history(self.history),
         }

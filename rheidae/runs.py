@@ -13,6 +13,9 @@ import hashlib
 import json
 import pickle
 import platform
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -190,9 +193,9 @@ def load_run(folder: str | Path) -> Run:
     Raises
     ------
     RunError
-        If the folder does not hold a finished run, or its weights do not fit its configuration.
+        If the folder does not hold a finished run, a file of it is missing or damaged, or its weights do not fit its
+        configuration.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from rheidae.train import build_regressor
@@ -204,17 +207,33 @@ def load_run(folder: str | Path) -> Run:
     config = read_config(folder / "model.yaml", Config)
     parms = read_config(folder / "train_parms.yaml", TrainParms)
     regressor = build_regressor(config, parms).initialize()
-    try:
+    with _told_by_name(weights, "does not fit the run's model.yaml, or is damaged"):
         regressor.module_.load_state_dict(load_file(weights))
-    except (RuntimeError, SafetensorError) as error:
-        raise RunError(f"{weights}: does not fit the run's model.yaml, or is damaged: {error}") from error
     scale = folder / "error_scale.safetensors"
     if scale.is_file():
-        regressor.error_scale_ = ErrorScale.load(scale)
+        with _told_by_name(scale):
+            regressor.error_scale_ = ErrorScale.load(scale)
     history = folder / "history.json"
     if history.is_file():
-        regressor.load_params(f_history=str(history))
-    with np.load(folder / "rows.npz") as file:
+        with _told_by_name(history):
+            regressor.load_params(f_history=str(history))
+    # Opened here: of a damaged file, NumPy does not close what it opened.
+    with _told_by_name(folder / "rows.npz"), (folder / "rows.npz").open("rb") as archive, np.load(archive) as file:
         rows = {part: file[part] for part in file.files}
-    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    return Run(folder, regressor, config, parms, rows, frozenset(about["groups"]))
+    with _told_by_name(folder / "run.json"):
+        groups = frozenset(json.loads((folder / "run.json").read_text(encoding="utf-8"))["groups"])
+    return Run(folder, regressor, config, parms, rows, groups)
+
+
+@contextmanager
+def _told_by_name(path: Path, what: str = "is missing or damaged") -> Iterator[None]:
+    """Turn what readers of several formats raise into `RunError` that names the file."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (
+        OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, zipfile.BadZipFile
+    ) as error:  # fmt: skip
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{path}: {what} ({reason}); fetch the run folder again, or train anew") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import logging
 import signal
 import threading
@@ -35,6 +36,7 @@ from rheidae.callbacks import (
 from rheidae.callbacks.weighting import SCHEMES
 from rheidae.config import Config, DataConfig, TrainParms, read_config
 from rheidae.datasets import load_dataset
+from rheidae.distributed import agreed, distribute, is_first, join, launched
 from rheidae.exceptions import DataError, RunError, RunStopped
 from rheidae.files import open_h5, write_text
 from rheidae.modules import ARCHITECTURES
@@ -191,16 +193,20 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
 
 
 def require_box3d(path: str | Path) -> None:
-    """Raise `DataError` if a preprocessed file has no answer of Box3D in it."""
+    """Raise `DataError` if a preprocessed file has no answer of Box3D in it.
+
+    A file of ``diagnostics: minimal`` has it in `input` alone.
+    """
     with open_h5(path, "make it with: python -m rheidae.preprocess") as file:
-        if "F_box" not in file and "F_box_flat" not in file:
+        minimal = file.attrs.get("rheidae_version") and json.loads(file.attrs["config"])["diagnostics"] == "minimal"
+        if not minimal and "F_box" not in file and "F_box_flat" not in file:
             raise DataError(
                 f"{path}: no dataset 'F_box'; training starts from Box3D's answer: make the file with: "
                 f"python -m rheidae.preprocess. The file holds: {', '.join(sorted(file)) or 'nothing'}"
             )
 
 
-def train(config: Config, parms: TrainParms, run_id: str) -> Path:
+def train(config: Config, parms: TrainParms, run_id: str, threads: int | None = 1) -> Path:
     """Train a model and write its run folder.
 
     Parameters
@@ -210,6 +216,8 @@ def train(config: Config, parms: TrainParms, run_id: str) -> Path:
         its last checkpoint, exactly as if it had not been stopped; configuration and data have to be those of then.
     run_id : str
         Name of the folder under `checkpoint_dir`; a run of that name is replaced. Not used with `resume_from`.
+    threads : int or None
+        Of `FluxRegressor`.
 
     Returns
     -------
@@ -227,31 +235,43 @@ def train(config: Config, parms: TrainParms, run_id: str) -> Path:
     """
     from rheidae import modelcard, plots
 
+    # One of several processes: all train, the first writes.
+    accelerator = join(config.training.device) if launched() else None
+    writes = accelerator is None or accelerator.is_main_process
+    if not writes:
+        log.setLevel(logging.WARNING)
     source = config.data.processed_path
     require_box3d(source)
     data = load_dataset(source, config.data.target_scale)
     parts = split_rows(data, config.data)
-    regressor = build_regressor(config, parms)
+    train_rows, valid_rows = parts["train"], parts["valid"]
+    X, y = data.data[train_rows], data.target[train_rows]
+    regressor = build_regressor(config, parms).set_params(threads=threads)
+    if accelerator is not None:
+        regressor = distribute(regressor, accelerator)
+    regressor.check_rows(X, y)
+    if len(valid_rows):
+        valid = regressor.get_dataset(data.data[valid_rows], data.target[valid_rows])
+        regressor.set_params(train_split=predefined_split(valid))
+    if parms.logging.tensorboard:
+        _require_tensorboard()
     fingerprint = data_fingerprint(data)
     resume_from = config.training.resume_from
     state = None
     if resume_from is None:
         folder = Path(config.training.checkpoint_dir) / run_id
-        clear_run(folder)
-        save_config(folder, config, parms)
+        if writes:
+            clear_run(folder)
+            save_config(folder, config, parms)
     else:
         folder = Path(resume_from)
         check_same_run(folder, config, parms, fingerprint)
         state = load_state(folder)
     run_id = folder.name
-    train_rows, valid_rows = parts["train"], parts["valid"]
     log.info(
         "%d rows: %s, held out %s", len(data.data), ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()),
         ", ".join(config.data.holdout_groups) or "no group",
     )  # fmt: skip
-    if len(valid_rows):
-        valid = regressor.get_dataset(data.data[valid_rows], data.target[valid_rows])
-        regressor.set_params(train_split=predefined_split(valid))
     about = {
         "run_id": run_id,
         "data": source,
@@ -260,30 +280,37 @@ def train(config: Config, parms: TrainParms, run_id: str) -> Path:
         "groups": sorted(set(data.groups[train_rows].tolist())),
         "training_range": modelcard.training_range(data, train_rows),
     }
-    save_about(folder, {**about, "status": "running"})
+    if writes:
+        save_about(folder, {**about, "status": "running"})
     keys = row_keys(data.data, data.target)
     saved_rows = {part: keys[rows] for part, rows in parts.items()}
     checkpoint = RunCheckpoint(folder, parms.logging.save_every)
     started = time.perf_counter()
     with stop_signals() as asked:
-        extra: list[tuple[str, Any]] = [
-            ("stop", StopRequest(asked)),
-            ("progress", EpochProgress(config.training.epochs)),
-            ("history_log", HistoryLog(folder)),
-        ]
-        if parms.logging.tensorboard:
-            extra.append(("tensorboard", _tensorboard(folder)))
-        regressor.set_params(callbacks=[*regressor.callbacks, *extra, ("checkpoint", checkpoint)])
+        if accelerator is not None:
+            asked = agreed(asked, accelerator)
+        extra: list[tuple[str, Any]] = [("stop", StopRequest(asked))]
+        if writes:
+            extra += [("progress", EpochProgress(config.training.epochs)), ("history_log", HistoryLog(folder))]
+            if parms.logging.tensorboard:
+                extra.append(("tensorboard", _tensorboard(folder)))
+            extra.append(("checkpoint", checkpoint))
+        regressor.set_params(callbacks=[*regressor.callbacks, *extra])
         try:
             if state is None:
-                regressor.fit(data.data[train_rows], data.target[train_rows])
+                regressor.fit(X, y)
             else:
                 log.info("going on after epoch %d", state["epoch"])
-                regressor.resume(data.data[train_rows], data.target[train_rows], state)
+                regressor.resume(X, y, state)
         except RunStopped as stop:
-            checkpoint.write(regressor)
-            save_about(folder, {**about, "status": f"stopped by signal {stop.signal}"})
+            if writes:
+                checkpoint.write(regressor)
+                save_about(folder, {**about, "status": f"stopped by signal {stop.signal}"})
             log.info("stopped by signal %d; go on with: --resume-from %s", stop.signal, folder)
+            raise
+        except RunError as error:
+            if writes:
+                save_about(folder, {**about, "status": f"failed: {error}"})
             raise
     seconds = time.perf_counter() - started
     about |= {
@@ -292,18 +319,22 @@ def train(config: Config, parms: TrainParms, run_id: str) -> Path:
         "seconds": round(seconds, 2),
         "parameters": sum(parameter.numel() for parameter in regressor.module_.parameters()),
     }
-    save_run(folder, regressor, saved_rows, about)
-    run = Run(folder, regressor, config, parms, saved_rows, frozenset(data.groups[train_rows].tolist()))
-    write_text(folder / modelcard.NAME, modelcard.model_card(run, data, about))
-    if len(regressor.history):
-        plots.loss_curve(regressor.history, Path(config.training.results_dir) / run_id / "loss.png")
+    if accelerator is not None:
+        accelerator.end_training()
+    if writes:
+        save_run(folder, regressor, saved_rows, about)
+        run = Run(folder, regressor, config, parms, saved_rows, frozenset(data.groups[train_rows].tolist()))
+        write_text(folder / modelcard.NAME, modelcard.model_card(run, data, about))
+        if len(regressor.history):
+            plots.loss_curve(regressor.history, Path(config.training.results_dir) / run_id / "loss.png")
     log.info("%d epochs in %.1f s; run folder %s", len(regressor.history), seconds, folder)
     if regressor.interrupted_:
         raise KeyboardInterrupt
     return folder
 
 
-def _tensorboard(folder: Path) -> Any:
+def _require_tensorboard() -> Any:
+    """Return the writer of TensorBoard's files, or say what to install."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -311,9 +342,13 @@ def _tensorboard(folder: Path) -> Any:
             "logging.tensorboard: the package tensorboard is not installed; install the extra rheidae[tensorboard], "
             "or set it to false"
         ) from None
+    return SummaryWriter
+
+
+def _tensorboard(folder: Path) -> Any:
     from skorch.callbacks import TensorBoard
 
-    return TensorBoard(SummaryWriter(str(folder / "tensorboard")))
+    return TensorBoard(_require_tensorboard()(str(folder / "tensorboard")))
 
 
 def smoke(config: Config, parms: TrainParms) -> float:
@@ -343,7 +378,7 @@ def main(argv: list[str] | None = None) -> int:
         "--threads",
         type=int,
         default=1,
-        help="torch's threads (default 1: more gain nothing at these widths)",
+        help="threads of torch and Numba (default 1; more pay for wide networks in large batches alone)",
     )
     arguments = parser.parse_args(argv)
 
@@ -360,7 +395,10 @@ def main(argv: list[str] | None = None) -> int:
             training = config.training.model_copy(update={"resume_from": arguments.resume_from})
             config = config.model_copy(update={"training": training})
         try:
-            print(train(config, parms, arguments.run_id or datetime.now().strftime("%Y%m%d-%H%M%S")))
+            run_id = arguments.run_id or datetime.now().strftime("%Y%m%d-%H%M%S")
+            folder = train(config, parms, run_id, arguments.threads)
+            if is_first():
+                print(folder)
         except RunStopped as stop:
             raise SystemExit(128 + stop.signal) from None
 

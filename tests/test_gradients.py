@@ -156,12 +156,51 @@ def test_random_orders_are_seeded(data):
     assert max(first.history[:, "conflicts"]) > 0
 
 
-@pytest.mark.parametrize("name", ["PCGrad", "Mean", "MGDA", "IMTLG", "AlignedMTL"])
+AGGREGATORS = {"UPGrad": {}, "CAGrad": {"c": 0.5}, "PCGrad": {}, "Mean": {}, "MGDA": {}, "IMTLG": {}, "AlignedMTL": {}}
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
 def test_aggregators_of_torchjd_drop_in(data, name):
+    """The step's direction is theirs, of autograd's gradients; a constraint that is kept does not stop them."""
     aggregation = pytest.importorskip("torchjd.aggregation")
-    combiner = GradientCombiner(getattr(aggregation, name)())
-    net = FluxRegressor(**SMALL, pcgrad=combiner, constraints=True).fit(data.data[:60], data.target[:60])
-    assert np.isfinite(net.history[-1, "train_loss"])
+    aggregator = getattr(aggregation, name)(**AGGREGATORS[name])
+    net, (x, y) = prepared(data, weighting="kendall_gal", constraints=True, pcgrad=GradientCombiner(aggregator))
+    net.module_.double()
+    net.criterion_.double()
+    torch.nn.init.zeros_(net.module_.head.weight)  # Box3D's answer, which violates nothing
+    x, y = x.double(), y.double()
+    torch.manual_seed(5)
+    net.train_step_single((x, y))
+    parameters = list(net.module_.parameters())
+    found = torch.cat([p.grad.reshape(-1) for p in parameters])
+    terms, factors = net.criterion_.terms(net.infer(x), y), net.criterion_.weighting.factors()
+    tasks = [net.criterion_.weights[term] * w * terms[term] for term, w in zip(terms, factors, strict=True)]
+    rows = [torch.autograd.grad(task, parameters, retain_graph=True, materialize_grads=True) for task in tasks]
+    table = torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
+    active = table.any(dim=1)
+    assert int(active.sum()) == 5
+    torch.manual_seed(5)
+    torch.testing.assert_close(found, aggregator(table[active]), rtol=1e-5, atol=1e-9)
+    assert float(found.norm()) > 0
+
+
+def test_training_with_aggregators_of_torchjd(data):
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    X, y = data.data[:60], data.target[:60]
+    for aggregator in (aggregation.UPGrad(), aggregation.CAGrad(c=0.5)):
+        net = FluxRegressor(**{**SMALL, "max_epochs": 10}, pcgrad=GradientCombiner(aggregator), constraints=True)
+        net.fit(X, y)
+        assert net.history[-1, "train_distance"] < 0.9 * net.history[0, "train_distance"]
+
+
+def test_an_aggregator_with_a_number_for_each_task_sees_all_of_them():
+    table = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]])
+    weights = torch.tensor([2.0, 3.0, 4.0])
+    combiner = GradientCombiner(lambda jacobian: weights @ jacobian, active_only=False)
+    torch.testing.assert_close(combiner.combine(table, table @ table.T), torch.tensor([2.0, 8.0]))
+    nothing = torch.zeros(3, 2)
+    found = GradientCombiner(lambda jacobian: jacobian.mean(dim=0)).combine(nothing, nothing @ nothing.T)
+    assert (found == 0).all()
 
 
 def test_a_combiner_may_be_any_function(data):

@@ -119,6 +119,24 @@ def test_names_versions_limits_and_how_to_cite(trained):
     assert "Every training state has a crossing" in card
 
 
+GROUPS = (("nsm_a", "held out"), ("random", "held out"), ("nsm_b", "unseen family"), ("three_d", "unseen family"))
+
+
+def test_limits_name_where_the_model_is_worst_and_too_sure_of_itself(trained):
+    _, card = trained
+    limits = card[card.index("## Limits") : card.index("## Versions")]
+    groups = [f"{group} | {role}" for group, role in GROUPS]
+    skills = {group: cells(card, f"{group} | model")[2] for group in groups}
+    worst = min(skills, key=lambda group: float(skills[group].split()[0]))
+    assert f"worst on {worst.replace(' | ', ' (')}): skill {skills[worst]}, " in limits
+    stated = card[card.index("90 % interval:") :]
+    covered = {group: float(cells(stated, group)[0]) for group in groups}
+    assert covered["three_d | unseen family"] < 0.8  # where this was written: 0.4
+    for group, part in covered.items():
+        name = group.replace(" | ", " (") + ")"
+        assert (f"of {name} {100 * part:.0f} %" in limits.split("too small")[1]) == (part < 0.8)
+
+
 def test_a_run_that_starts_anew_has_no_card_of_the_old_one(processed, tmp_path):
     folder = tmp_path / "runs" / "card"
     folder.mkdir(parents=True)

@@ -4,11 +4,13 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +19,9 @@ import yaml
 from safetensors.torch import load_file
 
 from rheidae import runs, train
-from rheidae.config import TrainParms, check_config
-from rheidae.exceptions import DataError, RunError
+from rheidae.config import Config, PreprocessConfig, TrainParms, check_config
+from rheidae.exceptions import ConfigError, DataError, FourFluxError, RunError
+from rheidae.preprocess import preprocess
 from tests.test_train import config_for
 
 PARMS = {
@@ -194,18 +197,85 @@ def test_folders_that_hold_no_run(whole, processed, tmp_path):
         train.train(resumed(config, tmp_path), parms(), "x")
 
 
-def test_a_file_without_box3d_is_refused(processed, tmp_path):
+def without_box3d(source, target):
     import h5py
 
-    path = tmp_path / "bare.h5"
-    with h5py.File(processed / "preprocessed_all.h5") as source, h5py.File(path, "w") as target:
-        for name in source:
-            if not name.startswith("F_box"):
-                source.copy(name, target)
-    config = settings(processed, tmp_path, data={"processed_path": str(path)})
-    with pytest.raises(DataError, match="no dataset 'F_box'"):
-        train.train(config, parms(), "x")
+    shutil.copy(source, target)
+    with h5py.File(target, "r+") as file:
+        del file["F_box"], file["F_box_flat"]
+
+
+def with_a_number(dataset, row, column, value):
+    """A damage that puts a number into a dataset."""
+
+    def damage(source, target):
+        import h5py
+
+        shutil.copy(source, target)
+        with h5py.File(target, "r+") as file:
+            file[dataset][row, column] = value
+
+    return damage
+
+
+def no_neutrinos(source, target):
+    import h5py
+
+    shutil.copy(source, target)
+    with h5py.File(target, "r+") as file:
+        file["input"][:] = 0
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("sections", "changes", "damage", "error", "message"),
+    [
+        ({"data": {"batch_size": 1}}, {}, None, FourFluxError, "batch norm has no variance in a batch of one row"),
+        ({"data": {"val_split": 0.001}}, {}, None, RunError, "too few for a valid part"),
+        ({"data": {"holdout_groups": ["nsm_c"]}}, {}, None, RunError, "'nsm_c' is not in"),
+        ({}, {}, without_box3d, DataError, "no dataset 'F_box'"),
+        ({}, {}, with_a_number("input", 7, 3, np.nan), DataError, "dataset 'input', row 7: a number is not finite"),
+        ({}, {}, with_a_number("target", 9, 3, np.inf), DataError, "dataset 'target', row 9: a number is not finite"),
+        ({}, {}, no_neutrinos, FourFluxError, "row 0: the total number density is 0"),
+        ({"data": {"val_split": 0.0}}, {"early_stop": {"enabled": True}}, None, RunError, "set data.val_split"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_an_older_run_alone(
+    whole, processed, tmp_path, sections, changes, damage, error, message
+):
+    """Refused before training starts, and before a run folder is made or changed."""
+    path = processed / "preprocessed_all.h5"
+    if damage is not None:
+        damage(path, tmp_path / "x.h5")
+        path = tmp_path / "x.h5"
+    # On top of the model that `settings` gives.
+    sections = {**sections, "data": {"processed_path": str(path), **sections.get("data", {})}}
+    config = settings(processed, tmp_path, **sections)
+    with pytest.raises(error, match=message):
+        train.train(config, parms(**changes), "new")
     assert not (tmp_path / "runs").exists()
+    shutil.copytree(whole[1], tmp_path / "runs" / "old")
+    before = contents(tmp_path / "runs")
+    with pytest.raises(error, match=message):
+        train.train(config, parms(**changes), "old")
+    assert contents(tmp_path / "runs") == before
+
+
+def test_no_loss_at_all_is_refused_by_the_configuration():
+    weights = dict.fromkeys(("density", "magnitude", "direction", "unphysical", "residual_l1", "distance"), 0.0)
+    with pytest.raises(ConfigError, match=r"loss: .*at least one loss term is needed"):
+        check_config({"loss": {f"w_{name}": value for name, value in weights.items()}}, Config)
+
+
+def test_a_minimal_file_is_enough(sample, whole, tmp_path):
+    files = [{"name": family, "path": f"emu_{family}.h5"} for family in ("random", "nsm_a")]
+    options = {"data_root": str(sample), "output_root": str(tmp_path), "files": files, "diagnostics": "minimal"}
+    preprocess(check_config(options, PreprocessConfig))
+    config = settings(tmp_path, tmp_path, training={"epochs": 1}, data={"holdout_groups": []})
+    assert (train.train(config, parms(), "x") / "weights.safetensors").exists()
 
 
 def test_a_diverging_run_names_its_last_checkpoint(processed, tmp_path, monkeypatch):
@@ -222,6 +292,8 @@ def test_a_diverging_run_names_its_last_checkpoint(processed, tmp_path, monkeypa
     with pytest.raises(RunError, match=r"epoch 6, batch 1: .*last good checkpoint: .*state\.pt"):
         train.train(settings(processed, tmp_path), parms(), "x")
     assert runs.load_state(tmp_path / "runs" / "x")["epoch"] == 4
+    status = json.loads((tmp_path / "runs" / "x" / "run.json").read_text())["status"]
+    assert status.startswith("failed: epoch 6, batch 1: the loss is not finite")
 
 
 KILLER = """
@@ -312,3 +384,27 @@ def test_tensorboard_without_its_package(processed, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(RunError, match=r"rheidae\[tensorboard\]"):
         train.train(settings(processed, tmp_path), parms(logging={"tensorboard": True}), "x")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_tensorboard_gets_what_the_history_has(processed, tmp_path, monkeypatch):
+    written = []
+
+    class Writer:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def add_scalar(self, tag, scalar_value, global_step):
+            written.append((self.folder, tag.rpartition("/")[2], float(scalar_value), global_step))
+
+        def close(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    config = settings(processed, tmp_path, training={"epochs": 2})
+    folder = train.train(config, parms(logging={"tensorboard": True}), "x")
+    assert {entry[0] for entry in written} == {str(folder / "tensorboard")}
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    for name in ("weight_density", "conflicts", "multiplier_superluminal", "lr", "valid_loss", "skill"):
+        found = {step: value for _, tag, value, step in written if tag == name}
+        assert list(found.values()) == [row[name] for row in history], name

@@ -21,6 +21,10 @@ class GradientCombiner(Callback):
     aggregator : callable
         From the Jacobian ``(tasks, parameters)`` to a direction ``(parameters,)``, the one that takes the place of
         the gradient; an aggregator of torchjd (``UPGrad()``, ``CAGrad(c=0.5)``) fits as it is.
+    active_only : bool
+        Leave out the tasks whose gradient is zero in the batch, such as a constraint that is kept. Aggregators that
+        look for a direction which serves every task (``CAGrad``, ``MGDA``) find none that serves such a task, and
+        training would stand still. False for an aggregator with a number of its own for each task (``Constant``).
 
     Notes
     -----
@@ -28,12 +32,15 @@ class GradientCombiner(Callback):
     task and a projection among tasks says nothing about them.
     """
 
-    def __init__(self, aggregator: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, aggregator: Callable[[Tensor], Tensor], active_only: bool = True) -> None:
         self.aggregator = aggregator
+        self.active_only = active_only
 
     def combine(self, jacobian: Tensor, gramian: Tensor) -> Tensor:
         """Return the direction ``(parameters,)``; `gramian` is ``jacobian @ jacobian.T``, already there."""
-        return self.aggregator(jacobian)
+        if self.active_only:
+            jacobian = jacobian[gramian.diagonal() > 0]
+        return self.aggregator(jacobian) if len(jacobian) else jacobian.new_zeros(jacobian.shape[1])
 
 
 class PCGrad(GradientCombiner):
@@ -115,7 +122,7 @@ def conflicts(gramian: Tensor) -> Tensor:
     return (gramian < 0).sum() / 2
 
 
-def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor]) -> Tensor:
+def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor], active: list[bool] | None = None) -> Tensor:
     """Gradients of several tasks, one row each, by autograd.
 
     Parameters
@@ -126,6 +133,8 @@ def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor]) -> Te
         Derivatives of the tasks by `output`.
     parameters : list of Tensor
         By which to differentiate.
+    active : list of bool, optional
+        Which tasks get a pass; the rows of the others are zero. Default: see below.
 
     Returns
     -------
@@ -135,10 +144,11 @@ def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor]) -> Te
     -----
     One `torch.autograd.grad` per task: one batched product for all of them (``is_grads_batched``) was no quicker. On a
     CPU, where looking costs nothing, tasks whose derivative is zero in the whole batch (a constraint that is kept) get
-    their row of zeros without a pass. For networks of known layers there is `rheidae.pullback.stacked_jacobian`.
+    their row of zeros without a pass. For networks of known layers there is `rheidae.pullback`.
     """
-    look = output.device.type == "cpu" and len(cotangents) > 1
-    active = cotangents.flatten(1).any(dim=1).tolist() if look else [True] * len(cotangents)
+    if active is None:
+        look = output.device.type == "cpu" and len(cotangents) > 1
+        active = cotangents.flatten(1).any(dim=1).tolist() if look else [True] * len(cotangents)
     table = output.new_zeros(len(cotangents), sum(parameter.numel() for parameter in parameters))
     for row, cotangent, is_active in zip(table, cotangents, active, strict=True):
         if is_active:

@@ -13,7 +13,16 @@ import torch
 from rheidae import commands
 from rheidae.export.formats import FORMATS
 from rheidae.export.model import export_run
+from rheidae.quadrature import lebedev
 from rheidae.runs import load_run
+
+
+def _order(text: str) -> int:
+    try:
+        lebedev(order := int(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return order
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     box3d.add_argument("--with-box3d", dest="with_box3d", action="store_true", help="compute Box3D inside (default)")
     box3d.add_argument("--without-box3d", dest="with_box3d", action="store_false", help="Box3D's answer is an input")
     parser.add_argument(
-        "--box3d-order", type=int, help="Lebedev order of Box3D inside (default: that of the run's data file, else 31)"
+        "--box3d-order",
+        type=_order,
+        metavar="N",
+        help="Lebedev order of Box3D inside (default: that of the run's data file, else 31)",
     )
     parser.set_defaults(with_box3d=True)
     arguments = parser.parse_args(argv)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rheidae import _box3d_kernels as kernels
-from rheidae.export.minerbo import exponents, moments_of, peak
+from rheidae.export.minerbo import distributions, exponents, four_vectors, moments_of, peak
 from rheidae.quadrature import lebedev
 
 
@@ -33,14 +33,13 @@ class Box3DTerms(nn.Module):
         super().__init__()
         nodes, weights = lebedev(order)
         self.mu_fraction = mu_fraction
-        self.register_buffer("nodes", torch.from_numpy(np.array(nodes)))
+        self.register_buffer("nodes", four_vectors(nodes))
         self.register_buffer("weights", torch.from_numpy(np.array(weights)))
 
     def forward(self, state: Tensor) -> Tensor:
         """Final four-fluxes ``(n, 6, 4)``."""
         vectors, Z, density = exponents(moments_of(state))
-        amplitude = density * peak(Z) / kernels.FOUR_PI
-        g = amplitude[..., None] * torch.exp(vectors @ self.nodes - Z[..., None])
+        g = distributions(vectors, Z, density * peak(Z) / kernels.FOUR_PI, self.nodes)
         difference = g[:, :2] - g[:, 2:]
         plus = difference[:, 0] > difference[:, 1]
         difference = difference * self.weights
@@ -49,7 +48,7 @@ class Box3DTerms(nn.Module):
         I_minus = I_plus - G.sum(dim=1, keepdim=True)
         loss = torch.where(plus, *_loss(I_plus, I_minus, kernels.NOISE * density.sum(dim=1, keepdim=True)))
         moved = difference * loss[:, None]
-        D = torch.cat([moved @ self.nodes.T, moved.sum(dim=2, keepdim=True)], dim=2)[:, :, None]
+        D = (moved @ self.nodes.T)[:, :, None]
         final = state + torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 6, 4)
         return final if self.mu_fraction is None else self._divide(state, final, self.mu_fraction)
 

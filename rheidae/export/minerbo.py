@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rheidae import _minerbo_kernels as kernels
@@ -12,6 +14,11 @@ from rheidae import _minerbo_kernels as kernels
 _LOW = tuple(getattr(kernels, f"_L{k}") for k in range(10))
 _P = tuple(getattr(kernels, f"_P{k}") for k in range(5))
 _Q = (1.0, *(getattr(kernels, f"_Q{k}") for k in range(1, 4)))
+
+
+def four_vectors(nodes: NDArray[np.float64]) -> Tensor:
+    """``(4, m)``: nodes ``(3, m)`` and ones; what weights of nodes have to be multiplied by to give four-fluxes."""
+    return torch.from_numpy(np.vstack([nodes, np.ones(nodes.shape[1])]))
 
 
 def polynomial(x: Tensor, coefficients: Any) -> Tensor:
@@ -63,3 +70,10 @@ def exponents(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     f = factor.square().sum(dim=-1).sqrt()
     ratio = langevin_ratio(f)
     return factor * ratio[..., None], f * ratio, density
+
+
+def distributions(vectors: Tensor, Z: Tensor, amplitude: Tensor, nodes: Tensor) -> Tensor:
+    """Values ``(n, s, m)`` of distributions that are `amplitude (n, s)` at their peak; `nodes (4, m)`: x, y, z, 1."""
+    # Peak and Z go into the exponent through the matrix product; log 0 must not meet an infinity there.
+    offset = amplitude.log().clamp(min=-1e5) - Z
+    return torch.exp(torch.cat([vectors, offset[..., None]], dim=-1) @ nodes)

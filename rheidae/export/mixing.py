@@ -2,8 +2,11 @@
 
 Two things are done in another way. Where the kernels stop Newton's method by tolerance, a graph has a fixed number of
 steps; they are taken in a variable in which the equation for s is nearly linear. With ``q = (H/H_total)^(1/p)``, H the
-integral of h G over the larger side, a single value of G gives ``log(q/(1 - q)) = a (log s - log G)`` exactly, and
-many values a curve close to a line. And where the kernels branch, all branches are computed and one is chosen.
+integral of h G over the larger side, a single value of G gives ``y = log(q/(1 - q)) = a (log s - log G)`` exactly, and
+many values a curve that is nowhere steeper and has that slope at both ends. So ``y - a log s`` never grows, and its
+limits enclose the root: h ~ (G/s)^(-a p) for small s, 1 - h ~ p (G/s)^a for large s. The first steps, within these
+bounds, are in single precision, in which exponentials cost a fraction. And where the kernels branch, all branches are
+computed and one is chosen.
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from rheidae import _power_kernels as kernels
-from rheidae.export.minerbo import exponents, moments_of, peak, polynomial
+from rheidae.export.minerbo import distributions, exponents, four_vectors, moments_of, peak, polynomial
 from rheidae.power import AXIAL_POINTS
 from rheidae.quadrature import lebedev
 
-STEPS = 6
-"""Newton steps for log s. Five give 1e-10 of the total density on the sample and on random states."""
+STEPS = (7, 1)
+"""Newton steps for log s, in single and in double precision; 1e-13 of the total density on 1e5 random states."""
 
 # Scalars may pass through single precision on their way into a graph; smaller ones would become zero there.
 _TINY = 1e-30
@@ -45,8 +48,9 @@ class ContinuousMixing(nn.Module):
         super().__init__()
         nodes, weights = lebedev(order)
         zeta, axial_weights, root = kernels.axial_rule(AXIAL_POINTS)
+        self.register_buffer("sphere", four_vectors(nodes))
         for name, values in (
-            ("sphere", nodes), ("sphere_weights", weights),
+            ("sphere_weights", weights),
             ("axis", zeta), ("axis_weights", axial_weights), ("axis_root", root),
         ):  # fmt: skip
             self.register_buffer(name, torch.from_numpy(np.array(values)))
@@ -76,8 +80,7 @@ class ContinuousMixing(nn.Module):
 
     def _on_sphere(self, vectors: Tensor, Z: Tensor, amplitude: Tensor) -> Tensor:
         """Weighted g at the nodes, ``(n, 4, nodes)``."""
-        exponent = vectors @ self.sphere - Z[..., None]
-        return self.sphere_weights * amplitude[..., None] * torch.exp(exponent)
+        return distributions(vectors, Z, amplitude, self.sphere) * self.sphere_weights
 
     def _on_axis(self, vectors: Tensor, Z: Tensor, amplitude: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted azimuthal integrals ``(n, 4, points)`` of g, and vectors ``(n, 4, 2, points)`` of g n_perp."""
@@ -106,10 +109,10 @@ class ContinuousMixing(nn.Module):
         """What nu_e and nubar_e lose, ``(n, 2, 4)`` over the total density, at parameters ``theta (n, 6)``."""
         basis, on_sphere, G_sphere, on_axis, odd, G_axis, net_flux, _ = prepared
         log_c, log_p, log_a, b, log_p_axial, log_a_axial = theta.split(1, dim=1)
-        h = self._share(G_sphere, G_sphere.abs() / self.sphere_weights.abs(), log_p.exp(), log_a.exp())
+        h = self._share(G_sphere, self.sphere_weights, log_p.exp(), log_a.exp())
         moved = (on_sphere[:, :2] - on_sphere[:, 2:]) * h[:, None]
-        by_sphere = torch.cat([moved @ self.sphere.T, moved.sum(dim=2, keepdim=True)], dim=2)
-        h = self._share(G_axis, G_axis.abs() / self.axis_weights, log_p_axial.exp(), log_a_axial.exp())
+        by_sphere = moved @ self.sphere.T
+        h = self._share(G_axis, self.axis_weights, log_p_axial.exp(), log_a_axial.exp())
         moved = (on_axis[:, :2] - on_axis[:, 2:]) * h[:, None]
         across = ((odd[:, :2] - odd[:, 2:]) * h[:, None, None]).sum(dim=3)
         along = moved @ self.axis[:, None]
@@ -120,44 +123,75 @@ class ContinuousMixing(nn.Module):
         density = total[:, :, 3:].mean(dim=1, keepdim=True).expand(-1, 2, -1)
         return torch.cat([total[:, :, :3] @ basis, density], dim=2)
 
-    def _share(self, G: Tensor, size: Tensor, p: Tensor, a: Tensor) -> Tensor:
-        """``h (n, nodes)`` with ``int h G = 0``, faded; `G` with weights, `size` its modulus without."""
-        larger = G > 0.0
+    def _share(self, G: Tensor, weights: Tensor, p: Tensor, a: Tensor) -> Tensor:
+        """``h (n, nodes)`` with ``int h G = 0``, faded; `G` with the `weights`."""
         above = G.clamp(min=0.0)
         large = above.sum(dim=1, keepdim=True)
         small = (-G).clamp(min=0.0).sum(dim=1, keepdim=True)
-        L = size.clamp(min=_TINY).log()
+        # Minus infinity on the smaller side: h is 1 there.
+        L = (above / weights.abs()).log()
         log_large = large.clamp(min=_TINY).log()
         # Both sides alike: there is no s, and h = 1 everywhere.
         goal = small.clamp(min=_TINY).log() - log_large
         feasible = goal < 0.0
-        goal = torch.where(feasible, goal, -1.0)
-        wanted = _log_odds(goal / p)
-        u = (log_large - np.log(kernels.FOUR_PI) + goal / (a * p)).clamp(_LOW, _HIGH)
-        for _ in range(STEPS):
-            # (G/s)^a may be infinite; every term has its limit then.
-            one_and_r = 1.0 + torch.exp(a * (L - u))
-            weighted = above * torch.exp(-p * one_and_r.log())
-            H = weighted.sum(dim=1, keepdim=True).clamp(min=_TINY)
-            slope = H - (weighted / one_and_r).sum(dim=1, keepdim=True)
-            log_q = (H.log() - log_large) / p
-            # d log(q/(1-q)) = d log q / (1 - q), and d log q/du = a slope/H.
-            gradient = a * slope / (H * -torch.expm1(log_q))
-            u = (u + (wanted - _log_odds(log_q)) / gradient.clamp(min=_TINY)).clamp(_LOW, _HIGH)
+        wanted = _log_odds(torch.where(feasible, goal, -1.0) / p)
+        known = (L, above, log_large, p, a, wanted)
+        single = [value.float() for value in known]
+        low, high = _bracket(*single)
+        u = 0.5 * (low + high)
+        for _ in range(STEPS[0]):
+            u = torch.clamp(_newton(u, *single), low, high)
+        u = u.double()
+        for _ in range(STEPS[1]):
+            u = _newton(u, *known)
         u = torch.where(feasible, u, _HIGH)
-        h = torch.where(larger, torch.exp(-p * (1.0 + torch.exp(a * (L - u))).log()), 1.0)
         fade = torch.where(small > kernels.NOISE, 1.0 - torch.exp(-small / kernels.FADE), 0.0)
-        return h * fade
+        return fade * torch.exp(-p * (1.0 + torch.exp(a * (L - u))).log())
+
+
+def _bracket(
+    L: Tensor, above: Tensor, log_large: Tensor, p: Tensor, a: Tensor, wanted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Bounds of ``log s``, each ``(n, 1)``."""
+
+    def log_mean(exponent: Tensor) -> Tensor:
+        return (above * torch.exp(exponent)).sum(dim=1, keepdim=True).clamp(min=_TINY).log() - log_large
+
+    # A side without nodes has no bounds; whatever comes out is finite.
+    largest = L.amax(dim=1, keepdim=True).clamp(min=_LOW)
+    positive = torch.where(above > 0.0, L, -_LOW)
+    smallest = positive.amin(dim=1, keepdim=True)
+    for_small_s = log_mean(-a * p * (positive - smallest)) / p - a * smallest
+    for_large_s = -log_mean(a * (L - largest)) - a * largest
+    return ((wanted - for_small_s) / a).clamp(_LOW, _HIGH), ((wanted - for_large_s) / a).clamp(_LOW, _HIGH)
+
+
+def _newton(u: Tensor, L: Tensor, above: Tensor, log_large: Tensor, p: Tensor, a: Tensor, wanted: Tensor) -> Tensor:
+    """Return a better ``u = log s (n, 1)``; `L` is log G, `wanted` the log-odds y to reach."""
+    # (G/s)^a may be infinite; every term has its limit then.
+    one_and_r = 1.0 + torch.exp(a * (L - u))
+    weighted = above * torch.exp(-p * one_and_r.log())
+    H = weighted.sum(dim=1, keepdim=True).clamp(min=_TINY)
+    slope = H - (weighted / one_and_r).sum(dim=1, keepdim=True)
+    log_q = (H.log() - log_large) / p
+    # d log(q/(1-q)) = d log q / (1 - q), and d log q/du = a slope/H.
+    gradient = a * slope / (H * _complement(log_q))
+    return (u + (wanted - _log_odds(log_q)) / gradient.clamp(min=_TINY)).clamp(_LOW, _HIGH)
 
 
 def _turned(G: Tensor) -> Tensor:
     """Make the larger side of the quadrature the positive one; after a beam between the nodes it may not be."""
-    return torch.where(G.sum(dim=1, keepdim=True) < 0.0, -G, G)
+    return G * torch.where(G.sum(dim=1, keepdim=True) < 0.0, -1.0, 1.0)
 
 
 def _log_odds(log_q: Tensor) -> Tensor:
     """``log(q/(1 - q))`` from ``log q < 0``."""
-    return log_q - (-torch.expm1(log_q)).clamp(min=1e-16).log()
+    return log_q - _complement(log_q).log()
+
+
+def _complement(log_q: Tensor) -> Tensor:
+    """``1 - q``, at least the spacing of numbers near 1."""
+    return (-torch.expm1(log_q)).clamp(min=0.5 * torch.finfo(log_q.dtype).eps)
 
 
 def _depth(G: Tensor) -> Tensor:

@@ -152,8 +152,8 @@ def export_regressor(
     Raises
     ------
     ExportError
-        If the network cannot be turned into a graph, a package is missing, or the file does not reproduce the
-        estimator. No file is left then.
+        If the network cannot be turned into a graph, a package is missing, a folder has the file's name, or the file
+        does not reproduce the estimator. No file is left then.
     ValueError
         If `format` is not known, or the order or the fraction is not allowed.
     """
@@ -161,6 +161,9 @@ def export_regressor(
         raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
     require(*FORMATS[format].packages)
     regressor.check_is_fitted()
+    for name in (path, f"{path}.json"):
+        if Path(name).is_dir():
+            raise ExportError(f"{name}: is a folder; name a file")
     if getattr(regressor, "layout", "four_flux") != "four_flux":
         raise ExportError(f"layout={regressor.layout!r}: only models of four-fluxes can be exported")
     states = np.concatenate([sample_states(), made_states()])
@@ -218,6 +221,8 @@ def export_run(run: Any, path: str | Path, format: str = "onnx", **options: Any)
     """
     known = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
     told = ("run_id", "data", "data_fingerprint", "seed", "groups", "train_rows", "versions")
+    # Where it lies is nobody else's business.
+    known["data"] = Path(known["data"]).name
     about = {
         "run": {name: known[name] for name in told if name in known},
         "training_range": known.get("training_range"),

@@ -46,6 +46,8 @@ LN2 = 0.6931471805599453
 #: Scales, relative to the total density and to int |Gbar|, below which a crossing or the axis counts less and less.
 FADE = 1e-4
 AXIS = 0.1
+#: Both ratios to int |Gbar| are at most 1; a quadrature that misses a beam would make them anything.
+UNSEEN = 10.0
 PARAMETERS = 6
 FEATURES = 5
 _TINY = 1e-300
@@ -523,8 +525,8 @@ def power_features(F, sphere, axial, out, start, stop):
         quadrupole = 0.0
         for j in range(M):
             quadrupole += G[j] * (1.5 * axial[0, j] * axial[0, j] - 0.5)
-        out[i, 2] = abs(net) / both
-        out[i, 3] = net_flux / both
+        out[i, 2] = min(abs(net) / both, UNSEEN)
+        out[i, 3] = min(net_flux / both, UNSEEN)
         out[i, 4] = out[i, 2] * quadrupole / both
 
 

@@ -342,6 +342,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--seeds must be 1 or more")
     if arguments.resamples < 1:
         parser.error("--resamples must be 1 or more")
+    if arguments.sample is not None and not arguments.figures:
+        parser.error("--sample is drawn among the figures; say where to with --figures")
     return commands.run(lambda: _command(arguments))
 
 
@@ -349,6 +351,7 @@ def _command(arguments: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(1)  # more gain nothing at these widths
+    _check_outputs(arguments)
     if arguments.run:
         run = load_run(arguments.run)
         data = _load(arguments.data, run.config.data.target_scale)
@@ -374,6 +377,15 @@ def _command(arguments: argparse.Namespace) -> None:
         print(f"\nwritten: {', '.join(map(str, written))}")
 
 
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse impossible outputs before minutes of training, not after."""
+    for path in filter(None, (arguments.json, arguments.markdown)):
+        if path.is_dir():
+            raise RunError(f"{path}: is a folder; name a file in it")
+    if arguments.figures and arguments.figures.exists() and not arguments.figures.is_dir():
+        raise RunError(f"{arguments.figures}: is a file; --figures takes a folder")
+
+
 def _load(path: str, target_scale: float) -> Any:
     data = load_dataset(path, target_scale)
     if not len(data.data):
@@ -385,6 +397,8 @@ def _cross_validated(arguments: argparse.Namespace) -> tuple[Scored, Any, Report
     config = read_config(arguments.config, Config) if arguments.config else None
     parms = read_config(arguments.train_parms, TrainParms) if arguments.train_parms else None
     data = _load(arguments.data, (config or Config()).data.target_scale)
+    if arguments.sample is not None and not 0 <= arguments.sample < len(data.data):
+        raise RunError(f"row {arguments.sample} is not among the {len(data.data)} of {arguments.data} (--sample)")
     test_only = three_dimensional_groups(data) if arguments.test_only is None else arguments.test_only
     make = _maker(config, parms)
     seeds = list(range(arguments.seeds or 1))

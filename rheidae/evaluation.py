@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 from rheidae import fourflux
+from rheidae.exceptions import FourFluxError
 from rheidae.mixing import box3d, mix
 from rheidae.uncertainty import COVERAGE, DEVIATIONS
 
@@ -120,6 +121,12 @@ def score(
         If an initial state is not physical.
     """
     table = data.data[rows].astype(np.float64)
+    bad = fourflux.first_unphysical(np.ascontiguousarray(fourflux.unflatten(table[:, :24])))
+    if bad is not None:
+        raise FourFluxError(
+            f"{data.filename}: {bad._replace(row=int(rows[bad.row]))}; preprocess the raw file again, with "
+            "on_bad_rows: drop"
+        )
     total = fourflux.total_density(table[:, :24])[:, None, None]
     init, box, true = (
         np.ascontiguousarray(fourflux.unflatten(F) / total) for F in (table[:, :24], table[:, 24:], data.target[rows])

@@ -84,6 +84,10 @@ class Layout:
         """Return the mean distance of scaled answers and targets."""
         return torch.linalg.vector_norm(y_pred - y, dim=1).mean()
 
+    def require_std(self) -> None:
+        """Raise where this layout has no standard deviations."""
+        raise ValueError(f"layout={self.name!r} has no standard deviations; layout='four_flux' has")
+
     def error_scale(self, X: Table, y: Table, answer: Table) -> ErrorScale | None:
         """Learn how far off answers are, if that can be told."""
         return None
@@ -155,6 +159,9 @@ class FourFlux(Layout):
     def error(self, y_pred: Tensor, y: Tensor) -> Tensor:
         """Return the mean four-flux distance over rows and species."""
         return torch.linalg.vector_norm((y_pred - y).reshape(-1, 6, 4), dim=2).mean()
+
+    def require_std(self) -> None:
+        """Nothing to raise: there are some."""
 
     def error_scale(self, X: Table, y: Table, answer: Table) -> ErrorScale | None:
         """Learn from the errors of `answer`, with Box3D's as the worst that is known."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils.metadata_routing import MetadataRequest
 
 from rheidae import fourflux
 from rheidae.exceptions import FourFluxError
@@ -247,6 +248,17 @@ class FluxScorer:
             if part not in _PARTS[metric]:
                 raise ValueError(f"{metric} is not told apart by {part}")
             _chosen(name, fourflux.SPECIES if part == "species" else fourflux.COMPONENTS)
+        self.set_score_request()
+
+    def set_score_request(self, *, sample_weight: bool | str | None = None) -> FluxScorer:
+        """Say whether scikit-learn's metadata routing shall hand over `sample_weight`, as of its own scorers."""
+        self._request = MetadataRequest(owner=self)
+        self._request.score.add_request(param="sample_weight", alias=sample_weight)
+        return self
+
+    def get_metadata_routing(self) -> MetadataRequest:
+        """Return what was said by `set_score_request`; scikit-learn asks."""
+        return self._request
 
     def __repr__(self) -> str:
         return f"FluxScorer({', '.join([repr(self.metric), *(f'{k}={v!r}' for k, v in self.which.items())])})"

@@ -121,7 +121,8 @@ def box3d_flux(
     With equal mu and tau the exact answer is physical, being a mixture of the initial distributions. Where they
     differ, the mean of both is mixed and each takes half of the change: the conservation laws stay exact, but a
     species that starts much emptier than its partner can end up with ``N < 0`` or ``|F| > N``. Sharing the heavy
-    part in another way would break the lepton number of mu or tau.
+    part in another way would break the lepton number of mu or tau. The same befalls beams, flux factors above about
+    0.99, which lie between the nodes. `rheidae.power.keep_physical` mends both.
 
     Examples
     --------

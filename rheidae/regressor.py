@@ -13,6 +13,8 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import r2_score
+from sklearn.model_selection import GroupShuffleSplit
+from sklearn.utils.metadata_routing import MethodMapping
 from sklearn.utils.validation import _check_sample_weight, validate_data
 from skorch import NeuralNetRegressor
 from skorch.callbacks import Callback, EpochTimer, LRScheduler, PrintLog
@@ -299,6 +301,16 @@ class FluxRegressor(Resumable):
         tags.target_tags.single_output = isinstance(self.layout, str) and self.layout == "generic"
         return tags
 
+    def get_metadata_routing(self) -> Any:
+        """Return what scikit-learn's metadata routing hands over: with `val_split`, ``groups`` to the split."""
+        router = super().get_metadata_routing()
+        if self.val_split and self.train_split is None:
+            methods = MethodMapping()
+            for method in ("fit", "partial_fit"):
+                methods.add(caller=method, callee="split")
+            router.add(splitter=GroupShuffleSplit(), method_mapping=methods)
+        return router
+
     @property
     def predict_proba(self) -> Any:
         """Not here: `skorch.NeuralNet` has it for classifiers' sake."""
@@ -398,7 +410,8 @@ class FluxRegressor(Resumable):
         x, scaled = layout.scaled(table, target)
         weight = None
         if sample_weight is not None:
-            weight = _check_sample_weight(as_array(sample_weight), table, dtype=np.float64, ensure_non_negative=True)
+            given = as_array(sample_weight) if isinstance(sample_weight, Tensor) else sample_weight
+            weight = _check_sample_weight(given, table, dtype=np.float64, ensure_non_negative=True)
             weight = torch.from_numpy(weight / weight.mean())
         y_scaled = torch.zeros(len(x), 0) if scaled is None else torch.from_numpy(scaled)
         return TableDataset(torch.from_numpy(x), y_scaled, weight)
@@ -781,17 +794,21 @@ class FluxRegressor(Resumable):
         ------
         FourFluxError
             If a shape is another, a number is not finite, or a row has no neutrinos.
+        RunError
+            If the network's output is not finite.
         """
         self.check_is_fitted()
         layout = self._layout
         if isinstance(X, torch.utils.data.Dataset):
             X = _rows_of(X)[0]
         table = self._known(X, False, lambda: layout.table(X, "X"))
-        answer = self._answer(table)
         if not return_std:
+            answer = self._answer(table)
             return answer[:, 0] if self.flat_target_ else answer
+        layout.require_std()
         if self.error_scale_ is None:
             raise NotFittedError("no standard deviations yet; call calibrate(X, y) with rows whose answer is known")
+        answer = self._answer(table)
         return answer, layout.std(self.error_scale_, table, answer)
 
     def _answer(self, table: Any) -> Any:
@@ -806,7 +823,14 @@ class FluxRegressor(Resumable):
                 parts.append(self.module_(rows.to(self._device)).cpu().numpy())
         if not parts:
             return np.empty((0, self._layout.n_outputs or self.n_outputs_), table.dtype)
-        return self._layout.answer(table, np.concatenate(parts), self.module_)
+        output = np.concatenate(parts)
+        finite = np.isfinite(output).all(axis=1)
+        if not finite.all():
+            raise RunError(
+                f"X, row {int(np.argmin(finite))}: the network's output is not finite (NaN or infinity); its weights "
+                "are damaged or have grown without bound: train anew, with a smaller learning rate"
+            )
+        return self._layout.answer(table, output, self.module_)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Coefficient of determination R2, mean over columns, in float64: 1/cm^3 squared does not fit float32.
@@ -848,6 +872,7 @@ class FluxRegressor(Resumable):
             Itself.
         """
         self.check_is_fitted()
+        self._layout.require_std()
         return self._calibrate(*self._layout.tables(X, y))
 
     def _calibrate(self, X: Any, y: Any) -> FluxRegressor:

@@ -320,6 +320,11 @@ def test_weights_of_rows_repeat_and_remove_them(small, options):
     np.testing.assert_allclose(weighted.history[:, "train_loss"], repeated.history[:, "train_loss"], rtol=1e-6)
 
 
+def test_one_weight_for_all_rows_is_none(small):
+    one, none = (FluxRegressor(max_epochs=2, random_state=0).fit(*small, sample_weight=w) for w in (3.0, None))
+    np.testing.assert_allclose(one.predict(small[0]), none.predict(small[0]), atol=1e-5 * np.abs(small[1]).max())
+
+
 def test_weights_of_zero_take_rows_out(small):
     X, y = small
     settings = {"max_epochs": 5, "random_state": 0, "batch_size": -1, "weighting": "kendall_gal", "pcgrad": True}

@@ -425,6 +425,7 @@ def test_a_run_from_the_command_line(run, folder, tmp_path, capsys):
         (["--run", "x", "--test-only", "a"], "--test-only belongs to --cv"),
         (["--cv", "rows", "--seeds", "0"], "--seeds must be 1 or more"),
         (["--cv", "rows", "--resamples", "0"], "--resamples must be 1 or more"),
+        (["--cv", "rows", "--sample", "3"], "say where to with --figures"),
         (["--cv", "simulations"], "invalid choice"),
         ([], "one of the arguments --run --cv is required"),
     ],
@@ -445,6 +446,9 @@ def test_unusable_data_give_a_message(folder, capsys):
         (["--cv", "rows", "--test-only", "nsm_x", "--data", alone], "'nsm_x' is not in"),
         (["--cv", "rows", "--data", "absent.h5"], "absent.h5: no such file"),
         (["--cv", "rows", "--config", "absent.yaml", "--data", alone], "absent.yaml: no such file"),
+        (["--cv", "rows", "--json", str(folder), "--data", alone], "is a folder; name a file in it"),
+        (["--cv", "rows", "--figures", alone, "--data", alone], "is a file; --figures takes a folder"),
+        (["--cv", "rows", "--figures", "f", "--sample", "12", "--data", alone], "row 12 is not among the 12 of"),
     ):
         assert evaluate.main(arguments) == 2
         assert message in capsys.readouterr().err
@@ -512,10 +516,10 @@ def test_unlike_mu_and_tau_are_compared_each_with_its_own():
 def test_unphysical_states_are_named(small):
     data = small.data[:3].copy()
     data[1, 3] = -1.0
-    bad = Bunch(data=data, target=small.target[:3], groups=small.groups[:3], filename="x")
-    every = np.arange(3)
-    with pytest.raises(FourFluxError, match="row 1, nu_e: number density"):
-        evaluation.score(bad, every, np.full(3, "held out"), every, small.target[None, :3])
+    bad = Bunch(data=data, target=small.target[:3], groups=small.groups[:3], filename="x.h5")
+    chosen = np.array([1, 2])  # rows are those of the file
+    with pytest.raises(FourFluxError, match=r"x\.h5: row 1, nu_e: number density .* on_bad_rows: drop"):
+        evaluation.score(bad, chosen, np.full(2, "held out"), chosen, small.target[None, 1:3])
 
 
 # --- the survival probability ----------------------------------------------------------------------------

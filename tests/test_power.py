@@ -374,3 +374,13 @@ def test_the_change_is_shortened_just_as_far_as_needed(F, seed, size):
     assert 0 <= kept < 1
     # A hair further and it would be unphysical.
     assert worst(F + min(1, kept + 1e-6) * change) < 0
+
+
+@pytest.mark.parametrize("order", [17, 31])
+def test_invariants_are_bounded_where_a_beam_falls_between_the_nodes(order):
+    F = beams(3000)
+    assert np.abs(power_invariants(F, order=order)).max() <= 10
+    # What the quadrature resolves keeps its bound without being held to it.
+    resolved = power_invariants(random_states(3000), order=order)
+    assert resolved[:, 2:4].max() < 1.001
+    assert resolved[:, 2:4].min() >= 0

@@ -10,7 +10,7 @@ from sklearn.preprocessing import FunctionTransformer
 from skorch.dataset import ValidSplit
 
 from rheidae import FluxRegressor, box3d_flux, mix
-from rheidae.exceptions import FourFluxError
+from rheidae.exceptions import FourFluxError, RunError
 from rheidae.metrics import flux_error
 from rheidae.modules import MixingModel, ResidualFFIModel
 from tests.states import random_states
@@ -200,6 +200,33 @@ def test_predictions_are_physical_whatever_the_weights(module, size, dtype, unit
     assert (np.linalg.norm(final[..., :3].astype(np.float64), axis=2) <= final[..., 3] + slack * total).all()
     moved = np.abs(final - F).max(axis=(1, 2)) / total[:, 0]
     assert np.percentile(moved, 90) > 1e-3
+
+
+@pytest.mark.parametrize("layout", ["four_flux", "generic"])
+def test_a_network_that_answers_nan_is_an_error(small, layout):
+    X, y = small
+    net = FluxRegressor(layout=layout, max_epochs=1, random_state=0).fit(X, y)
+    with torch.no_grad():
+        next(net.module_.parameters()).fill_(float("nan"))
+    for ask in (lambda: net.predict(X), lambda: net.score(X, y)):
+        with pytest.raises(RunError, match=r"X, row 0: the network's output is not finite .* train anew"):
+            ask()
+
+
+def test_rows_that_no_quadrature_resolves_do_not_spoil_the_others(small):
+    # Six beams, exactly along an axis, among rows of the sample: in training, calibration and prediction.
+    X, y = (table.copy() for table in small)
+    F = np.zeros((6, 6, 4))
+    F[..., 3] = np.random.default_rng(0).uniform(0.1, 1, (6, 6))
+    F[..., 2] = F[..., 3] * [1, 1, 1, -1, 1, 1]
+    X[:6] = np.concatenate([F, box3d_flux(F)], axis=1).reshape(6, 48)
+    y[:6] = F.reshape(6, 24)
+    net = FluxRegressor(random_state=0, max_epochs=20).fit(X, y)
+    final, std = net.predict(X, return_std=True)
+    assert np.isfinite(final).all()
+    assert np.isfinite(std).all()
+    error, of_box3d = (flux_error(y[6:], pred[6:], X[6:, :24]).mean() for pred in (final, X[:, 24:]))
+    assert error < 0.6 * of_box3d
 
 
 @pytest.mark.parametrize("module", [MixingModel, ResidualFFIModel], ids=["mixing", "residual"])

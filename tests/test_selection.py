@@ -4,9 +4,11 @@ import warnings
 
 import numpy as np
 import pytest
+import sklearn
 from scipy.stats import loguniform
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.compose import TransformedTargetRegressor
+from sklearn.exceptions import UnsetMetadataPassedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.inspection import permutation_importance
 from sklearn.linear_model import LinearRegression
@@ -88,6 +90,32 @@ def test_sample_weights_reach_the_training_in_cross_validation(rows):
     settings = {"cv": 2, "scoring": "neg_flux_error", "error_score": "raise"}
     weighted = cross_val_score(FluxRegressor(**QUICK), X, y, params={"sample_weight": weights}, **settings)
     assert (weighted != cross_val_score(FluxRegressor(**QUICK), X, y, **settings)).all()
+
+
+def test_metadata_routing_reaches_fit_splitter_and_scorer(rows):
+    X, y, groups = rows
+    weights = np.where(groups == "random", 1.0, 30.0)
+    with sklearn.config_context(enable_metadata_routing=True):
+        # Groups need no request: they go to what splits, GroupKFold and the model's own validation part.
+        model = FluxRegressor(**QUICK, val_split=0.4).set_fit_request(sample_weight=True)
+        scorer = FluxScorer("flux_error").set_score_request(sample_weight=True)
+        given = {"sample_weight": weights, "groups": groups}
+        found = cross_validate(
+            model, X, y, params=given, cv=GroupKFold(2), scoring=scorer, return_estimator=True, return_indices=True
+        )
+        with pytest.raises(UnsetMetadataPassedError, match="sample_weight"):
+            cross_validate(model, X, y, params=given, cv=GroupKFold(2), scoring="neg_flux_error")
+        direct = FluxRegressor(**QUICK, val_split=0.4).fit(X, y, groups=groups)
+    np.testing.assert_array_equal(
+        direct.predict(X), FluxRegressor(**QUICK, val_split=0.4).fit(X, y, groups=groups).predict(X)
+    )
+    for fold, score in enumerate(found["test_score"]):
+        train, test = (found["indices"][part][fold] for part in ("train", "test"))
+        again = FluxRegressor(**QUICK, val_split=0.4)
+        again.fit(X[train], y[train], sample_weight=weights[train], groups=groups[train])
+        error = flux_error(y[test], again.predict(X[test]), X[test, :24])
+        assert score == pytest.approx(-np.average(error, weights=weights[test]))
+        assert len(set(groups[test])) > 1
 
 
 def test_searches_find_the_better_setting(rows):

@@ -89,3 +89,10 @@ def test_calibration_uses_the_rows_it_is_given(data):
         model.calibrate(X[:2], y[:3])
     with pytest.raises(NotFittedError, match="calibrate"):
         FluxRegressor(**FAST).initialize().predict(X, return_std=True)
+
+
+def test_generic_tables_have_none(data):
+    model = FluxRegressor(layout="generic", **FAST).fit(data.data[:60], data.target[:60])
+    for ask in (lambda: model.predict(data.data, return_std=True), lambda: model.calibrate(data.data, data.target)):
+        with pytest.raises(ValueError, match="layout='generic' has no standard deviations"):
+            ask()

@@ -244,9 +244,11 @@ class FluxRegressor(Resumable):
             **kwargs,
         )
         # skorch sets these here; by scikit-learn's rules an estimator that was not fitted has parameters alone.
+        held: dict[str, Any] = self.__dict__
         for name in ("history_", "initialized_", "virtual_params_"):
-            if not vars(self)[name]:
-                del vars(self)[name]
+            if not held[name]:
+                # Not delattr, by which skorch takes the name for one of its components.
+                del held[name]
 
     # --- what skorch asks for ------------------------------------------------------------------------------
 

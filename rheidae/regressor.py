@@ -246,9 +246,11 @@ class FluxRegressor(Resumable):
             **kwargs,
         )
         # skorch sets these here; by scikit-learn's rules an estimator that was not fitted has parameters alone.
+        held: dict[str, Any] = self.__dict__
         for name in ("history_", "initialized_", "virtual_params_"):
-            if not self.__dict__[name]:
-                del self.__dict__[name]
+            if not held[name]:
+                # Not delattr, by which skorch takes the name for one of its components.
+                del held[name]
 
     # --- what skorch asks for ------------------------------------------------------------------------------
 

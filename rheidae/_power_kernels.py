@@ -300,17 +300,25 @@ def _gather(L, G, where, L_large, G_large):
     return count
 
 
+@scalar_kernel
+def _raised(y):
+    """Return ``log2(1 + 2^y)`` and ``2^y/(1 + 2^y)`` for any y."""
+    t = pow2(-min(abs(y), 1000.0))
+    inverse = 1.0 / (1.0 + t)
+    return max(y, 0.0) + log2(1.0 + t), inverse if y > 0.0 else t * inverse
+
+
 @kernel
 def _mixing(L, G, log_s, p, a, h):
     """Fill ``h`` of nodes on the larger side; return ``int h G`` and its derivative by ``log2 s``."""
     simd_function()
     total = slope = 0.0
     for j in range(L.shape[0]):
-        r = pow2(min(max(a * (L[j] - log_s), -1000.0), 1000.0))
-        h[j] = pow2(max(-p * log2(1.0 + r), -1000.0))
+        raised, part = _raised(a * (L[j] - log_s))
+        h[j] = pow2(max(-p * raised, -1000.0))
         weighted = h[j] * G[j]
         total += weighted
-        slope += weighted * r / (1.0 + r)
+        slope += weighted * part
     return total, p * a * LN2 * slope
 
 
@@ -320,8 +328,8 @@ def _solve(L, G, large, small, p, a, tolerance, h):
 
     The start is exact where G >> s everywhere: there ``int h G ~ s^(a p)``.
     """
-    # Below about -1000/a the powers leave the range of a double.
-    low, high = -900.0, 100.0
+    # Wide enough for a and p of 0.01: there s^(a p) ~ small/large >= NOISE; s is large where both sides are alike.
+    low, high = -1e6, 1e4
     goal = log2(small)
     log_s = log2(max(large, _TINY) / FOUR_PI) + (goal - log2(max(large, _TINY))) / (a * p)
     log_s = min(max(log_s, low), high)
@@ -334,7 +342,8 @@ def _solve(L, G, large, small, p, a, tolerance, h):
             high = log_s
         else:
             low = log_s
-        step = log_s - error * LN2 * total / max(slope, _TINY)
+        # A steep fall-off has no slope left to go by where every h is at its least.
+        step = log_s - error * LN2 * total / slope if slope > 1e-200 else low
         if not low < step < high:
             step = 0.5 * (low + high)
         if step == log_s or high - low < 1e-12:
@@ -361,9 +370,9 @@ def _derivatives(L, G, h, log_s, p, a, by_p, by_a):
     slope_p = slope_a = slope_s = 0.0
     for j in range(L.shape[0]):
         above = L[j] - log_s
-        r = pow2(min(max(a * above, -1000.0), 1000.0))
-        by_s = LN2 * p * a * h[j] * r / (1.0 + r)
-        by_p[j] = -LN2 * p * h[j] * log2(1.0 + r)
+        raised, part = _raised(a * above)
+        by_s = LN2 * p * a * h[j] * part
+        by_p[j] = -LN2 * p * h[j] * raised
         by_a[j] = -by_s * above
         slope_s += G[j] * by_s
         slope_p += G[j] * by_p[j]
@@ -372,8 +381,7 @@ def _derivatives(L, G, h, log_s, p, a, by_p, by_a):
     slope_p *= inverse
     slope_a *= inverse
     for j in range(L.shape[0]):
-        r = pow2(min(max(a * (L[j] - log_s), -1000.0), 1000.0))
-        by_s = LN2 * p * a * h[j] * r / (1.0 + r)
+        by_s = LN2 * p * a * h[j] * _raised(a * (L[j] - log_s))[1]
         by_p[j] -= slope_p * by_s
         by_a[j] -= slope_a * by_s
 
@@ -537,28 +545,49 @@ def share_change(F, D, out, start, stop):
 
 
 @kernel
+def _inside(F, out, scale, slack, t):
+    """Whether ``F + t (out - F)`` of one species, times `scale`, lies in the cone, or outside by `slack` at most."""
+    square = 0.0
+    for k in range(3):
+        x = scale * (F[k] + t * (out[k] - F[k]))
+        square += x * x
+    return scale * (F[3] + t * (out[3] - F[3])) + slack >= np.sqrt(square)
+
+
+@kernel
 def limit_rows(F, out, start, stop):
     """Shorten the change ``out - F`` of each row as far as keeps every species physical, by one factor for all six.
 
-    Physical four-fluxes form a convex cone, so along the way from a physical F there is one place where it is left: the
-    smaller root of ``(N + t dN)^2 = |F + t dF|^2``. A common factor keeps every linear conservation law. Rows that are
-    physical already are not touched; one whose F is not physical comes back as F.
+    Physical four-fluxes form a convex cone, so along the way from a physical F there is one place where it is left.
+    Bisection finds it: its quadratic equation loses all digits where F lies at the cone's edge and goes along it. A
+    common factor keeps every linear conservation law. Rows that are physical already are not touched; a species that
+    starts outside the cone, by rounding or more, does not get further from it.
     """
     for i in range(start, stop):
+        total = 0.0
+        for s in range(6):
+            total += F[i, s, 3]
+        if not total > 0.0:
+            continue
+        scale = 1.0 / total
         factor = 1.0
         for s in range(6):
-            N, x, y, z = np.float64(F[i, s, 3]), np.float64(F[i, s, 0]), np.float64(F[i, s, 1]), np.float64(F[i, s, 2])
-            n, u, v, w = out[i, s, 3] - N, out[i, s, 0] - x, out[i, s, 1] - y, out[i, s, 2] - z
-            M, X, Y, Z = N + n, x + u, y + v, z + w
-            if M >= 0.0 and M * M >= X * X + Y * Y + Z * Z:
+            if _inside(F[i, s], out[i, s], scale, 0.0, factor):
                 continue
-            inside = max(N * N - (x * x + y * y + z * z), 0.0)
-            half = x * u + y * v + z * w - N * n
-            square = n * n - (u * u + v * v + w * w)
-            root = np.sqrt(max(half * half - square * inside, 0.0))
-            # square t^2 - 2 half t + inside = 0; half < 0 only where the way first leads inwards.
-            t = inside / (half + root) if half > 0.0 else (half - root) / square if square < 0.0 else 0.0
-            factor = min(factor, max(t, 0.0))
+            square = 0.0
+            for k in range(3):
+                square += scale * F[i, s, k] * (scale * F[i, s, k])
+            slack = max(np.sqrt(square) - scale * F[i, s, 3], 0.0)
+            if _inside(F[i, s], out[i, s], scale, slack, factor):
+                continue
+            low, high = 0.0, factor
+            for _ in range(54):
+                middle = 0.5 * (low + high)
+                if _inside(F[i, s], out[i, s], scale, slack, middle):
+                    low = middle
+                else:
+                    high = middle
+            factor = low
         if factor < 1.0:
             # A hair inside: rounding must not carry the row out again.
             factor *= 1.0 - 1e-9

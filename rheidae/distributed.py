@@ -139,7 +139,7 @@ class DistributedFluxRegressor(AccelerateMixin, FluxRegressor):
 
     def _initialize_callbacks(self) -> DistributedFluxRegressor:
         if getattr(self, "callbacks__print_log", self) is None:
-            vars(self).pop("callbacks__print_log__sink", None)
+            self.__dict__.pop("callbacks__print_log__sink", None)
         elif self.callbacks__print_log__sink == "auto":
             self.callbacks__print_log__sink = print if self.accelerator.is_main_process else _say_nothing
         return super(AccelerateMixin, self)._initialize_callbacks()
@@ -193,7 +193,7 @@ class DistributedFluxRegressor(AccelerateMixin, FluxRegressor):
                 active = cotangents.flatten(1).any(dim=1).tolist()
                 table = gradients_of(mine, parameters, active)
             else:
-                table = gradients_of(mine)
+                table = gradients_of(mine).clone()
             torch.distributed.all_reduce(table)
             return table
 

@@ -90,7 +90,8 @@ def power_change(
         n,
         threads,
     )
-    return PowerChange(D, J if derivatives else None, np.exp2(scales))
+    with np.errstate(over="ignore", under="ignore"):
+        return PowerChange(D, J if derivatives else None, np.exp2(scales))
 
 
 def power_invariants(F: fourflux.Float, *, order: int = 31, threads: int | None = None) -> NDArray[np.float64]:
@@ -135,10 +136,9 @@ def power_flux(
     F_init : array_like, shape (n, 6, 4)
         Initial four-fluxes, any one unit, usually 1/cm^3.
     c : float or array_like, shape (n,)
-        Strength: 1 is flavor equilibrium on the smaller side. The answer is a convex mixture of the initial
-        distributions for ``0 <= c <= 1.5``.
+        Strength, in [0, 1.5]: 1 is flavor equilibrium on the smaller side, 1.5 would move everything there.
     p, a : float or array_like, shape (n,)
-        How the mixing falls off on the larger side, both positive; 1 and 2 are the scheme of the literature.
+        How the mixing falls off on the larger side, in [0.01, 100]; 1 and 2 are the scheme of the literature.
     axial : float or array_like, shape (n,)
         Weight in [0, 1] of a second component, the same scheme in the azimuthal mean of G about the net flux ``int G
         n``.
@@ -152,8 +152,8 @@ def power_flux(
     Returns
     -------
     ndarray, shape (n, 6, 4)
-        In the unit of the input; float32 for float32 input, else float64. A state without a crossing comes back
-        unchanged.
+        In the unit of the input; float32 for float32 input, else float64. Physical; a state without a crossing comes
+        back unchanged.
 
     Raises
     ------
@@ -170,7 +170,9 @@ def power_flux(
 
     on the other, s from the second equation. With c = 1, a = 2 and p between 1/2 and 1 this takes the power schemes of
     Xiong et al. (arXiv:2307.11129) and George et al. (arXiv:2409.08833), written for one angle, to the sphere. What is
-    moved is applied in conservative form, so that flavor sums and lepton numbers hold to rounding. As the crossing
+    moved is applied in conservative form, so that flavor sums and lepton numbers hold to rounding. Where mu and tau are
+    alike, the answer is a convex mixture of the initial distributions, and physical. Where they are not, or a flux
+    factor near 1 makes a beam that the quadrature does not resolve, `keep_physical` sees to that. As the crossing
     closes, the change is faded out by ``1 - exp(-I_small/(1e-4 N_total))``, a quadrature being unable to see a crossing
     close smoothly, and the axial component by ``1 - exp(-(|int G n|/(0.1 int |Gbar|))^2)`` as its axis loses its
     meaning.
@@ -190,19 +192,24 @@ def power_flux(
     theta = np.empty((len(F), kernels.PARAMETERS))
     given = (
         (0, "c", c, 0, 1.5, np.log),
-        (1, "p", p, _LEAST, np.inf, np.log),
-        (2, "a", a, _LEAST, np.inf, np.log),
+        (1, "p", p, _LEAST, _MOST, np.log),
+        (2, "a", a, _LEAST, _MOST, np.log),
         (3, "axial", axial, 0, 1, np.asarray),
-        (4, "p_axial", p if p_axial is None else p_axial, _LEAST, np.inf, np.log),
-        (5, "a_axial", a if a_axial is None else a_axial, _LEAST, np.inf, np.log),
+        (4, "p_axial", p if p_axial is None else p_axial, _LEAST, _MOST, np.log),
+        (5, "a_axial", a if a_axial is None else a_axial, _LEAST, _MOST, np.log),
     )
     with np.errstate(divide="ignore"):  # c = 0 mixes nothing
         for column, name, value, least, most, transform in given:
             theta[:, column] = transform(_per_row(name, value, len(F), least, most))
-    out = np.empty_like(F)
+    out = np.empty(F.shape)
     change = power_change(F, theta, order=order, threads=threads)
-    share_rows(lambda start, stop: kernels.share_change(F, change.D, out, start, stop), len(F), threads)
-    return out
+
+    def work(start: int, stop: int) -> None:
+        kernels.share_change(F, change.D, out, start, stop)
+        kernels.limit_rows(F, out, start, stop)
+
+    share_rows(work, len(F), threads)
+    return out.astype(F.dtype, copy=False)
 
 
 def keep_physical(F_init: NDArray[np.float64], F_final: NDArray[np.float64], threads: int | None = 1) -> None:
@@ -215,14 +222,15 @@ def keep_physical(F_init: NDArray[np.float64], F_final: NDArray[np.float64], thr
     F_final : ndarray, shape (n, 6, 4)
         Likewise; becomes ``F_init + t (F_final - F_init)`` with the largest t in [0, 1] that keeps all six species
         physical. One t for the row, so that every linear conservation law survives. Rows that are physical stay as they
-        are, bit for bit.
+        are, bit for bit; a species that `F_init` has outside, by rounding or more, does not get further out.
     threads : int, optional
         To share the rows among.
     """
     share_rows(lambda start, stop: kernels.limit_rows(F_init, F_final, start, stop), len(F_init), threads)
 
 
-_LEAST = 1e-2
+# Of p and a: the kernel finds the scale s between them.
+_LEAST, _MOST = 1e-2, 1e2
 
 
 def _per_row(name: str, value: Any, rows: int, least: float, most: float) -> NDArray[np.float64]:

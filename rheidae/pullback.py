@@ -43,8 +43,8 @@ class TaskGradients:
     def fill(self, network: Linearised, cotangents: Tensor) -> Tensor:
         """Return the Jacobian from the derivatives ``(T, n, m)`` of the tasks by the network's output.
 
-        It is overwritten by the next call. Tasks whose derivative is zero in the whole batch (a constraint that is
-        kept) get their row of zeros without taking part.
+        It is overwritten by the next call, and not to be written to: rows of zeros are left as they are. Tasks whose
+        derivative is zero in the whole batch (a constraint that is kept) get theirs without taking part.
         """
         if len(self.table) > 1:
             is_active = torch.from_numpy(cotangents.numpy().any(axis=(1, 2)))

@@ -28,6 +28,9 @@ COMPRESSED_CHUNK_ROWS = 1024
 MINIMAL = ("input", "target", "sim_id")
 """What ``diagnostics: minimal`` writes."""
 
+CARRIED = ("F_true_stddev", "growth_rate_simulated")
+"""What a full file holds where the raw file has it."""
+
 Arrays = dict[str, Any]
 
 
@@ -50,10 +53,6 @@ def evaluate(F_init: fourflux.Float, F_true: fourflux.Float, config: PreprocessC
         "growth_rate": result.growth_rate.astype(np.float32),
         "has_crossing": result.has_crossing,
     }
-
-
-COPIES = ("F_init_flat", "F_true_flat", "F_box_flat", "input", "target")
-"""Arrays of a full file that `complete` makes from the others."""
 
 
 def complete(arrays: Arrays, config: PreprocessConfig) -> Arrays:

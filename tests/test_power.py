@@ -78,9 +78,9 @@ def brute_force(F, c, p, a, axial, p_axial, a_axial, points=96):
             return np.zeros_like(G)
 
         def h(log_s):
-            return (1 + (G[large] / np.exp(log_s)) ** a) ** -p
+            return np.exp(-p * np.logaddexp(0, a * (np.log(G[large]) - log_s)))
 
-        log_s = brentq(lambda log_s: (weight[large] * h(log_s) * G[large]).sum() - small, -60, 20, xtol=1e-13)
+        log_s = brentq(lambda log_s: (weight[large] * h(log_s) * G[large]).sum() - small, -1e6, 1e4, xtol=1e-13)
         out = np.ones_like(G)
         out[large] = h(log_s)
         return out * (1 - np.exp(-small / kernels.FADE))
@@ -216,6 +216,55 @@ def test_conserves_for_any_state(F, seed):
     assert conservation_error(F, after) < 1e-14
 
 
+EXTREMES = st.tuples(st.floats(0, 1.5), *[st.floats(0.01, 100)] * 2, st.floats(0, 1), *[st.floats(0.01, 100)] * 2)
+
+
+@given(states(max_flux_factor=1.0), EXTREMES, st.sampled_from([13, 17, 31]))
+@settings(max_examples=300)
+def test_any_state_and_parameters_stay_physical(F, parameters, order):
+    names = ("c", "p", "a", "axial", "p_axial", "a_axial")
+    after = power_flux(F, order=order, **dict(zip(names, parameters, strict=True)))
+    assert conservation_error(F, after) < 1e-13
+    # Rounding of hypothesis' own states may leave |F| above N.
+    start = np.maximum(np.linalg.norm(F[..., :3], axis=2) - F[..., 3], 0)
+    assert (after[..., 3] >= 0).all()
+    assert (np.linalg.norm(after[..., :3], axis=2) <= after[..., 3] + start + 1e-15 * total(F)[..., 0]).all()
+
+
+def beams(n):
+    """States of beams along one axis, both ways, which no quadrature resolves."""
+    rng = np.random.default_rng(0)
+    F = np.zeros((n, 6, 4))
+    F[..., 3] = rng.uniform(0, 1, (n, 6)) * (rng.random((n, 6)) > 0.3)
+    factor = rng.choice([0, 0.5, 0.999, 1 - 1e-9, 1.0], (n, 6)) * rng.choice([-1, 1], (n, 6))
+    F[..., 2] = factor * F[..., 3]
+    F[:, 0] += [0, 0, 0, 1e-3]
+    return F
+
+
+@pytest.mark.parametrize("axial", [0.0, 1.0])
+def test_beams_stay_physical(axial):
+    F = beams(3000)
+    after = power_flux(F, axial=axial)
+    raw = F[:, 0] - power_change(F, random_theta(3000)).D[:, :4] * total(F)[:, 0]
+    assert (raw[:, 3] < -0.1 * total(F)[:, 0, 0]).any()  # what the quadrature alone would say
+    assert (after[..., 3] >= 0).all()
+    assert (np.linalg.norm(after[..., :3], axis=2) <= after[..., 3] * (1 + 1e-12)).all()
+    assert conservation_error(F, after) < 1e-13
+    assert np.abs(after - F).max() > 0.1
+
+
+@pytest.mark.parametrize("p", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("a", [0.01, 2.0, 100.0])
+def test_scale_is_found_for_every_allowed_parameter(p, a):
+    # The powers themselves leave the range of a double: (G/s)^a with p = 0.01 up to 2^5000.
+    F = random_states(20, max_flux_factor=0.6)
+    expected = np.array([brute_force(F[i], 1.0, p, a, 0.3, p, a) for i in range(20)])
+    found = power_flux(F, order=131, p=p, a=a, axial=0.3) / total(F)
+    assert np.median(np.abs(found - expected).max(axis=(1, 2))) < 1e-4
+    assert np.abs(expected - F / total(F)).max() > 0.03
+
+
 def test_stays_physical():
     F = random_states(5000, max_flux_factor=0.8, alike=True)
     theta = random_theta(5000)
@@ -260,6 +309,7 @@ def test_a_closing_crossing_closes_continuously(axial):
     [
         ({"c": 2.0}, "c = 2 is outside"),
         ({"p": 0.0}, "p = 0 is outside"),
+        ({"p_axial": 101.0}, r"p_axial = 101 is outside \[0.01, 100\]"),
         ({"a": np.nan}, "a = nan is outside"),
         ({"axial": [0.5, 1.5, 0.1]}, "axial = 1.5 is outside"),
         ({"p": [1.0, 2.0]}, r"p has shape \(2,\)"),

@@ -1,16 +1,21 @@
+import ast
+import errno
 import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import yaml
 
+import rheidae
 from rheidae import box3d, box3d_flux, commands, files, fourflux, load_dataset, mix, preprocess, progress
 from rheidae.config import PreprocessConfig, check_config
 from rheidae.exceptions import ConfigError, DataError, OutputError
@@ -528,3 +533,194 @@ def test_report_and_progress(tmp_path, caplog, monkeypatch, capsys):
     monkeypatch.setattr(commands, "on_terminal", lambda: True)
     preprocess.preprocess(config_for(tmp_path, "a", chunk_rows=100), resume=False)
     assert "row/s" in capsys.readouterr().err
+
+
+# --- what is not the program's own doing -----------------------------------------------------------------------
+
+
+def test_another_version_makes_everything_anew(tmp_path, monkeypatch):
+    write_raw(tmp_path / "a.h5")
+    run(config_for(tmp_path, "a"))
+    monkeypatch.setattr(rheidae, "__version__", "999")
+    assert [entry.up_to_date for entry in run(config_for(tmp_path, "a"))] == [False, False]
+    assert read_all(tmp_path / "out" / "a_preprocessed.h5")[1]["rheidae_version"] == "999"
+
+
+def delete_input(file):
+    del file["input"]
+
+
+def delete_what_the_combined_file_is_made_of(file):
+    del file["F_init"]
+
+
+def shorten(file):
+    values = file["target"][:-1]
+    del file["target"]
+    file["target"] = values
+
+
+def widen(file):
+    values = file["input"][()].astype("f8")
+    del file["input"]
+    file["input"] = values
+
+
+@pytest.mark.parametrize("damage", [delete_input, delete_what_the_combined_file_is_made_of, shorten, widen])
+@pytest.mark.parametrize("name", ["a_preprocessed.h5", "preprocessed_all.h5"])
+def test_an_output_that_lacks_something_is_made_anew(tmp_path, name, damage):
+    write_raw(tmp_path / "a.h5")
+    run(config_for(tmp_path, "a"))
+    wanted = {path.name: read_all(path)[0] for path in (tmp_path / "out").iterdir()}
+    with h5py.File(tmp_path / "out" / name, "a") as file:
+        damage(file)
+    run(config_for(tmp_path, "a"))
+    for path in (tmp_path / "out").iterdir():
+        values = read_all(path)[0]
+        assert values.keys() == wanted[path.name].keys()
+        for key in values:
+            np.testing.assert_array_equal(values[key], wanted[path.name][key])
+
+
+def test_what_others_add_to_an_output_stays_out_of_the_combined_file(tmp_path):
+    write_raw(tmp_path / "a.h5")
+    run(config_for(tmp_path, "a"))
+    wanted = (tmp_path / "out" / "preprocessed_all.h5").read_bytes()
+    with h5py.File(tmp_path / "out" / "a_preprocessed.h5", "a") as file:
+        file["notes"], file["Ye"] = "mine", np.zeros(20)
+    (tmp_path / "out" / "preprocessed_all.h5").unlink()
+    run(config_for(tmp_path, "a"))
+    assert (tmp_path / "out" / "preprocessed_all.h5").read_bytes() == wanted
+
+
+def test_a_damaged_output_is_named_with_the_way_out(tmp_path):
+    write_raw(tmp_path / "a.h5")
+    config = config_for(tmp_path, "a", compression="gzip")
+    run(config)
+    with h5py.File(tmp_path / "out" / "a_preprocessed.h5", "a") as file:
+        file["F_true"].id.write_direct_chunk((0, 0, 0), b"this is not what zlib writes")
+    (tmp_path / "out" / "preprocessed_all.h5").unlink()
+    with pytest.raises(DataError, match=r"a_preprocessed\.h5: dataset 'F_true', rows 0 to 19: .* with --force"):
+        run(config)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_preprocessed.h5"]
+    preprocess.preprocess(config, resume=False)
+    assert (tmp_path / "out" / "preprocessed_all.h5").exists()
+
+
+def linked(file, part, name, shape):
+    file[name] = h5py.ExternalLink(part.name, name)
+
+
+def virtual(file, part, name, shape):
+    layout = h5py.VirtualLayout(shape=shape, dtype="f8")
+    layout[...] = h5py.VirtualSource(part.name, name, shape=shape)
+    file.create_virtual_dataset(name, layout)
+
+
+def link_to_virtual(file, part, name, shape):
+    between = part.with_name("between.h5")
+    with h5py.File(between, "a") as other:
+        virtual(other, part, name, shape)
+    linked(file, between, name, shape)
+
+
+def external(file, part, name, shape):
+    with h5py.File(part) as whole:
+        place = whole[name].id.get_offset()
+    file.create_dataset(name, shape=shape, dtype="f8", external=[(str(part), place, 8 * int(np.prod(shape)))])
+
+
+@pytest.mark.parametrize("how", [linked, virtual, link_to_virtual, external])
+def test_rows_that_lie_in_other_files(tmp_path, monkeypatch, how):
+    """What these files hold counts as the source: a change there, also while it is read, does not go unnoticed."""
+    part, whole = tmp_path / "part.h5", tmp_path / "a.h5"
+    write_raw(part)
+    with h5py.File(whole, "w") as file:
+        for name in (INIT, TRUE):
+            how(file, part, name, (20, 4, 2, 3))
+    config = config_for(tmp_path, "a")
+    run(config)
+    assert all(entry.up_to_date for entry in run(config))
+    F = write_raw(part, seed=1)
+    run(config)
+    np.testing.assert_allclose(read_all(tmp_path / "out" / "a_preprocessed.h5")[0]["F_init"], F, rtol=1e-6)
+    older = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    work = preprocess._process_block
+
+    def changed(block):
+        os.utime(part, ns=(0, 0))
+        return work(block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "_process_block", changed)
+        with pytest.raises(DataError, match=r"part\.h5: changed while it was read"):
+            preprocess.preprocess(config, resume=False)
+    with pytest.raises(DataError, match=r"part\.h5 is an input and would be an output"):
+        run(config_for(tmp_path, "a", output_root=str(tmp_path), output_filename="part.h5"))
+    part.unlink()
+    with pytest.raises(DataError, match=r"a\.h5: .*F4_initial.*part\.h5.* not there; fetch that file too"):
+        run(config)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == older
+
+
+def test_virtual_rows_of_the_same_file_and_of_themselves(tmp_path):
+    write_raw(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["rows"] = file[INIT][()]
+        del file[INIT]
+        virtual(file, tmp_path / "a.h5", "again", (20, 4, 2, 3))
+        layout = h5py.VirtualLayout(shape=(20, 4, 2, 3), dtype="f8")
+        layout[...] = h5py.VirtualSource(".", "rows", shape=(20, 4, 2, 3))
+        file.create_virtual_dataset(INIT, layout)
+    run(config_for(tmp_path, "a"))
+    with pytest.raises(DataError, match=r"a\.h5: dataset 'again' takes its rows from itself"):
+        run(config_for(tmp_path, "a", h5_paths={"F_init": "again"}))
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
+    write_raw(tmp_path / "a.h5")
+
+    def after(simulation, *arguments, **options):
+        """Once the file was looked at, before or after its rows are read."""
+        if change == "removed":
+            (tmp_path / "a.h5").unlink()
+        else:
+            write_raw(tmp_path / "a.h5", seed=1)
+        return original(simulation, *arguments, **options)
+
+    for name in ("inspect", "_require_unchanged"):
+        if change == "removed" and name == "inspect":
+            continue
+        with monkeypatch.context() as patch:
+            original = getattr(preprocess, name)
+            patch.setattr(preprocess, name, after)
+            with pytest.raises(DataError, match=r"a\.h5: (changed|gone) while it was read.*; (wait until|fetch)"):
+                run(config_for(tmp_path, "a"))
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_file_system_that_does_not_sync_folders(tmp_path, monkeypatch):
+    write_raw(tmp_path / "a.h5")
+    fsync = os.fsync
+
+    def as_samba_does(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", as_samba_does)
+    run(config_for(tmp_path, "a"))
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_one_place_opens_hdf5_files():
+    """One locking policy: see `rheidae.files`."""
+    package = Path(rheidae.__file__).parent
+    openers = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("h5py.File", "File")
+    }
+    assert openers == {"files.py"}

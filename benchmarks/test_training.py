@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.loops import obvious_epoch, sliced_epoch
 from rheidae import FluxRegressor, box3d_flux
-from rheidae.modules import ResidualFFIModel
+from rheidae.modules import MixingModel, ResidualFFIModel
+from rheidae.products import product
 from tests.states import random_states
 
 ROWS = 12_800
@@ -19,6 +20,7 @@ BATCH = 256
 EPOCHS = 3
 ALL = "training with Kendall-Gal, PCGrad and constraints: batches of 256, one thread"
 SUM = "training on the sum of the losses: batches of 256, one thread"
+PRODUCTS = "product of matrices (1280, 128) and (128, 128), one thread"
 PREDICT = "prediction: batches of 256, one thread"
 SCHEMES = {"weighting": "kendall_gal", "pcgrad": True, "constraints": True}
 
@@ -76,9 +78,54 @@ def test_sum_of_losses(in_turns, table):
     in_turns(SUM, EPOCHS * ROWS, {"loop over sliced tensors": loop, "FluxRegressor": lambda: model.partial_fit(*table)})
 
 
+def test_products(in_turns):
+    """The product that takes most of a step: the cotangents of five tasks through a layer."""
+    torch.set_num_threads(1)
+    c, weight = torch.randn(5 * BATCH, 128), torch.randn(128, 128)
+
+    def repeat(multiply):
+        for _ in range(500):
+            multiply(c, weight)
+
+    in_turns(PRODUCTS, 500 * len(c), {"torch.mm": lambda: repeat(torch.mm), "oneDNN's": lambda: repeat(product)})
+
+
+@pytest.mark.skipif("RHEIDAE_BENCH_THREADS" not in os.environ, reason="takes a minute: RHEIDAE_BENCH_THREADS=1,2")
+@pytest.mark.parametrize("batch", [32, BATCH, 4096])
+@pytest.mark.parametrize("schemes", [{}, SCHEMES], ids=["sum", "all schemes"])
+@pytest.mark.parametrize("module", [MixingModel, ResidualFFIModel], ids=["mixing", "residual"])
+def test_a_second_thread(in_turns, module, schemes, batch):
+    rows = 6400 if batch == 32 else 2 * ROWS
+    table = make_table(rows)
+    model = FluxRegressor(module, random_state=0, batch_size=batch, max_epochs=1, lr=2e-3, **schemes).fit(*table)
+
+    counts = [int(count) for count in os.environ["RHEIDAE_BENCH_THREADS"].split(",")]
+    name = f"{module.__name__}, {'all schemes' if schemes else 'sum of the losses'}, batches of {batch}"
+    in_turns(
+        name,
+        rows,
+        {
+            f"{count} threads": lambda count=count: model.set_params(threads=count).partial_fit(*table)
+            for count in counts
+        },
+    )
+
+
 def test_prediction(rate, table):
     model = estimator(table)
     rate(PREDICT, "FluxRegressor", ROWS, lambda: model.predict(table[0]), rounds=3)
+
+
+@pytest.mark.parametrize(("width", "batch"), [(32, 32), (512, 4096)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_and_widths(rate, table, width, batch, threads):
+    """What a second thread gains on a machine that is quiet, and costs on one that is not."""
+    model = FluxRegressor(
+        random_state=0, batch_size=batch, max_epochs=1, module__hidden_dim=width, threads=threads
+    ).initialize()  # fmt: skip
+    group = f"training by threads: the default network of width {width}, batches of {batch}"
+    X, y = (part[:8192] for part in table)
+    rate(group, f"threads={threads}", len(X), lambda: model.partial_fit(X, y), rounds=3)
 
 
 GROWTH = """

@@ -5,6 +5,7 @@ Both run the same function on the same blocks and hand the results back in order
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -70,7 +71,7 @@ class Threads:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Blocks that are under way end first: nobody writes to a file any more when it is removed.
+        # Blocks that are under way end first: they hold files open. One that is gone they do not make again.
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(self, work: Callable[..., Result], blocks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
@@ -136,13 +137,20 @@ class Cluster:
             if kind == "local":
                 address = self._stack.enter_context(
                     distributed.LocalCluster(
-                        n_workers=int(number), threads_per_worker=1, processes=True, dashboard_address=None
+                        n_workers=int(number),
+                        threads_per_worker=1,
+                        processes=True,
+                        dashboard_address="127.0.0.1:0",
+                        preload="rheidae.signals",
                     )
                 )
+            else:
+                _require_answer(scheduler)
             self._client = self._stack.enter_context(distributed.Client(address, timeout=CONNECT_SECONDS))
         except (OSError, ValueError, self._timed_out) as error:
             self._stack.close()
-            raise ClusterError(f"--scheduler {scheduler}: cannot be reached ({error}); is it running?") from error
+            why = str(error) or f"no answer within {CONNECT_SECONDS} s"
+            raise ClusterError(f"--scheduler {scheduler}: cannot be reached ({why}); is it running?") from error
 
     def __enter__(self) -> Cluster:
         return self
@@ -212,6 +220,23 @@ class Cluster:
                     raise
                 if not self._count_threads():
                     log.warning("%s: no worker is left; waiting for one", self._scheduler)
+
+
+def _require_answer(address: str) -> None:
+    """Raise if no scheduler answers: `distributed.Client` would wait for ever where another program holds the port."""
+    import distributed
+
+    async def greet() -> None:
+        options = distributed.Security().get_connection_args("client")
+        try:
+            comm = await distributed.comm.connect(address, timeout=CONNECT_SECONDS, **options)
+        except MemoryError as error:  # it takes the greeting of another program for the length of a message
+            raise OSError("what answers there is no Dask scheduler") from error
+        comm.abort()
+
+    # A thread of its own, since a notebook runs an event loop in this one.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, asyncio.wait_for(greet(), CONNECT_SECONDS)).result()
 
 
 def _greet(version: str, sizes: dict[str, int]) -> str | None:

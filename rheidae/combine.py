@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 
 from rheidae import shuffle
@@ -24,7 +23,7 @@ from rheidae.exceptions import DataError
 from rheidae.files import Outputs, open_h5
 from rheidae.progress import Progress, Stages
 from rheidae.rows import Rows, Table, columns_of, locate, read_rows, write_all
-from rheidae.trainingset import COPIES, Arrays, Done, complete, example, finish, writing
+from rheidae.trainingset import CARRIED, MINIMAL, Arrays, Done, complete, example, finish, writing
 
 BUCKET_BYTES = 8 << 20
 """Rows are sorted so many bytes at a time."""
@@ -45,12 +44,11 @@ class _Part(NamedTuple):
 def _parts(paths: Sequence[Path], config: PreprocessConfig) -> list[_Part]:
     parts: list[_Part] = []
     first = 0
+    # Not what another program has put there since.
+    wanted = MINIMAL if config.diagnostics == "minimal" else (*example(config), *CARRIED)
     for path in paths:
         with open_h5(path) as file:
-            names = [name for name, held in file.items() if isinstance(held, h5py.Dataset)]
-            if config.diagnostics == "full":
-                names = [name for name in names if name not in COPIES]
-            parts.append(_Part(tuple(locate(file, name) for name in names), first))
+            parts.append(_Part(tuple(locate(file, name) for name in wanted if name in file), first))
         first += parts[-1].rows
     return parts
 
@@ -75,10 +73,9 @@ def _read_records(part: _Part, start: int, stop: int, record: Any) -> Any:
     held = {column.name: column for column in part.columns}
     for name in record.names[1:]:
         if name in held:
-            rows[name] = read_rows(held[name], start, stop)
-        else:  # a quantity that only other simulations have
-            kind = record[name].base.kind
-            rows[name] = np.nan if kind == "f" else np.zeros((), dtype=record[name].base)
+            rows[name] = read_rows(held[name], start, stop, "run again with --force, which makes this file anew")
+        else:  # one of `CARRIED` that only other simulations have
+            rows[name] = np.nan
     return rows
 
 

@@ -29,6 +29,9 @@ def run(command: Callable[[], None]) -> int:
     except (RheidaeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"error: out of memory ({error}); ask for more, or for smaller chunk_rows or batch_size", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -36,7 +36,7 @@ def write_all(scored: Scored, report: dict[str, Any], folder: Path, sample: int 
     Returns
     -------
     list of Path
-        ``errors.png, parity.png, depth.png, skill.png, sphere.png``.
+        ``errors.png, species.png, parity.png, depth.png, skill.png, sphere.png``.
 
     Raises
     ------
@@ -54,6 +54,7 @@ def write_all(scored: Scored, report: dict[str, Any], folder: Path, sample: int 
         index = int(found[0])
     draw = {
         "errors": lambda path: error_histograms(scored, path),
+        "species": lambda path: error_by_species(report, path),
         "parity": lambda path: parity(scored, path),
         "depth": lambda path: error_by_state(scored, path),
         "skill": lambda path: skill_by_group(report, path),
@@ -83,6 +84,23 @@ def error_histograms(scored: Scored, path: Path) -> None:
             axes.grid(alpha=0.3)
         panels[0].legend(fontsize="small")
         panels[-1].set_xlabel("error of a row over the total density")
+
+
+def error_by_species(report: dict[str, Any], path: Path) -> None:
+    """Mean error of each species under each scheme, a panel per role."""
+    found = report["roles"]
+    with saved_figure(path, 6.0, 1.0 + 2.4 * len(found)) as figure:
+        panels = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, entry in zip(panels, found, strict=True):
+            for offset, scheme in enumerate(SCHEMES):
+                error = np.array(list(entry["schemes"][scheme]["species_error"].values()))
+                place = np.arange(len(error)) + 0.15 * (offset - 1.5)
+                style = {"marker": "o", "ls": "", "color": COLORS[scheme], "label": SCHEMES[scheme]}
+                axes.plot(place, np.where(error > 0, error, np.nan), **style)
+            axes.set(yscale="log", ylabel="mean error", title=entry["role"])
+            axes.grid(alpha=0.3, axis="y")
+        panels[0].legend(fontsize="small")
+        panels[-1].set_xticks(range(len(fourflux.SPECIES)), fourflux.SPECIES)
 
 
 def _some(scored: Scored) -> NDArray[np.intp]:

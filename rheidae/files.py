@@ -42,6 +42,12 @@ _serial = itertools.count()
 # --- reading ---------------------------------------------------------------------------------------------
 
 
+def require_file(path: str | Path, remedy: str = "check the path") -> None:
+    """Raise `DataError` that ends in `remedy` if there is no such file."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file; {remedy}")
+
+
 @contextmanager
 def open_h5(path: str | Path, remedy: str = "check the path") -> Iterator[h5py.File]:
     """Open an HDF5 file for reading.
@@ -58,8 +64,7 @@ def open_h5(path: str | Path, remedy: str = "check the path") -> Iterator[h5py.F
     DataError
         If the file does not exist, is not HDF5 or is cut short.
     """
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such file; {remedy}")
+    require_file(path, remedy)
     try:
         file = h5py.File(path, "r", locking=_LOCKING)
     except PermissionError as error:
@@ -81,10 +86,16 @@ def dataset(file: h5py.File, name: str, remedy: str = "check the name") -> h5py.
     try:
         # A name that ends or begins oddly (".", an empty one) raises; a dangling link is None.
         found = file.get(name)
+        link = file.get(name, getlink=True) if found is None else None
     except H5_ERRORS as error:
         raise DataError(
             f"{file.filename}: dataset {name!r} cannot be opened ({error}); fetch the file again"
         ) from error
+    if isinstance(link, h5py.ExternalLink):
+        raise DataError(
+            f"{file.filename}: {name!r} is a link to {link.path!r} in {link.filename}, which is not there; "
+            "fetch that file too"
+        )
     if not isinstance(found, h5py.Dataset):
         raise DataError(f"{file.filename}: no dataset {name!r}; {remedy}. The file holds: {_held(file)}")
     return found
@@ -97,14 +108,18 @@ def _held(file: h5py.File) -> str:
         return f"names that cannot be read ({error})"
 
 
-def read(source: h5py.Dataset, start: int, stop: int, axis: int = 0) -> Any:
+FETCH_AGAIN = "fetch the file again"
+"""What to do about a damaged raw file."""
+
+
+def read(source: h5py.Dataset, start: int, stop: int, axis: int = 0, remedy: str = FETCH_AGAIN) -> Any:
     """Read ``start:stop`` along the row axis; a damaged chunk raises `DataError` naming file, dataset and rows."""
     try:
         return source[(slice(None),) * axis + (slice(start, stop),)]
     except H5_ERRORS as error:
         raise DataError(
             f"{source.file.filename}: dataset {source.name.lstrip('/')!r}, rows {start} to {stop - 1}: "
-            f"cannot be read ({error}); fetch the file again"
+            f"cannot be read ({error}); {remedy}"
         ) from error
 
 
@@ -330,6 +345,10 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems, such as SMB's, do not sync folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 import rheidae
 from rheidae.config import PreprocessConfig, RawFile
 from rheidae.exceptions import DataError
-from rheidae.files import open_h5
+from rheidae.files import H5_ERRORS, dataset, open_h5
+from rheidae.rows import Column
 
 FORMAT = 1
 """Raised when the same version of the package begins to write other numbers or names."""
@@ -48,14 +51,16 @@ def of_source(path: Path) -> dict[str, Any]:
                     file.seek((status.st_size - _PIECE) * index // (_PIECES - 1))
                     digest.update(file.read(_PIECE))
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); fetch the file again") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}); see to its permissions, or fetch it again"
+        ) from error
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "blake2b": digest.hexdigest()}
 
 
-def of_simulation(source: dict[str, Any], raw: RawFile, config: PreprocessConfig) -> str:
-    """Fingerprint of one simulation's output: source, configuration and version."""
+def of_simulation(sources: Sequence[dict[str, Any]], raw: RawFile, config: PreprocessConfig) -> str:
+    """Fingerprint of one simulation's output: source (a raw file and those it links to), configuration and version."""
     return _text(
-        source=source,
+        source=sources,
         config=config.model_dump(exclude=_NOT_ROWS),
         file=raw.model_dump(include={"sim_id", "max_rows", "axes", "output_name"}),
     )
@@ -72,10 +77,24 @@ def _text(**content: Any) -> str:
     return json.dumps({"format": FORMAT, "rheidae_version": rheidae.__version__, **content}, sort_keys=True)
 
 
-def up_to_date(path: Path, fingerprint: str) -> bool:
-    """Whether the output `path` is whole and was made from what `fingerprint` says."""
+def up_to_date(path: Path, fingerprint: str, columns: Sequence[Column]) -> bool:
+    """Whether the output `path` is whole and was made from what `fingerprint` says.
+
+    It has to hold `columns`, strings of any length. Their numbers are not read: an output that another program has
+    changed by hand needs ``--force``.
+    """
     try:
         with open_h5(path) as file:
-            return bool(file.attrs.get(ATTRIBUTE) == fingerprint) and isinstance(file.get("sim_id"), h5py.Dataset)
-    except (DataError, OSError, RuntimeError):
+            return bool(file.attrs.get(ATTRIBUTE) == fingerprint) and _holds(file, columns)
+    except (DataError, *H5_ERRORS):
         return False
+
+
+def _holds(file: h5py.File, columns: Sequence[Column]) -> bool:
+    rows = len(dataset(file, "sim_id"))
+    for column in columns:
+        found, kind = dataset(file, column.name), np.dtype(column.dtype)
+        alike = found.dtype.kind == "S" if kind.kind == "S" else found.dtype == kind
+        if found.shape != (rows, *column.shape) or not alike:
+            return False
+    return True

@@ -26,10 +26,10 @@ from rheidae.cluster import Workers, open_workers
 from rheidae.combine import combine
 from rheidae.config import PreprocessConfig, RawFile, Tolerances, read_config
 from rheidae.exceptions import DataError, OutputError
-from rheidae.files import Finished, dataset, only_writer, open_h5, require_space
+from rheidae.files import Finished, dataset, only_writer, open_h5, require_file, require_space
 from rheidae.progress import Progress, Stages
-from rheidae.rawfile import RawSimulation, inspect, read_growth_rate, read_names
-from rheidae.rows import Table, columns_of
+from rheidae.rawfile import RawSimulation, inspect, linked_files, read_growth_rate, read_names
+from rheidae.rows import Column, Table, columns_of
 from rheidae.trainingset import Arrays, Done, attributes, complete, evaluate, example, finish, output_columns, writing
 
 log = logging.getLogger(__name__)
@@ -92,14 +92,17 @@ def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str 
         with stages.timed("inspect"):
             simulations = [_inspect(raw, config) for raw in enabled]
         _require_targets(simulations, config)
-        pending = [s for s in simulations if not (resume and fingerprint.up_to_date(s.target, s.fingerprint))]
+        pending = [
+            s for s in simulations if not (resume and fingerprint.up_to_date(s.target, s.fingerprint, s.columns))
+        ]
         combined = root / config.output_filename
+        columns = list({column.name: column for s in simulations for column in s.columns}.values())
         mark = fingerprint.of_combined([s.fingerprint for s in simulations], config)
         workers: Workers | None = None
-        if pending or not (resume and fingerprint.up_to_date(combined, mark)):
+        if pending or not (resume and fingerprint.up_to_date(combined, mark, columns)):
             _require_space(pending, simulations, config)
             workers = stack.enter_context(open_workers(scheduler, config.threads))
-            workers.require([lock, *(s.source for s in simulations)])
+            workers.require([lock, *(path for s in simulations for path in s.marks)])
         written = []
         for simulation in simulations:
             if simulation in pending:
@@ -142,32 +145,39 @@ class _Simulation(NamedTuple):
     target: Path
     held: RawSimulation
     rows: int
-    source_mark: dict[str, Any]
+    columns: tuple[Column, ...]
+    """The datasets of the output, strings as short as can be."""
+    marks: dict[Path, dict[str, Any]]
+    """Size, time and content of the file, and of those that it links to."""
     fingerprint: str
 
 
 def _inspect(raw: RawFile, config: PreprocessConfig) -> _Simulation:
     source = Path(config.data_root) / raw.path
     remedy = "check data_root and path (the sample is written by: python -m rheidae.datasets FOLDER)"
-    held = inspect(source, config.h5_paths, raw.axes or config.axes, remedy)
+    require_file(source, remedy)
+    # What changes after this moment is found once all rows are read.
+    marks = {source: fingerprint.of_source(source)}
+    held = inspect(source, config.h5_paths, raw.axes or config.axes)
     if config.diagnostics == "minimal":
         held = held._replace(F_true_stddev=None, growth_rate=None, dirnames=None)
-    source_mark = fingerprint.of_source(source)
+    marks |= {path: fingerprint.of_source(path) for path in linked_files(source, held)}
     return _Simulation(
         raw=raw,
         source=source,
         target=Path(config.output_root) / f"{raw.output_name}_preprocessed.h5",
         held=held,
         rows=held.length if raw.max_rows is None else min(raw.max_rows, held.length),
-        source_mark=source_mark,
-        fingerprint=fingerprint.of_simulation(source_mark, raw, config),
+        columns=output_columns(example(config, held), config),
+        marks=marks,
+        fingerprint=fingerprint.of_simulation(list(marks.values()), raw, config),
     )
 
 
 def _require_targets(simulations: list[_Simulation], config: PreprocessConfig) -> None:
     """Refuse outputs that would overwrite a source, or whose place something else has."""
     targets = [s.target for s in simulations] + [Path(config.output_root) / config.output_filename]
-    sources = {s.source.resolve(): s.source for s in simulations}
+    sources = {path.resolve() for s in simulations for path in s.marks}
     for target in targets:
         if target.resolve() in sources:
             raise DataError(f"{target} is an input and would be an output; choose another output_root or output_name")
@@ -272,9 +282,13 @@ def _summary(counts: dict[str, int], rows: int) -> str:
 
 
 def _require_unchanged(simulation: _Simulation) -> None:
-    status = simulation.source.stat()
-    if (status.st_size, status.st_mtime_ns) != (simulation.source_mark["size"], simulation.source_mark["mtime_ns"]):
-        raise DataError(f"{simulation.source}: changed while it was read; wait until it is complete, then run again")
+    for path, mark in simulation.marks.items():
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: gone while it was read ({error.strerror}); fetch the file again") from error
+        if (status.st_size, status.st_mtime_ns) != (mark["size"], mark["mtime_ns"]):
+            raise DataError(f"{path}: changed while it was read; wait until it is complete, then run again")
 
 
 def _block_rows(held: RawSimulation, config: PreprocessConfig) -> int:

@@ -56,7 +56,7 @@ class OwnRandomness:
         goes_on = not fresh and hasattr(self, "rng_state_")
         seed = None if goes_on else self._first_seed()
         if seed is None and not goes_on:
-            vars(self).pop("rng_state_", None)
+            self.__dict__.pop("rng_state_", None)
             yield
             return
         self.seeded_ = True

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ class RawSimulation(NamedTuple):
     """Number of rows."""
 
 
-def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None, remedy: str) -> RawSimulation:
+def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None) -> RawSimulation:
     """Open a raw file and find its datasets.
 
     Parameters
@@ -68,8 +69,6 @@ def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None, remedy
         What its datasets are called.
     axes : sequence of str, optional
         Names of the axes of its four-fluxes, in the order of the file. Default: told by their sizes.
-    remedy : str
-        What the message advises where the file does not exist.
 
     Raises
     ------
@@ -77,7 +76,7 @@ def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None, remedy
         If the file is missing or malformed, or the sizes leave more than one reading. The message names file,
         dataset and remedy.
     """
-    with open_h5(path, remedy) as file:
+    with open_h5(path) as file:
         F_init = _four_flux(file, path, names.F_init, "F_init", axes)
         F_true = _four_flux(file, path, names.F_true, "F_true", axes)
         count = F_init.rows.length
@@ -98,7 +97,7 @@ def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None, remedy
                 raise DataError(f"{growth_rate.where} has type {growth_rate.dtype}; expected real numbers, in 1/s")
         if _present(file, names.dirnames):
             dirnames = _per_row(file, path, names.dirnames, "dirnames", count)
-            found = dataset(file, names.dirnames)
+            found = dataset(file, names.dirnames, "name another one in h5_paths.dirnames")
             if h5py.check_string_dtype(found.dtype) is None and found.dtype.kind not in "Siu":
                 raise DataError(
                     f"{dirnames.where} has type {found.dtype}; expected strings: "
@@ -108,6 +107,52 @@ def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None, remedy
 
 
 _one_per_row = "one per row"
+
+
+def linked_files(path: str | Path, held: RawSimulation) -> list[Path]:
+    """Other files that hold rows of a raw file, which may keep links, virtual datasets and external storage.
+
+    Raises
+    ------
+    DataError
+        If one of them is not there: HDF5 would read the rows of a missing part as zeros.
+    """
+    carried = (held.F_true_stddev.rows if held.F_true_stddev else None, held.growth_rate, held.dirnames)
+    found: dict[Path, None] = {}
+    with open_h5(path) as file:
+        for rows in (held.F_init.rows, held.F_true.rows, *carried):
+            if rows is None:
+                continue
+            try:
+                found |= dict.fromkeys(_behind(dataset(file, rows.name), rows.where, frozenset()))
+            except H5_ERRORS as error:
+                raise DataError(f"{rows.where} cannot be opened ({error}); fetch the file again") from error
+    return [other for other in found if not other.samefile(path)]
+
+
+def _behind(source: h5py.Dataset, where: str, seen: frozenset[tuple[Path, str]]) -> Iterator[Path]:
+    """The files that hold the numbers of a dataset."""
+    own = Path(os.path.abspath(source.file.filename))
+    yield own
+    seen |= {(own, source.name.strip("/"))}
+    creation = source.id.get_create_plist()
+    for index in range(creation.get_external_count()):
+        yield _existing([Path(os.fsdecode(creation.get_external(index)[0]))], where)
+    for part in source.virtual_sources() if source.is_virtual else []:
+        places = [own] if part.file_name == "." else [own.parent / part.file_name, Path(part.file_name)]
+        path = _existing(places, where)
+        if (path, part.dset_name.strip("/")) in seen:
+            raise DataError(f"{where} takes its rows from itself; fetch the file again")
+        with open_h5(path) as file:
+            yield from _behind(dataset(file, part.dset_name), where, seen)
+
+
+def _existing(places: Sequence[Path], where: str) -> Path:
+    """The first of the places, in HDF5's order, where there is a file."""
+    for path in places:
+        if path.is_file():
+            return Path(os.path.abspath(path))
+    raise DataError(f"{where} takes rows from {places[-1]}, which is not there; fetch that file too")
 
 
 def _present(file: h5py.File, name: str) -> bool:
@@ -168,7 +213,7 @@ def _listed(readings: Sequence[Sequence[str]]) -> str:
 
 
 def _per_row(file: h5py.File, path: str | Path, name: str, key: str, count: int) -> Rows:
-    found = dataset(file, name)
+    found = dataset(file, name, f"name another one in h5_paths.{key}")
     where = f"{path}: dataset {name!r}"
     try:
         shape = found.shape

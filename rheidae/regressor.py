@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,6 +52,19 @@ FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 CALIBRATION_ROWS = 50
 # Rows that means and deviations are taken from, at most.
 ENOUGH_ROWS = 10_000
+
+
+class Unfitted:
+    """What an attribute is until it is set; skorch's constructor, which looks whether it is there, does not find it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __get__(self, net: Any, owner: type | None = None) -> Any:
+        """Return the value; what the estimator itself holds under the name goes before."""
+        if net is not None and "_params_to_validate" not in vars(net):
+            raise AttributeError
+        return self.value
 
 
 class FluxRegressor(Resumable):
@@ -157,6 +171,9 @@ class FluxRegressor(Resumable):
     error_scale_: ErrorScale | None = None
     known_rows_: Any = None
     flat_target_: bool = False
+    history_: Any = Unfitted(None)
+    initialized_: Any = Unfitted(False)
+    virtual_params_: Any = Unfitted(MappingProxyType({}))
     n_outputs_: int
     criterion_: Any
 
@@ -228,6 +245,12 @@ class FluxRegressor(Resumable):
             torch_load_kwargs=torch_load_kwargs,
             **kwargs,
         )
+        # skorch sets these here; by scikit-learn's rules an estimator that was not fitted has parameters alone.
+        held: dict[str, Any] = self.__dict__
+        for name in ("history_", "initialized_", "virtual_params_"):
+            if not held[name]:
+                # Not delattr, by which skorch takes the name for one of its components.
+                del held[name]
 
     # --- what skorch asks for ------------------------------------------------------------------------------
 

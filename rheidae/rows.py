@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from rheidae.exceptions import DataError
-from rheidae.files import H5_ERRORS, open_h5, read, start_writing_back, write_all
+from rheidae.files import FETCH_AGAIN, H5_ERRORS, open_h5, read, start_writing_back, write_all
 from rheidae.signals import uninterrupted
 
 # HDF5's own cache of 1 MB holds less than one chunk of many files, which would then be unpacked again for every
@@ -88,18 +88,18 @@ def _offset(source: h5py.Dataset) -> int | None:
     return offset
 
 
-def read_rows(rows: Rows, start: int, stop: int) -> Any:
+def read_rows(rows: Rows, start: int, stop: int, remedy: str = FETCH_AGAIN) -> Any:
     """Rows ``start:stop`` as an array whose axes are those of the file.
 
     Raises
     ------
     DataError
-        If they cannot be read; the message names file, dataset and rows.
+        If they cannot be read; the message names file, dataset and rows, and ends in `remedy`.
     """
     if rows.offset is None:
         with open_h5(rows.path) as file:
-            source = _with_cache(file, rows)
-            return read(source, start, stop, rows.axis)
+            source = _with_cache(file, rows, remedy)
+            return read(source, start, stop, rows.axis, remedy)
     before, after = rows.shape[: rows.axis], rows.shape[rows.axis + 1 :]
     out = np.empty((*before, stop - start, *after), dtype=rows.dtype)
     step = out.itemsize * math.prod(after)
@@ -107,17 +107,22 @@ def read_rows(rows: Rows, start: int, stop: int) -> Any:
     with ExitStack() as stack:
         descriptor = _open(rows, stack)
         for index, piece in enumerate(pieces):
-            _read_piece(rows, descriptor, piece, rows.offset + (index * rows.length + start) * step, start, stop)
+            try:
+                _fill(descriptor, piece, rows.offset + (index * rows.length + start) * step)
+            except OSError as error:
+                raise DataError(
+                    f"{rows.where}, rows {start} to {stop - 1}: cannot be read ({error}); {remedy}"
+                ) from error
     return out
 
 
-def _with_cache(file: h5py.File, rows: Rows) -> h5py.Dataset:
+def _with_cache(file: h5py.File, rows: Rows, remedy: str) -> h5py.Dataset:
     try:
         access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
         access.set_chunk_cache(521, _CHUNK_CACHE, 1.0)
         return h5py.Dataset(h5py.h5d.open(file.id, rows.name.encode(), access))
     except H5_ERRORS as error:
-        raise DataError(f"{rows.where} cannot be opened ({error}); fetch the file again") from error
+        raise DataError(f"{rows.where} cannot be opened ({error}); {remedy}") from error
 
 
 def _open(rows: Rows, stack: ExitStack) -> int:
@@ -129,19 +134,13 @@ def _open(rows: Rows, stack: ExitStack) -> int:
     return descriptor
 
 
-def _read_piece(rows: Rows, descriptor: int, piece: Any, offset: int, start: int, stop: int) -> None:
+def _fill(descriptor: int, piece: Any, offset: int) -> None:
+    """Fill a buffer with what stands at `offset`, in as many calls as the system wants."""
     view = memoryview(piece)
     while view:
-        try:
-            count = os.preadv(descriptor, [view], offset)
-        except OSError as error:
-            count, reason = 0, str(error)
-        else:
-            reason = "the file ends there"
+        count = os.preadv(descriptor, [view], offset)
         if count == 0:
-            raise DataError(
-                f"{rows.where}, rows {start} to {stop - 1}: cannot be read ({reason}); fetch the file again"
-            )
+            raise OSError("the file ends there")
         view, offset = view[count:], offset + count
 
 

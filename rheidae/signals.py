@@ -36,6 +36,11 @@ def termination_raises() -> Iterator[None]:
         yield
 
 
+def dask_setup(worker: object) -> None:
+    """Leave Ctrl-C to the command; Dask calls this in the processes of ``--scheduler local:N``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold signals back until the block ends; for short blocks.

@@ -378,7 +378,7 @@ def main(argv: list[str] | None = None) -> int:
         "--threads",
         type=int,
         default=1,
-        help="threads of torch and Numba (default 1: more gain nothing at these widths)",
+        help="threads of torch and Numba (default 1; more pay for wide networks in large batches alone)",
     )
     arguments = parser.parse_args(argv)
 

@@ -28,6 +28,9 @@ COMPRESSED_CHUNK_ROWS = 1024
 MINIMAL = ("input", "target", "sim_id")
 """What ``diagnostics: minimal`` writes."""
 
+CARRIED = ("F_true_stddev", "growth_rate_simulated")
+"""What a full file holds where the raw file has it."""
+
 Arrays = dict[str, Any]
 
 
@@ -36,15 +39,16 @@ def evaluate(F_init: fourflux.Float, F_true: fourflux.Float, config: PreprocessC
     # One thread, since blocks are worked on side by side.
     result = box3d(F_init, order=config.lebedev_order, mu_fraction=config.box3d_mu_fraction, threads=1)
     F_box = result.F_box
-    # A minimal file holds none of them.
-    others = [scheme for scheme in config.schemes if scheme != "box3d" and config.diagnostics == "full"]
     x, y, z, N = np.moveaxis(F_init, 2, 0)
     invariants = np.stack([N, np.sqrt(x * x + y * y + z * z)], axis=2, dtype=np.float32)
     return {
         "F_init": F_init.astype(np.float32),
         "F_true": F_true.astype(np.float32),
         "F_box": F_box.astype(np.float32),
-        **{f"F_{name}": mix(F_init, name, order=config.lebedev_order, threads=1).astype(np.float32) for name in others},
+        **{
+            f"F_{name}": mix(F_init, name, order=config.lebedev_order, threads=1).astype(np.float32)
+            for name in _others(config)
+        },
         "residual": fourflux.flatten((F_true - F_box).astype(np.float32)),
         "invariants": invariants.reshape(len(F_init), 12),
         "growth_rate": result.growth_rate.astype(np.float32),
@@ -52,8 +56,9 @@ def evaluate(F_init: fourflux.Float, F_true: fourflux.Float, config: PreprocessC
     }
 
 
-COPIES = ("F_init_flat", "F_true_flat", "F_box_flat", "input", "target")
-"""Arrays of a full file that `complete` makes from the others."""
+def _others(config: PreprocessConfig) -> list[str]:
+    """Schemes beside Box3D; a minimal file holds none of them."""
+    return [scheme for scheme in config.schemes if scheme != "box3d" and config.diagnostics == "full"]
 
 
 def complete(arrays: Arrays, config: PreprocessConfig) -> Arrays:
@@ -73,13 +78,18 @@ def complete(arrays: Arrays, config: PreprocessConfig) -> Arrays:
 def example(
     config: PreprocessConfig, held: RawSimulation | None = None, sim_id_bytes: int = 1, name_bytes: int = 1
 ) -> Arrays:
-    """Arrays of no rows, which say what the output looks like."""
-    F = np.zeros((0, 6, 4))
-    arrays = evaluate(F, F, config)
+    """Arrays of no rows, those of `evaluate` first, which say what the output looks like; needs no kernels."""
+
+    def empty(*shape: int) -> Any:
+        return np.zeros((0, *shape), dtype=np.float32)
+
+    arrays = {name: empty(6, 4) for name in ("F_init", "F_true", "F_box", *(f"F_{name}" for name in _others(config)))}
+    arrays |= {"residual": empty(24), "invariants": empty(12), "growth_rate": empty()}
+    arrays["has_crossing"] = np.zeros(0, dtype=np.bool_)
     if held is not None and held.F_true_stddev is not None:
-        arrays["F_true_stddev"] = np.zeros((0, 6, 4), dtype=np.float32)
+        arrays["F_true_stddev"] = empty(6, 4)
     if held is not None and held.growth_rate is not None:
-        arrays["growth_rate_simulated"] = np.zeros(0, dtype=np.float32)
+        arrays["growth_rate_simulated"] = empty()
     arrays["sim_id"] = np.zeros(0, dtype=f"S{max(sim_id_bytes, 1)}")
     arrays["dirname"] = np.zeros(0, dtype=f"S{max(name_bytes, 1)}")
     return arrays

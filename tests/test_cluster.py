@@ -107,6 +107,47 @@ def test_schedulers_that_do_not_exist(raw, monkeypatch, scheduler, message):
     assert list((raw / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("greeting", "message"), [(b"", "no answer within 2 s"), (b"SSH-2.0-OpenSSH_9.2\r\n", "there is no Dask scheduler")]
+)
+def test_another_program_at_the_address(raw, monkeypatch, greeting, message):
+    from rheidae import cluster
+
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(greeting)
+                while connection.recv(1000):
+                    pass
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=rf"{address}: cannot be reached \(.*{message}\); is it running"):
+            preprocess.preprocess(config_for(raw, "a"), scheduler=address)
+        thread.join()
+
+
+def test_ctrl_c_with_processes(raw):
+    """A terminal sends it to all of them."""
+    config = config_for(raw, "a", chunk_rows=50)  # enough pieces for some to be left when the signal comes
+    (raw / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    command = [sys.executable, "-m", "rheidae.preprocess", "--config", str(raw / "config.yaml")]
+    with subprocess.Popen(
+        [*command, "--scheduler", "local:2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        wait_until(lambda: list((raw / "out").glob(".a_preprocessed.h5.*.tmp")))
+        os.killpg(process.pid, signal.SIGINT)
+        message = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert message.endswith("interrupted\n")
+    assert "Traceback" not in message
+    assert list((raw / "out").iterdir()) == []
+
+
 def test_workers_have_to_see_the_same_files_and_version(tmp_path, monkeypatch, cluster):
     from rheidae.cluster import Cluster, _greet
 

@@ -109,9 +109,28 @@ def test_multipliers_win_against_targets_that_are_unphysical(data):
     assert (multipliers_of(net) >= 0).all()
 
 
+class Tame(ResidualFFIModel):
+    """Starts out with small changes, of either sign."""
+
+    def __init__(self, **options):
+        super().__init__(**options, use_batch_norm=False)
+        nn.init.normal_(self.head.weight, std=0.01)
+
+
 def test_constraints_see_the_final_flux_not_the_residual(data):
-    """Box3D's answer is physical; a zero residual violates nothing, though a four-flux of zeros has no density."""
-    net = FluxRegressor(**{**SMALL, "max_epochs": 1}, lr=0.0, constraints=True).fit(data.data[:60], data.target[:60])
-    nn.init.zeros_(net.module_.head.weight)
+    """Box3D's answer with a small change is physical, the change by itself is not; and the other way round."""
+    X, y = data.data[:60], data.target[:60]
+    options = {**SMALL, "module": Tame, "max_epochs": 1, "lr": 0.0, "constraints": True}
+    net = FluxRegressor(**options).fit(X, y)
+    violations = LagrangianConstraints().make_module().violations
+    with torch.no_grad():
+        final = net.infer(net.get_dataset(X).x)
+    alone = violations(final - net.get_dataset(X).x[:, 24:])
+    assert float(alone[0]) > 0
+    assert float(alone[1]) > 0
     assert net.history[0, "violation_negative_density"] == 0
     assert net.history[0, "violation_superluminal"] < 1e-6
+    X = X.copy()
+    X[:, 24:27] = 2 * X[:, 27:28]  # nu_e, faster than light
+    net = FluxRegressor(**options).fit(X, y)
+    assert net.history[0, "violation_superluminal"] == pytest.approx((12**0.5 - 1) / 6, rel=0.05)

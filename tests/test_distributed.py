@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -190,16 +191,21 @@ def test_the_command_leaves_the_run_folder_of_one_process(processed, tmp_path):
     assert type(runs.load_run(folder).regressor) is FluxRegressor
 
 
+def wait_for_epochs(process, log, epochs):
+    started = time.monotonic()
+    while not (log.exists() and log.read_text().count("\n") >= epochs):
+        assert process.poll() is None
+        assert time.monotonic() - started < 120
+        time.sleep(0.05)
+
+
 def test_a_signal_stops_all_and_one_process_goes_on(processed, tmp_path):
-    config = config_for(processed, tmp_path, training={"epochs": 100_000})
-    process = launch(*write_config(tmp_path, config), "--run-id", "two", start_new_session=True)
-    log = tmp_path / "runs" / "two" / "history.jsonl"
+    written = write_config(tmp_path, config_for(processed, tmp_path, training={"epochs": 100_000}))
+    folder = tmp_path / "runs" / "two"
+    log = folder / "history.jsonl"
+    process = launch(*written, "--run-id", "two", start_new_session=True)
     try:
-        started = time.monotonic()
-        while not (log.exists() and log.read_text().count("\n") > 2):
-            assert process.poll() is None
-            assert time.monotonic() - started < 120
-            time.sleep(0.05)
+        wait_for_epochs(process, log, 3)
         # Only one of them hears of it.
         children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
         os.kill(int(children.split()[-1]), signal.SIGUSR1)
@@ -207,6 +213,92 @@ def test_a_signal_stops_all_and_one_process_goes_on(processed, tmp_path):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    folder = tmp_path / "runs" / "two"
     assert json.loads((folder / "run.json").read_text())["status"] == f"stopped by signal {int(signal.SIGUSR1)}"
-    assert runs.load_state(folder)["epoch"] >= 3
+    epoch = runs.load_state(folder)["epoch"]
+    assert epoch >= 3
+    before = log.read_text().splitlines()[:epoch]
+    command = [sys.executable, "-m", *map(str, written), "--resume-from", str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for_epochs(process, log, epoch + 3)
+        process.terminate()
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert f"going on after epoch {epoch}" in err
+    assert runs.load_state(folder)["epoch"] >= epoch + 3
+    after = log.read_text().splitlines()
+    assert after[:epoch] == before
+    # It went on where the two were: no jump back to an untrained network.
+    losses = [json.loads(line)["train_loss"] for line in after]
+    assert max(losses[epoch:]) < losses[0]
+
+
+# --- the page, and SLURM played by a few lines of shell --------------------------------------------------
+
+
+def page():
+    return (ROOT / "docs" / "distributed.md").read_text()
+
+
+def environment(**variables):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **variables}
+
+
+def test_the_program_of_the_page(processed, tmp_path):
+    (program,) = re.findall(r"```python\n(.*?)```", page(), re.DOTALL)
+    (command,) = re.findall(r"^    (ACCELERATE_USE_CPU.*)$", page(), re.MULTILINE)
+    (tmp_path / "program.py").write_text(program)
+    (tmp_path / ".pdata").symlink_to(processed)
+    # Others may use the default port.
+    command = command.replace("launch", "launch --main_process_port 0")
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("train_loss") == 1
+    model = pickle.loads((tmp_path / "model.pkl").read_bytes())
+    assert type(model) is FluxRegressor
+    assert len(model.history) == 5
+
+
+SRUN = """#!/bin/bash
+for (( task = 0; task < SLURM_NTASKS; task++ )); do
+    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
+    tasks+=($!)
+done
+for task in "${tasks[@]}"; do wait "$task" || status=$?; done
+exit "${status:-0}"
+"""
+SCONTROL = """#!/bin/bash
+[ "$1" = show ] && echo 127.0.0.1 || echo "$@"
+"""
+
+
+def test_the_batch_file_starts_all_and_queues_itself_again(processed, tmp_path):
+    config = config_for(processed, tmp_path)
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "model.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    (tmp_path / "config" / "train_parms.yaml").write_text(yaml.safe_dump(PARMS.model_dump()))
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+    for name, text in {".venv/bin/python": python, "srun": SRUN, "scontrol": SCONTROL}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    def job(**variables):
+        path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+        slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "here", "RUN_ID": "nodes"}
+        return subprocess.run(
+            ["bash", str(ROOT / "config" / "slurm" / "train-nodes.sbatch")],
+            cwd=tmp_path, env=environment(PATH=path, **slurm, **variables), capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    done = job()
+    folder = tmp_path / "runs" / "nodes"
+    assert (done.returncode, done.stdout) == (0, f"{folder}\n"), done.stderr
+    assert len(json.loads((folder / "history.json").read_text())) == 4
+    (tmp_path / "srun").write_text("#!/bin/sh\nexit 138\n")
+    done = job()
+    assert (done.returncode, done.stdout) == (0, "requeue 7\n")

@@ -1,9 +1,11 @@
 import json
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from sklearn.utils import Bunch
 from torch import nn
 
@@ -13,6 +15,7 @@ from rheidae import (
     evaluate,
     evaluation,
     figures,
+    fourflux,
     load_dataset,
     mix,
     runs,
@@ -391,7 +394,7 @@ def test_cross_validation_from_the_command_line(folder, tmp_path, capsys):
         assert f"| nsm_b | left out | {title} |" in printed
         assert page.count(f"| nsm_b | left out | {title} |") == 2  # scores, and errors by species
     assert page.count("\n| nsmB_1d_") >= ROWS - 2
-    for name in ("errors", "parity", "depth", "skill", "sphere"):
+    for name in ("errors", "species", "parity", "depth", "skill", "sphere"):
         assert (out / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -500,6 +503,23 @@ def test_figures_of_one_perfect_row(small, tmp_path):
     report = evaluate.report_on(scored, one, {"model": "m", "seeds": [0]}, resamples=10)
     written = figures.write_all(scored, report, tmp_path)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+def test_figure_of_species_shows_the_report(small, tmp_path, monkeypatch):
+    rows = np.arange(len(small.data))
+    scored = evaluation.score(
+        small, rows, np.full(len(rows), "held out"), rows, 0.9 * small.data[None, :, 24:] + 0.1 * small.target[None]
+    )
+    report = evaluate.report_on(scored, small, {"model": "m", "seeds": [0]}, resamples=10)
+    drawn = Figure()
+    monkeypatch.setattr(figures, "saved_figure", lambda *_: nullcontext(drawn))
+    figures.error_by_species(report, tmp_path / "species.png")
+    (axes,) = drawn.axes
+    for line, scheme in zip(axes.lines, evaluation.SCHEMES, strict=True):
+        assert line.get_label() == evaluation.SCHEMES[scheme]
+        expected = list(report["roles"][0]["schemes"][scheme]["species_error"].values())
+        np.testing.assert_array_equal(line.get_ydata(), expected)
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(fourflux.SPECIES)
 
 
 def test_unlike_mu_and_tau_are_compared_each_with_its_own():

@@ -395,6 +395,7 @@ def test_command(processed, tmp_path, capsys):
     exported = load_exported(out)
     about = json.loads((run / "run.json").read_text())
     assert exported.metadata["training_range"] == about["training_range"]
+    assert exported.metadata["run"]["data"] == "preprocessed_all.h5"
     assert exported.metadata["run"]["data_fingerprint"] == about["data_fingerprint"]
     assert exported.metadata["box3d"]["order"] == 31  # of the preprocessed file
     F = random_states(20, 4).reshape(-1, 24)

@@ -1,18 +1,23 @@
+import ast
+import errno
 import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import yaml
 
-from rheidae import box3d, box3d_flux, commands, files, fourflux, load_dataset, mix, preprocess, progress
-from rheidae.config import PreprocessConfig, check_config
+import rheidae
+from rheidae import box3d, box3d_flux, commands, files, fourflux, load_dataset, mix, preprocess, progress, trainingset
+from rheidae.config import PreprocessConfig, RawFile, check_config
 from rheidae.exceptions import ConfigError, DataError, OutputError
 from tests.states import conservation_error, random_states
 
@@ -433,6 +438,60 @@ def test_a_second_run_makes_only_what_is_out_of_date(tmp_path):
     assert made(seed=3, lebedev_order=17) == ["a", "all"]
 
 
+OTHERWISE = {
+    "h5_paths": {"F_true": "other"},
+    "axes": ["row", "component", "nu_nubar", "flavor"],
+    "on_bad_rows": "clip",
+    "tolerances": {"totals": 1e-6},
+    "lebedev_order": 17,
+    "box3d_mu_fraction": 0.5,
+    "schemes": ["box3d", "power"],
+    "output_filename": "other.h5",
+    "shuffle": False,
+    "seed": 1,
+    "diagnostics": "minimal",
+    "compression": "gzip",
+    "compression_level": 9,
+    "h5_chunk_rows": 4,
+    "chunk_rows": 3,
+    "threads": 1,
+}
+OF_A_FILE = {"sim_id": "other", "max_rows": 7, "output_name": "other", "axes": OTHERWISE["axes"]}
+
+
+@pytest.mark.parametrize("key", [*OTHERWISE, *(f"files.{key}" for key in OF_A_FILE)])
+def test_a_second_run_with_another_value_gives_what_a_first_run_gives(tmp_path, key):
+    assert {*OTHERWISE, "data_root", "output_root", "files"} == set(PreprocessConfig.model_fields)
+    assert {*OF_A_FILE, "name", "path", "enabled"} == set(RawFile.model_fields)
+    F = random_states(20) * 1e33
+    true = box3d_flux(F)
+    true[4, 0, 3] *= 1.0001  # within the tolerance
+    true[9, 1, :3] = 2 * true[9, 1, 3]  # to be dropped or clipped
+    write_raw(tmp_path / "a.h5", 20, **{TRUE: fourflux.to_emu(true), "other": fourflux.to_emu(F)})
+    options = {"on_bad_rows": "drop"} | ({"compression": "gzip"} if key == "compression_level" else {})
+    file = {"name": "a", "path": "a.h5"}
+    run(config_for(tmp_path, file, **options))
+    if key.startswith("files."):
+        file |= {key.removeprefix("files."): OF_A_FILE[key.removeprefix("files.")]}
+    else:
+        options |= {key: OTHERWISE[key]}
+    again = run(config_for(tmp_path, file, **options))
+    fresh = run(config_for(tmp_path, file, **options, output_root=str(tmp_path / "fresh")))
+    for entry, wanted in zip(again, fresh, strict=True):
+        assert entry.bad_rows == wanted.bad_rows
+        assert described(entry.path) == described(wanted.path)
+
+
+def described(path):
+    """What a file holds, and how."""
+    with h5py.File(path) as file:
+        return {
+            name: (held.shape, held.dtype, held.chunks, held.compression_opts, held[()].tobytes())
+            for name, held in file.items()
+            if isinstance(held, h5py.Dataset)
+        }
+
+
 def test_same_size_and_time_but_other_content_is_another_source(tmp_path):
     write_raw(tmp_path / "a.h5", 20)
     status = (tmp_path / "a.h5").stat()
@@ -517,6 +576,28 @@ def test_signals_clean_up_and_tell_by_the_status(tmp_path, number):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("options", [{}, {"diagnostics": "minimal"}, {"schemes": ["box3d", "power"]}])
+def test_what_is_made_is_what_the_file_has_place_for(tmp_path, options):
+    config = config_for(tmp_path, "a", **options)
+    F = random_states(3)
+    made, wanted = trainingset.evaluate(F, F, config), trainingset.example(config)
+    assert list(made) == [name for name in wanted if name not in ("sim_id", "dirname")]
+    for name, values in made.items():
+        assert (values.dtype, values.shape[1:]) == (wanted[name].dtype, wanted[name].shape[1:])
+
+
+def test_want_of_memory_is_said(tmp_path, monkeypatch, capsys):
+    def too_much(block):
+        return np.empty(1 << 56)
+
+    write_raw(tmp_path / "a.h5")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config_for(tmp_path, "a").model_dump()))
+    monkeypatch.setattr(preprocess, "_process_block", too_much)
+    assert preprocess.main(["--config", str(tmp_path / "config.yaml")]) == 2
+    assert re.search(r"error: out of memory \(Unable to allocate 512\. PiB .*chunk_rows", capsys.readouterr().err)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_report_and_progress(tmp_path, caplog, monkeypatch, capsys):
     write_raw(tmp_path / "a.h5", 300)
     caplog.set_level("INFO")
@@ -528,3 +609,194 @@ def test_report_and_progress(tmp_path, caplog, monkeypatch, capsys):
     monkeypatch.setattr(commands, "on_terminal", lambda: True)
     preprocess.preprocess(config_for(tmp_path, "a", chunk_rows=100), resume=False)
     assert "row/s" in capsys.readouterr().err
+
+
+# --- what is not the program's own doing -----------------------------------------------------------------------
+
+
+def test_another_version_makes_everything_anew(tmp_path, monkeypatch):
+    write_raw(tmp_path / "a.h5")
+    run(config_for(tmp_path, "a"))
+    monkeypatch.setattr(rheidae, "__version__", "999")
+    assert [entry.up_to_date for entry in run(config_for(tmp_path, "a"))] == [False, False]
+    assert read_all(tmp_path / "out" / "a_preprocessed.h5")[1]["rheidae_version"] == "999"
+
+
+def delete_input(file):
+    del file["input"]
+
+
+def delete_what_the_combined_file_is_made_of(file):
+    del file["F_init"]
+
+
+def shorten(file):
+    values = file["target"][:-1]
+    del file["target"]
+    file["target"] = values
+
+
+def widen(file):
+    values = file["input"][()].astype("f8")
+    del file["input"]
+    file["input"] = values
+
+
+@pytest.mark.parametrize("damage", [delete_input, delete_what_the_combined_file_is_made_of, shorten, widen])
+@pytest.mark.parametrize("name", ["a_preprocessed.h5", "preprocessed_all.h5"])
+def test_an_output_that_lacks_something_is_made_anew(tmp_path, name, damage):
+    write_raw(tmp_path / "a.h5")
+    run(config_for(tmp_path, "a"))
+    wanted = {path.name: read_all(path)[0] for path in (tmp_path / "out").iterdir()}
+    with h5py.File(tmp_path / "out" / name, "a") as file:
+        damage(file)
+    run(config_for(tmp_path, "a"))
+    for path in (tmp_path / "out").iterdir():
+        values = read_all(path)[0]
+        assert values.keys() == wanted[path.name].keys()
+        for key in values:
+            np.testing.assert_array_equal(values[key], wanted[path.name][key])
+
+
+def test_what_others_add_to_an_output_stays_out_of_the_combined_file(tmp_path):
+    write_raw(tmp_path / "a.h5")
+    run(config_for(tmp_path, "a"))
+    wanted = (tmp_path / "out" / "preprocessed_all.h5").read_bytes()
+    with h5py.File(tmp_path / "out" / "a_preprocessed.h5", "a") as file:
+        file["notes"], file["Ye"] = "mine", np.zeros(20)
+    (tmp_path / "out" / "preprocessed_all.h5").unlink()
+    run(config_for(tmp_path, "a"))
+    assert (tmp_path / "out" / "preprocessed_all.h5").read_bytes() == wanted
+
+
+def test_a_damaged_output_is_named_with_the_way_out(tmp_path):
+    write_raw(tmp_path / "a.h5")
+    config = config_for(tmp_path, "a", compression="gzip")
+    run(config)
+    with h5py.File(tmp_path / "out" / "a_preprocessed.h5", "a") as file:
+        file["F_true"].id.write_direct_chunk((0, 0, 0), b"this is not what zlib writes")
+    (tmp_path / "out" / "preprocessed_all.h5").unlink()
+    with pytest.raises(DataError, match=r"a_preprocessed\.h5: dataset 'F_true', rows 0 to 19: .* with --force"):
+        run(config)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_preprocessed.h5"]
+    preprocess.preprocess(config, resume=False)
+    assert (tmp_path / "out" / "preprocessed_all.h5").exists()
+
+
+def linked(file, part, name, shape):
+    file[name] = h5py.ExternalLink(part.name, name)
+
+
+def virtual(file, part, name, shape):
+    layout = h5py.VirtualLayout(shape=shape, dtype="f8")
+    layout[...] = h5py.VirtualSource(part.name, name, shape=shape)
+    file.create_virtual_dataset(name, layout)
+
+
+def link_to_virtual(file, part, name, shape):
+    between = part.with_name("between.h5")
+    with h5py.File(between, "a") as other:
+        virtual(other, part, name, shape)
+    linked(file, between, name, shape)
+
+
+def external(file, part, name, shape):
+    with h5py.File(part) as whole:
+        place = whole[name].id.get_offset()
+    file.create_dataset(name, shape=shape, dtype="f8", external=[(str(part), place, 8 * int(np.prod(shape)))])
+
+
+@pytest.mark.parametrize("how", [linked, virtual, link_to_virtual, external])
+def test_rows_that_lie_in_other_files(tmp_path, monkeypatch, how):
+    """What these files hold counts as the source: a change there, also while it is read, does not go unnoticed."""
+    part, whole = tmp_path / "part.h5", tmp_path / "a.h5"
+    write_raw(part)
+    with h5py.File(whole, "w") as file:
+        for name in (INIT, TRUE):
+            how(file, part, name, (20, 4, 2, 3))
+    config = config_for(tmp_path, "a")
+    run(config)
+    assert all(entry.up_to_date for entry in run(config))
+    F = write_raw(part, seed=1)
+    run(config)
+    np.testing.assert_allclose(read_all(tmp_path / "out" / "a_preprocessed.h5")[0]["F_init"], F, rtol=1e-6)
+    older = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    work = preprocess._process_block
+
+    def changed(block):
+        os.utime(part, ns=(0, 0))
+        return work(block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "_process_block", changed)
+        with pytest.raises(DataError, match=r"part\.h5: changed while it was read"):
+            preprocess.preprocess(config, resume=False)
+    with pytest.raises(DataError, match=r"part\.h5 is an input and would be an output"):
+        run(config_for(tmp_path, "a", output_root=str(tmp_path), output_filename="part.h5"))
+    part.unlink()
+    with pytest.raises(DataError, match=r"a\.h5: .*F4_initial.*part\.h5.* not there; fetch that file too"):
+        run(config)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == older
+
+
+def test_virtual_rows_of_the_same_file_and_of_themselves(tmp_path):
+    write_raw(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["rows"] = file[INIT][()]
+        del file[INIT]
+        virtual(file, tmp_path / "a.h5", "again", (20, 4, 2, 3))
+        layout = h5py.VirtualLayout(shape=(20, 4, 2, 3), dtype="f8")
+        layout[...] = h5py.VirtualSource(".", "rows", shape=(20, 4, 2, 3))
+        file.create_virtual_dataset(INIT, layout)
+    run(config_for(tmp_path, "a"))
+    with pytest.raises(DataError, match=r"a\.h5: dataset 'again' takes its rows from itself"):
+        run(config_for(tmp_path, "a", h5_paths={"F_init": "again"}))
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
+    write_raw(tmp_path / "a.h5")
+
+    def after(simulation, *arguments, **options):
+        """Once the file was looked at, before or after its rows are read."""
+        if change == "removed":
+            (tmp_path / "a.h5").unlink()
+        else:
+            write_raw(tmp_path / "a.h5", seed=1)
+        return original(simulation, *arguments, **options)
+
+    for name in ("inspect", "_require_unchanged"):
+        if change == "removed" and name == "inspect":
+            continue
+        with monkeypatch.context() as patch:
+            original = getattr(preprocess, name)
+            patch.setattr(preprocess, name, after)
+            with pytest.raises(DataError, match=r"a\.h5: (changed|gone) while it was read.*; (wait until|fetch)"):
+                run(config_for(tmp_path, "a"))
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_file_system_that_does_not_sync_folders(tmp_path, monkeypatch):
+    write_raw(tmp_path / "a.h5")
+    fsync = os.fsync
+
+    def as_samba_does(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", as_samba_does)
+    run(config_for(tmp_path, "a"))
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_one_place_opens_hdf5_files():
+    """One locking policy: see `rheidae.files`."""
+    package = Path(rheidae.__file__).parent
+    openers = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("h5py.File", "File")
+    }
+    assert openers == {"files.py"}

@@ -161,14 +161,28 @@ def test_early_stop_keeps_the_best_epoch(processed, tmp_path):
     assert float(loss) == pytest.approx(min(losses), rel=1e-5)
 
 
-def test_devices():
-    assert train.resolve_device("cpu") == "cpu"
-    assert train.resolve_device("auto") in ("cpu", "cuda", "mps")
+@pytest.mark.parametrize(
+    ("cuda", "mps", "best"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu"), (True, False, "cuda")]
+)
+def test_devices(monkeypatch, cuda, mps, best):
     import torch
 
-    if not torch.cuda.is_available():
-        with pytest.raises(RunError, match="cuda is not available"):
-            train.resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert train.resolve_device("auto") == best
+    assert train.resolve_device("cpu") == "cpu"
+    for name, there in (("cuda", cuda), ("mps", mps)):
+        if there:
+            assert train.resolve_device(name) == name
+        else:
+            with pytest.raises(RunError, match=f"{name} is not available"):
+                train.resolve_device(name)
+
+
+def test_device_and_precision_reach_the_estimator(processed, tmp_path):
+    config = config_for(processed, tmp_path, training={"device": "cpu", "mixed_precision": True})
+    regressor = train.build_regressor(config, PARMS)
+    assert (regressor.device, regressor.mixed_precision) == ("cpu", True)
 
 
 def test_loss_curve_is_an_image(trained):

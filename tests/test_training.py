@@ -134,6 +134,15 @@ def test_mixed_precision_is_close_and_different(small):
     np.testing.assert_allclose(coarse, fine, atol=0.02)
 
 
+def test_mixed_precision_is_bfloat16_in_training_alone(small):
+    net = FluxRegressor(**SMALL, mixed_precision=True, val_split=0.2).initialize()
+    seen = set()
+    net.module_.head.register_forward_hook(lambda layer, x, y: seen.add((layer.training, y.dtype)))
+    net.partial_fit(*small).predict(small[0])
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+    assert all(parameter.dtype == torch.float32 for parameter in net.module_.parameters())
+
+
 @pytest.mark.parametrize("weighting", ["none", "kendall_gal", "dwa", "gradnorm"])
 @pytest.mark.parametrize("pcgrad", [False, True])
 def test_units_do_not_matter(small, weighting, pcgrad):
@@ -185,6 +194,21 @@ def test_losses_of_the_history_are_comparable(small):
     for part in ("train", "valid"):
         expected = sum(weight * row[f"{part}_{name}"] for name, weight in net.criterion_.weights.items())
         assert row[f"{part}_loss"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_zero_residual_scores_box3ds_loss_in_every_term(small):
+    """Exactly, and it is the loss of the box columns themselves."""
+    X, y = small
+    frozen = {**SMALL, "lr": 0.0, "module__use_batch_norm": False, "max_epochs": 1, "grad_clip": None}
+    for name in TERMS:
+        others = {f"criterion__w_{other}": 0.0 for other in TERMS if other != name}
+        net = FluxRegressor(**frozen, **others, val_split=0.25).fit(X, y)
+        row = net.history[0]
+        assert row[f"valid_{name}"] * net.criterion_.weights[name] == row["valid_loss"] == row["box3d_valid_loss"]
+    rows = FluxRegressor(**SMALL).initialize().get_dataset(X, y)
+    net = FluxRegressor(**frozen, train_split=lambda dataset, y: (dataset, dataset)).fit(X, y)
+    for name, value in net.criterion_.terms(rows.x[:, 24:], rows.y).items():
+        assert net.history[0, f"valid_{name}"] == pytest.approx(float(value), rel=1e-6, abs=1e-12)
 
 
 def test_skill_of_the_history_is_that_of_the_metrics(small):

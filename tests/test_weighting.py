@@ -169,7 +169,10 @@ def test_gradnorm_weights_follow_their_own_loss_and_the_network_does_not(data, p
     assert shared is net.module_.head.weight
     norms = torch.stack([torch.autograd.grad(loss, shared, retain_graph=True)[0].norm() for loss in losses])
     factors = module.factors()
-    targets = module.targets(losses.detach(), factors * norms)
+    # By the paper: rates against the first batch; a term that was zero there, and still is, counts as 1.
+    rate = torch.where(module.first > 0, losses.detach() / module.first, 1.0)
+    assert float(rate.max() / rate.min()) > 2
+    targets = (factors * norms).mean() * (rate / rate.mean()) ** 0.7
 
     def own_loss(log_w):
         return float(((log_w.exp() * norms - targets).abs() / (factors * norms).mean()).sum())
@@ -201,6 +204,17 @@ def test_gradnorm_weights_follow_their_own_loss_and_the_network_does_not(data, p
         down = network_loss()
         flat[index] = middle
         assert float(gradient.view(-1)[index]) == pytest.approx((up - down) / (2 * step), rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.5])
+def test_gradnorm_targets_by_hand(alpha):
+    """Equation 2 of the paper: rates 1/2, 1/4 and 1 (the third term has no first loss yet) over their mean 7/12."""
+    module = GradNorm(alpha).make_module(3)
+    module.first.copy_(torch.tensor([2.0, 4.0, 0.0]))
+    found = module.targets(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 2.0, 6.0]))
+    np.testing.assert_allclose(found, [3 * (r * 12 / 7) ** alpha for r in (0.5, 0.25, 1.0)], rtol=1e-6)
+    module.targets(torch.tensor([1.0, 1.0, 5.0]), torch.tensor([1.0, 2.0, 6.0]))
+    assert module.first.tolist() == [2.0, 4.0, 5.0]
 
 
 def test_gradnorm_weights_sum_to_the_number_of_tasks(data):

@@ -144,7 +144,7 @@ def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor], activ
     -----
     One `torch.autograd.grad` per task: one batched product for all of them (``is_grads_batched``) was no quicker. On a
     CPU, where looking costs nothing, tasks whose derivative is zero in the whole batch (a constraint that is kept) get
-    their row of zeros without a pass. For networks of known layers there is `rheidae.pullback.stacked_jacobian`.
+    their row of zeros without a pass. For networks of known layers there is `rheidae.pullback`.
     """
     if active is None:
         look = output.device.type == "cpu" and len(cotangents) > 1

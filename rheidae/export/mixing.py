@@ -21,7 +21,7 @@ from rheidae.power import AXIAL_POINTS
 from rheidae.quadrature import lebedev
 
 STEPS = (7, 1)
-"""Newton steps for log s, in single and in double precision; 1e-13 of the total density on 1e5 random states."""
+"""Newton steps for log s, in single and in double precision; 1e-13 of the total density on 90,000 random states."""
 
 # Scalars may pass through single precision on their way into a graph; smaller ones would become zero there.
 _TINY = 1e-30

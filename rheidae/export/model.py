@@ -221,6 +221,8 @@ def export_run(run: Any, path: str | Path, format: str = "onnx", **options: Any)
     """
     known = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
     told = ("run_id", "data", "data_fingerprint", "seed", "groups", "train_rows", "versions")
+    # Where it lies is nobody else's business.
+    known["data"] = Path(known["data"]).name
     about = {
         "run": {name: known[name] for name in told if name in known},
         "training_range": known.get("training_range"),

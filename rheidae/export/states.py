@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from rheidae import fourflux
 from rheidae.datasets import SAMPLE
+from rheidae.files import dataset, open_h5
 
 MERGER = 1e33
 """1/cm^3, the density that the made states are scaled to."""
@@ -23,9 +23,9 @@ def sample_states() -> NDArray[np.float64]:
     for name in SAMPLE:
         with (
             resources.as_file(resources.files("rheidae.datasets") / "data" / name) as path,
-            h5py.File(path, "r") as file,
+            open_h5(path) as file,
         ):
-            found.append(fourflux.from_emu(file["F4_initial(1|ccm)"][()].astype(np.float64)).reshape(-1, 24))
+            found.append(fourflux.from_emu(dataset(file, "F4_initial(1|ccm)")[()].astype(np.float64)).reshape(-1, 24))
     return np.concatenate(found)
 
 

@@ -1,0 +1,124 @@
+"""Rates of exported models, one thread, beside the estimator: blocks of 256 rows, and one cell at a time.
+
+    pytest benchmarks/test_export.py
+
+The first line of each table is the figure of a peer's model, which is to be beaten. Processor time, so that other
+programs do not count, but for the C interface, which takes its own.
+"""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.test_training import make_table
+from rheidae import FluxRegressor, box3d_flux
+from rheidae.export import export_regressor, load_exported
+from rheidae.modules import MixingModel, ResidualFFIModel
+
+pytestmark = pytest.mark.benchmark(timer=time.process_time)
+
+ROWS, BLOCK, ONES = 8192, 256, 100
+BATCH = f"exported models, {ROWS} rows in blocks of {BLOCK}, one thread"
+SINGLE = "exported models, one row at a time, one thread"
+PEER_BATCH, PEER_SINGLE = 128e-6, 20e-3
+"""Seconds a sample."""
+
+MODELS = {"mixing": MixingModel, "residual": ResidualFFIModel}
+CASES = (
+    ("mixing", "onnx", True), ("mixing", "torchscript", True), ("mixing", "pt2", True),
+    ("residual", "onnx", True), ("residual", "onnx", False),
+    ("residual", "torchscript", False), ("residual", "pt2", False),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def table():
+    torch.set_num_threads(1)
+    X, y = make_table(ROWS)
+    return X.astype(np.float64), y.astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def estimators(table):
+    return {
+        name: FluxRegressor(module, random_state=0, max_epochs=1, batch_size=256).fit(*table)
+        for name, module in MODELS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def exports(estimators, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports")
+
+    def of(name, format, with_box3d):
+        path = folder / f"{name}-{with_box3d}.{format}"
+        if not path.exists():
+            export_regressor(estimators[name], path, format, with_box3d=with_box3d)
+        return path
+
+    return of
+
+
+def test_peer(line):
+    line(BATCH, "peer", 1 / PEER_BATCH)
+    line(SINGLE, "peer", 1 / PEER_SINGLE)
+
+
+def title(name, format, with_box3d):
+    box3d = "" if name == "mixing" else ", Box3D inside" if with_box3d else ", Box3D given"
+    return f"{name}, {format}{box3d}"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_estimator(rate, table, estimators, name):
+    X, model = table[0], estimators[name]
+    blocks = [X[start : start + BLOCK] for start in range(0, ROWS, BLOCK)]
+    rate(BATCH, f"{name}, predict(X), Box3D given", ROWS, lambda: [model.predict(block) for block in blocks], rounds=3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_estimator_of_one(rate, table, estimators, name):
+    one, model = table[0][:1], estimators[name]
+    rate(SINGLE, f"{name}, predict(X), Box3D given", ONES, lambda: [model.predict(one) for _ in range(ONES)], rounds=3)
+
+
+def function_and_tables(table, path):
+    model = load_exported(path)
+    tables = [np.ascontiguousarray(part) for part in np.hsplit(table[0], 2)]
+    return model.predict, tables[: len(model.inputs)]
+
+
+@pytest.mark.parametrize(("name", "format", "with_box3d"), CASES)
+def test_batches(rate, table, exports, name, format, with_box3d):
+    predict, tables = function_and_tables(table, exports(name, format, with_box3d))
+    blocks = [[part[start : start + BLOCK] for part in tables] for start in range(0, ROWS, BLOCK)]
+    rate(BATCH, title(name, format, with_box3d), ROWS, lambda: [predict(*block) for block in blocks], rounds=3)
+
+
+@pytest.mark.parametrize(("name", "format", "with_box3d"), CASES)
+def test_single_rows(rate, table, exports, name, format, with_box3d):
+    predict, tables = function_and_tables(table, exports(name, format, with_box3d))
+    one = [part[:1] for part in tables]
+    rate(SINGLE, title(name, format, with_box3d), ONES, lambda: [predict(*one) for _ in range(ONES)], rounds=3)
+
+
+def test_c_interface(line, table, exports, tmp_path):
+    source = Path(__file__).parents[1] / "examples" / "cpp"
+    subprocess.run(["make", "-s", "-C", source, f"PYTHON={sys.executable}", f"BUILD={tmp_path}"], check=True)
+    np.savetxt(tmp_path / "cells.txt", table[0][:, :24], fmt="%.17g")
+    command = [tmp_path / "predict", "--time", "5", exports("mixing", "onnx", True), tmp_path / "cells.txt"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    batch, single = map(float, re.findall(r"([\d.]+) us", told))
+    line(BATCH, "mixing, onnx by the C interface", 1e6 / batch, "time of the clock")
+    line(SINGLE, "mixing, onnx by the C interface", 1e6 / single, "time of the clock")
+
+
+def test_box3d(rate, table):
+    F = table[0][:, :24].reshape(-1, 6, 4)
+    rate(BATCH, "Box3D alone, box3d_flux(F)", ROWS, lambda: box3d_flux(F, threads=1), rounds=3)

@@ -190,6 +190,33 @@ def test_turns_with_the_state(seed, reflect):
     np.testing.assert_allclose(power_invariants(turn(F, rotation)), power_invariants(F), atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["sums", "heavy", "difference", "planar"])
+@pytest.mark.parametrize("noise", [0.0, 1e-8])
+def test_turns_with_the_state_without_a_net_flux(kind, noise):
+    rng = np.random.default_rng(0)
+    F = random_states(60, max_flux_factor=0.3, alike=True)
+    if kind == "heavy":  # nu_e and nubar_e against each other: their sum has no direction
+        F[:, 3, :3] = -F[:, 0, :3]
+        F[:, 4, :3] = F[:, 1, :3] - 2 * F[:, 0, :3]
+    elif kind == "difference":  # neither has the sum of the heavy ones
+        F[:, 3, :3], F[:, 1, :3], F[:, 4, :3] = -F[:, 0, :3], F[:, 0, :3], -F[:, 0, :3]
+    elif kind == "planar":  # both sums along one direction, the difference along another
+        F[:, 3, :3] = 0.5 * F[:, 0, :3] + np.cross(F[:, 0, :3], [0.3, 0.2, 0.1])
+        F[:, 0, :3] = F[:, 0, :3] - F[:, 3, :3]
+        half = 0.5 * (F[:, 0, :3] - F[:, 3, :3])
+        F[:, 1, :3], F[:, 4, :3] = half, -half
+    else:
+        F[:, 4, :3] = F[:, 1, :3] + F[:, 3, :3] - F[:, 0, :3]
+    F[:, 2], F[:, 5] = F[:, 1], F[:, 4]
+    F[..., 3] = np.maximum(F[..., 3], 1.2 * np.linalg.norm(F[..., :3], axis=2))
+    F += noise * rng.normal(size=F.shape)
+    rotation, options = random_rotation(1), given_as_options(random_theta(60))
+    turned = power_flux(turn(F, rotation), order=17, **options)
+    assert np.abs((turned - turn(power_flux(F, order=17, **options), rotation)) / total(F)).max() < 1e-7
+    np.testing.assert_allclose(power_invariants(turn(F, rotation)), power_invariants(F), atol=1e-6)
+    assert np.abs(power_flux(F, **options) - F).max() > 0.01
+
+
 @pytest.mark.parametrize("order", EXCHANGES.values(), ids=EXCHANGES)
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=25)

@@ -25,7 +25,8 @@ STEPS = (7, 1)
 
 # Scalars may pass through single precision on their way into a graph; smaller ones would become zero there.
 _TINY = 1e-30
-# Where the kernels' brackets end, to base e.
+_LEAST = kernels.NO_DIRECTION
+# Where the kernels' brackets end for the parameters that a network sets, to base e.
 _LOW, _HIGH = -900.0 * kernels.LN2, 100.0 * kernels.LN2
 
 
@@ -69,7 +70,8 @@ class ContinuousMixing(nn.Module):
         net = moments[:, 0] - moments[:, 1] - moments[:, 2] + moments[:, 3]
         sign = torch.where(net[:, 3:] >= 0.0, 1.0, -1.0)
         net_flux = net[:, :3].square().sum(dim=1, keepdim=True).sqrt()
-        basis = _frame(moments, sign * net[:, :3], net_flux)
+        basis = _frame(moments, sign * net[:, :3])
+        net_flux = torch.where(net_flux > _LEAST, net_flux, 0.0)
         vectors, Z, density = exponents(moments)
         vectors = vectors @ basis.transpose(1, 2)
         amplitude = density * peak(Z) / kernels.FOUR_PI
@@ -199,16 +201,20 @@ def _depth(G: Tensor) -> Tensor:
     return (small / large.clamp(min=_TINY) + 1e-3).log()
 
 
-def _frame(moments: Tensor, net: Tensor, net_flux: Tensor) -> Tensor:
-    """Rows across, across, axis: ``(n, 3, 3)``; the axis is along ``net (n, 3)``."""
-    axis = torch.where(net_flux > 1e-12, net / net_flux.clamp(min=1e-12), torch.zeros_like(net) + _unit(net, 2))
-    x = torch.where(axis[:, :1].abs() < 0.6, _unit(net, 0), _unit(net, 1))
-    first = x - (x * axis).sum(dim=1, keepdim=True) * axis
+def _frame(moments: Tensor, net: Tensor) -> Tensor:
+    """Rows across, across, axis: ``(n, 3, 3)``; the axis is along ``net (n, 3)``, or else another flux of the state."""
+    e, ebar, x, xbar = moments[..., :3].unbind(dim=1)
+    axis = torch.zeros_like(net) + _unit(net, 2)
     # The later one is preferred.
-    for pair in (moments[:, 2] + moments[:, 3], moments[:, 0] + moments[:, 1]):
-        flux = pair[:, :3]
+    fluxes = (e - ebar, x + xbar, e + ebar)
+    for flux in (*fluxes, net):
+        length = flux.square().sum(dim=1, keepdim=True).sqrt()
+        axis = torch.where(length > _LEAST, flux / length.clamp(min=_LEAST), axis)
+    other = torch.where(axis[:, :1].abs() < 0.6, _unit(net, 0), _unit(net, 1))
+    first = other - (other * axis).sum(dim=1, keepdim=True) * axis
+    for flux in fluxes:
         across = flux - (flux * axis).sum(dim=1, keepdim=True) * axis
-        first = torch.where(across.square().sum(dim=1, keepdim=True) > 1e-20, across, first)
+        first = torch.where(across.square().sum(dim=1, keepdim=True) > _LEAST**2, across, first)
     first = first / first.square().sum(dim=1, keepdim=True).sqrt()
     a, b = axis, first
     second = torch.stack(

@@ -46,6 +46,8 @@ LN2 = 0.6931471805599453
 #: Scales, relative to the total density and to int |Gbar|, below which a crossing or the axis counts less and less.
 FADE = 1e-4
 AXIS = 0.1
+#: Vectors shorter than this part of the total density are rounding of single precision: they have no direction.
+NO_DIRECTION = 1e-7
 #: Both ratios to int |Gbar| are at most 1; a quadrature that misses a beam would make them anything.
 UNSEEN = 10.0
 PARAMETERS = 6
@@ -141,7 +143,7 @@ def _across(x, y, z, basis):
     y -= along * basis[2, 1]
     z -= along * basis[2, 2]
     square = x * x + y * y + z * z
-    if not square > 1e-20:
+    if not square > NO_DIRECTION * NO_DIRECTION:
         return False
     inverse = 1.0 / np.sqrt(square)
     basis[0, 0], basis[0, 1], basis[0, 2] = x * inverse, y * inverse, z * inverse
@@ -151,6 +153,8 @@ def _across(x, y, z, basis):
 @kernel
 def _enter(F, moments, basis, species):
     """Set the frame of a state ``F (6, 4)`` and its species in it; returns total density, ``int G`` and ``|int G n|``.
+
+    The last is zero where it is too small to have a direction.
 
     ``moments (4, 4)``: e, ebar, x, xbar over the total density. ``basis (3, 3)``: rows across, across, axis. ``species
     (4, 5)``: exponent vector ``log2(e) Z Fhat`` in the frame, its length, and the peak value A.
@@ -169,15 +173,24 @@ def _enter(F, moments, basis, species):
         basis[2, k] = sign * (moments[0, k] - moments[1, k] - moments[2, k] + moments[3, k])
         square += basis[2, k] * basis[2, k]
     net_flux = np.sqrt(square)
-    if net_flux > 1e-12:
+    # Sums over neutrinos and antineutrinos do not change when these are exchanged, the difference its sign alone, which
+    # no rule sees. Without a net flux one of them gives the frame, so that it still turns with the state.
+    a, b, c, d = moments[0], moments[1], moments[2], moments[3]
+    if net_flux > NO_DIRECTION:
         for k in range(3):
             basis[2, k] /= net_flux
     else:
-        basis[2, 0], basis[2, 1], basis[2, 2] = 0.0, 0.0, 1.0
-    # Sums over neutrinos and antineutrinos do not change when these are exchanged.
-    a, b, c, d = moments[0], moments[1], moments[2], moments[3]
+        net_flux = 0.0
+        for k in range(3):
+            basis[2, k] = 0.0
+        found = _across(a[0] + b[0], a[1] + b[1], a[2] + b[2], basis)
+        found = found or _across(c[0] + d[0], c[1] + d[1], c[2] + d[2], basis)
+        found = found or _across(a[0] - b[0], a[1] - b[1], a[2] - b[2], basis)
+        for k in range(3):
+            basis[2, k] = basis[0, k] if found else np.float64(k == 2)
     found = _across(a[0] + b[0], a[1] + b[1], a[2] + b[2], basis)
     found = found or _across(c[0] + d[0], c[1] + d[1], c[2] + d[2], basis)
+    found = found or _across(a[0] - b[0], a[1] - b[1], a[2] - b[2], basis)
     if not found and abs(basis[2, 0]) < 0.6:
         _across(1.0, 0.0, 0.0, basis)
     elif not found:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import ive
 
 from rheidae import fourflux
-from rheidae._power_kernels import AXIS, FADE
+from rheidae._power_kernels import AXIS, FADE, NO_DIRECTION
 from rheidae.minerbo import inverse_langevin
 from rheidae.mixing import box3d
 from rheidae.power import PARAMETERS, power_change
@@ -86,7 +86,7 @@ def power_survival(F: fourflux.Float, directions: Array, theta: Array | tuple[fl
     on_sphere = _fall_off(sign * lepton_number(state[0], directions), G_nodes, s, log_p, log_a)
     # About the net flux; its part of the mixture is small where that is.
     size = np.linalg.norm(net[: fourflux.T])
-    if axial == 0 or not size > 1e-12:
+    if axial == 0 or not size > NO_DIRECTION:
         return 1 - 2 / 3 * np.exp(log_c) * on_sphere
     axis = sign * net[: fourflux.T] / size
     zeta, zeta_weights = np.polynomial.legendre.leggauss(24)

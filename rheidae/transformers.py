@@ -121,9 +121,7 @@ class PowerInvariants(_StateTransformer):
         """
         check_is_fitted(self, "n_features_in_")
         table, F = self._states(X)
-        # In float64: a table in 1/cm^3 need not fit the kernel's squares in float32.
-        found = power_invariants(F.astype(np.float64), order=self.order, threads=self.threads)
-        found = found.astype(table.dtype, copy=False)
+        found = power_invariants(F, order=self.order, threads=self.threads).astype(table.dtype, copy=False)
         return np.concatenate([table, found], axis=1) if self.append else found
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:

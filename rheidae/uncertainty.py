@@ -70,12 +70,10 @@ class ErrorScale:
         target = np.log(np.sqrt(np.square(error).mean(axis=(1, 2))) + _TINY)
         arrays["weights"] = np.linalg.solve(design.T @ design + penalty, design.T @ target)
         relative = error / np.exp(design @ arrays["weights"])[:, None, None]
-        # Fluxes of a species count alike: a single component knows the frame.
-        profile = np.sqrt(np.square(relative).mean(axis=0))
-        profile[:, :3] = np.sqrt(np.square(profile[:, :3]).mean(axis=1, keepdims=True))
+        profile = _rms(relative)
         profile = np.maximum(profile, 1e-3 * profile.max() + _TINY)
         arrays["profile"] = profile * np.quantile(np.abs(relative) / profile, COVERAGE) / DEVIATIONS
-        arrays["far"] = np.sqrt(np.square(F_true - F_box).mean(axis=0))
+        arrays["far"] = _rms(F_true - F_box)
         return cls(arrays)
 
     def std(self, F_init: fourflux.Float, F_pred: fourflux.Float) -> NDArray[np.float64]:
@@ -103,6 +101,13 @@ class ErrorScale:
 
 
 _TINY = 1e-12
+
+
+def _rms(error: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of errors ``(n, 6, 4)`` over the rows, ``(6, 4)``; components of a flux alike: one alone knows the frame."""
+    square = np.square(error).mean(axis=0)
+    square[:, :3] = square[:, :3].mean(axis=1, keepdims=True)
+    return np.sqrt(square)
 
 
 def _design(arrays: dict[str, Any], invariants: Any, change: Any) -> tuple[Any, Any]:

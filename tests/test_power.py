@@ -190,6 +190,33 @@ def test_turns_with_the_state(seed, reflect):
     np.testing.assert_allclose(power_invariants(turn(F, rotation)), power_invariants(F), atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["sums", "heavy", "difference", "planar"])
+@pytest.mark.parametrize("noise", [0.0, 1e-8])
+def test_turns_with_the_state_without_a_net_flux(kind, noise):
+    rng = np.random.default_rng(0)
+    F = random_states(60, max_flux_factor=0.3, alike=True)
+    if kind == "heavy":  # nu_e and nubar_e against each other: their sum has no direction
+        F[:, 3, :3] = -F[:, 0, :3]
+        F[:, 4, :3] = F[:, 1, :3] - 2 * F[:, 0, :3]
+    elif kind == "difference":  # neither has the sum of the heavy ones
+        F[:, 3, :3], F[:, 1, :3], F[:, 4, :3] = -F[:, 0, :3], F[:, 0, :3], -F[:, 0, :3]
+    elif kind == "planar":  # both sums along one direction, the difference along another
+        F[:, 3, :3] = 0.5 * F[:, 0, :3] + np.cross(F[:, 0, :3], [0.3, 0.2, 0.1])
+        F[:, 0, :3] = F[:, 0, :3] - F[:, 3, :3]
+        half = 0.5 * (F[:, 0, :3] - F[:, 3, :3])
+        F[:, 1, :3], F[:, 4, :3] = half, -half
+    else:
+        F[:, 4, :3] = F[:, 1, :3] + F[:, 3, :3] - F[:, 0, :3]
+    F[:, 2], F[:, 5] = F[:, 1], F[:, 4]
+    F[..., 3] = np.maximum(F[..., 3], 1.2 * np.linalg.norm(F[..., :3], axis=2))
+    F += noise * rng.normal(size=F.shape)
+    rotation, options = random_rotation(1), given_as_options(random_theta(60))
+    turned = power_flux(turn(F, rotation), order=17, **options)
+    assert np.abs((turned - turn(power_flux(F, order=17, **options), rotation)) / total(F)).max() < 1e-7
+    np.testing.assert_allclose(power_invariants(turn(F, rotation)), power_invariants(F), atol=1e-6)
+    assert np.abs(power_flux(F, **options) - F).max() > 0.01
+
+
 @pytest.mark.parametrize("order", EXCHANGES.values(), ids=EXCHANGES)
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=25)
@@ -214,6 +241,29 @@ def test_conserves_for_any_state(F, seed):
     after = power_flux(F, order=17, **given_as_options(random_theta(1, seed)))
     assert np.isfinite(after).all()
     assert conservation_error(F, after) < 1e-14
+
+
+def test_the_axis_loses_its_say_with_the_net_flux():
+    # Two states whose net fluxes, tiny, point along different axes: nearly one state, so nearly one answer.
+    F = np.zeros((2, 6, 4))
+    F[..., 3] = [1, 0.3, 0.3, 0.9, 0.3, 0.3]
+    F[:, 0, 0], F[:, 3, 0] = 0.6, 0.6
+    F[:, 3, 1] = 0.2
+    F[:, [1, 2], 1] = -0.2
+    plain = power_flux(F, axial=1.0)
+    F[0, 0, 0] += 1e-4
+    F[1, 0, 2] += 1e-4
+    after = power_flux(F, axial=1.0)
+    assert np.abs(plain[0] - F[0]).max() > 0.05
+    assert np.abs(after[0] - after[1]).max() < 5e-3
+
+
+def test_scale_is_found_to_the_tolerance_that_is_asked_for():
+    F, theta = random_states(200, max_flux_factor=0.6), random_theta(200)
+    exact = power_change(F, theta, tolerance=1e-14).D
+    for tolerance in (1e-4, 1e-7, 1e-10):
+        error = np.abs(power_change(F, theta, tolerance=tolerance).D - exact).max()
+        assert error < 0.5 * tolerance
 
 
 EXTREMES = st.tuples(st.floats(0, 1.5), *[st.floats(0.01, 100)] * 2, st.floats(0, 1), *[st.floats(0.01, 100)] * 2)

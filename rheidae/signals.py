@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -37,8 +38,11 @@ def termination_raises() -> Iterator[None]:
 
 
 def dask_setup(worker: object) -> None:
-    """Leave Ctrl-C to the command; Dask calls this in the processes of ``--scheduler local:N``."""
+    """Leave Ctrl-C, and messages, to the command; Dask calls this in the processes of ``--scheduler local:N``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A heartbeat that finds the scheduler gone prints a traceback. What goes wrong in the work reaches the command.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -372,6 +372,63 @@ def test_killed_at_random_moments_and_resumed_ends_with_the_same_weights(process
     assert len({epoch for _, epoch, _ in moments}) >= 4, moments
 
 
+KILLED_BETWEEN = """
+import os, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from rheidae import files, plots, runs, train
+from rheidae.config import Config, TrainParms, read_config
+
+base = Path(sys.argv[1])
+config, parms = read_config(base / "model.yaml", Config), read_config(base / "parms.yaml", TrainParms)
+replace, moved = os.replace, []
+
+
+def count(*paths):
+    moved.append(paths)
+    return replace(*paths)
+
+
+files.os.replace = count
+whole = train.train(config, parms, "whole")
+steps = len(moved)
+for number in range(1, steps + 1):
+    pid = os.fork()
+    if pid == 0:
+        moved.clear()
+
+        def die(*paths):
+            count(*paths)
+            if len(moved) == number:
+                os._exit(9)
+
+        files.os.replace = die
+        train.train(config, parms, f"killed{number}")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9, number
+    folder = whole.parent / f"killed{number}"
+    if (folder / "state.pt").exists():
+        training = config.training.model_copy(update={"resume_from": str(folder)})
+        train.train(config.model_copy(update={"training": training}), parms, folder.name)
+    else:
+        train.train(config, parms, folder.name)
+    for name in ("weights.safetensors", "last.safetensors"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), (number, steps, name)
+print(steps)
+"""
+
+
+@pytest.mark.slow
+def test_killed_after_any_rename_and_resumed_ends_with_the_same_weights(processed, tmp_path):
+    config = settings(processed, tmp_path, training={"epochs": 2})
+    for name, section in (("model", config), ("parms", parms(logging={"save_every": 1}))):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(section.model_dump()))
+    done = subprocess.run([sys.executable, "-c", KILLED_BETWEEN, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 10
+
+
 def test_stop_signals_restores_the_handlers():
     before = signal.getsignal(signal.SIGUSR1)
     with train.stop_signals() as asked:

@@ -89,10 +89,11 @@ class RunCheckpoint(Callback):
         from safetensors.torch import save_file
 
         with Outputs() as outputs:
-            torch.save(self.snapshot_, outputs.path(self.path))
             save_file(_contiguous(self.snapshot_["module"]), outputs.path(Path(self.folder) / "last.safetensors"))
             rows = self.snapshot_["history"]
             outputs.path(Path(self.folder) / "history.json").write_text(json.dumps(rows), encoding="utf-8")
+            # Renamed last: a run killed before goes on from the state of before and writes the others again.
+            torch.save(self.snapshot_, outputs.path(self.path))
         net.last_checkpoint_ = str(self.path)
         return True
 

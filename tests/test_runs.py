@@ -369,7 +369,7 @@ def test_killed_at_random_moments_and_resumed_ends_with_the_same_weights(process
     assert unequal == [], f"seed {seed}: (number, killed, epoch, equal)"
     # Most have to be stopped for good, and at different epochs.
     assert sum(killed for killed, _, _ in moments) >= 10, moments
-    assert len({epoch for _, epoch, _ in moments}) >= 4, moments
+    assert len({epoch for _, epoch, _ in moments}) >= 3, moments
 
 
 KILLED_BETWEEN = """

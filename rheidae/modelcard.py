@@ -146,6 +146,7 @@ def _scored_rows(run: Run, data: Any) -> tuple[NDArray[np.intp], NDArray[np.str_
 def _model(run: Run, about: dict[str, Any]) -> str:
     module = run.regressor.module_
     losses = {name: value for name, value in run.config.loss if name.startswith("w_") and value}
+    share = getattr(module, "axial_share", 1.0)
     lines = [
         f"- network: `{type(module).__name__}`, {about['parameters']} parameters; options "
         f"{_listed(run.config.model.options()) or 'as the class has them'}",
@@ -155,6 +156,11 @@ def _model(run: Run, about: dict[str, Any]) -> str:
         "- input and output: initial and final four-fluxes `(n, 24)`, column 4 * species + component, species "
         f"({', '.join(SPECIES)}), components ({', '.join(fourflux.COMPONENTS)}), in 1/cm^3 or any other common unit",
     ]
+    if share != 1:
+        lines.append(
+            f"- in prediction the axial component counts {share:g} of the weight that it was trained with, as "
+            "simulations of one dimension overstate it (`axial_share`); 1 predicts one-dimensional boxes"
+        )
     return "\n".join(lines)
 
 

@@ -90,7 +90,7 @@ def test_products(in_turns):
     in_turns(PRODUCTS, 500 * len(c), {"torch.mm": lambda: repeat(torch.mm), "oneDNN's": lambda: repeat(product)})
 
 
-@pytest.mark.skipif("RHEIDAE_BENCH_THREADS" not in os.environ, reason="takes a minute: RHEIDAE_BENCH_THREADS=1,2")
+@pytest.mark.skipif("RHEIDAE_BENCH_THREADS" not in os.environ, reason="takes minutes: RHEIDAE_BENCH_THREADS=1,2")
 @pytest.mark.parametrize("batch", [32, BATCH, 4096])
 @pytest.mark.parametrize("schemes", [{}, SCHEMES], ids=["sum", "all schemes"])
 @pytest.mark.parametrize("module", [MixingModel, ResidualFFIModel], ids=["mixing", "residual"])
@@ -114,18 +114,6 @@ def test_a_second_thread(in_turns, module, schemes, batch):
 def test_prediction(rate, table):
     model = estimator(table)
     rate(PREDICT, "FluxRegressor", ROWS, lambda: model.predict(table[0]), rounds=3)
-
-
-@pytest.mark.parametrize(("width", "batch"), [(32, 32), (512, 4096)])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_threads_and_widths(rate, table, width, batch, threads):
-    """What a second thread gains on a machine that is quiet, and costs on one that is not."""
-    model = FluxRegressor(
-        random_state=0, batch_size=batch, max_epochs=1, module__hidden_dim=width, threads=threads
-    ).initialize()  # fmt: skip
-    group = f"training by threads: the default network of width {width}, batches of {batch}"
-    X, y = (part[:8192] for part in table)
-    rate(group, f"threads={threads}", len(X), lambda: model.partial_fit(X, y), rounds=3)
 
 
 GROWTH = """

@@ -336,9 +336,9 @@ class MixingModel(nn.Module):
         bounded = torch.tanh(self.slope * output / self.reach)
         theta = self.centre + near * self.reach * bounded
         slope = near * self.slope * (1 - bounded.square())
-        axial = torch.sigmoid(theta[:, 3])
-        theta[:, 3] = self._share() * axial
-        slope[:, 3] *= self._share() * axial * (1 - axial)
+        sigmoid = torch.sigmoid(theta[:, 3])
+        theta[:, 3] = self._share() * sigmoid
+        slope[:, 3] *= theta[:, 3] * (1 - sigmoid)
         change = power_change(
             state, theta.double().numpy(), derivatives=True, order=self.order, tolerance=1e-7, threads=1
         )

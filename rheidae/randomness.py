@@ -34,12 +34,13 @@ class OwnRandomness:
     """Mixin: the estimator draws from torch's global generator as if it were its own, seeded by `random_state`."""
 
     random_state: Any
+    device: Any
     rng_state_: Tensor
 
     @property
     def _device(self) -> torch.device:
         """Where the network works."""
-        raise NotImplementedError
+        return torch.device("cpu" if self.device is None else self.device)
 
     def _first_seed(self) -> int | None:
         """Seed of a fresh start; None leaves the global generator to go on."""

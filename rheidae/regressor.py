@@ -324,11 +324,6 @@ class FluxRegressor(Resumable):
             raise ValueError(f"layout={self.layout!r} is not one of {', '.join(LAYOUTS)}")
         return LAYOUTS[self.layout](self.predict_residual, self.average_heavy)
 
-    @property
-    def _device(self) -> torch.device:
-        """Where the network works."""
-        return torch.device("cpu" if self.device is None else self.device)
-
     def _initialize_callbacks(self) -> FluxRegressor:
         if _is_callbacks(self.callbacks):
             return super()._initialize_callbacks()

@@ -42,7 +42,6 @@ def dask_setup(worker: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A heartbeat that finds the scheduler gone prints a traceback. What goes wrong in the work reaches the command.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rheidae import _crossing_kernels as crossing_kernels
-from rheidae import box3d_flux, reference
-from rheidae.files import Outputs
+from rheidae import box3d_flux
+from rheidae.mixing import _crossing_kernels as crossing_kernels
+from rheidae.mixing import reference
+from rheidae.system.files import Outputs
 from tests.states import random_states
 
 SAMPLES = 1 << 15

@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.test_training import make_table
 from rheidae import FluxRegressor, box3d_flux
+from rheidae.estimator.networks import MixingModel, ResidualFFIModel
 from rheidae.export import export_regressor, load_exported
-from rheidae.modules import MixingModel, ResidualFFIModel
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time)
 

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.loops import obvious_epoch, sliced_epoch
 from rheidae import FluxRegressor, box3d_flux
-from rheidae.modules import MixingModel, ResidualFFIModel
-from rheidae.products import product
+from rheidae.estimator.networks import MixingModel, ResidualFFIModel
+from rheidae.estimator.products import product
 from tests.states import random_states
 
 ROWS = 12_800

@@ -13,18 +13,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rheidae.datasets import load_dataset
-    from rheidae.mixing import Box3D, box3d, box3d_flux, mix
-    from rheidae.regressor import FluxRegressor
+    from rheidae.estimator.regressor import FluxRegressor
+    from rheidae.mixing.box3d import Box3D, box3d, box3d_flux, mix
 
 __all__ = ["Box3D", "FluxRegressor", "__version__", "box3d", "box3d_flux", "load_dataset", "mix"]
 
 # Numba, torch and matplotlib take seconds to import: each name is loaded when first asked for.
 _HOME = {
-    "FluxRegressor": "rheidae.regressor",
-    "Box3D": "rheidae.mixing",
-    "box3d": "rheidae.mixing",
-    "box3d_flux": "rheidae.mixing",
-    "mix": "rheidae.mixing",
+    "FluxRegressor": "rheidae.estimator.regressor",
+    "Box3D": "rheidae.mixing.box3d",
+    "box3d": "rheidae.mixing.box3d",
+    "box3d_flux": "rheidae.mixing.box3d",
+    "mix": "rheidae.mixing.box3d",
     "load_dataset": "rheidae.datasets",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rheidae._numba import kernel, scalar_kernel
+from rheidae.system.numba import kernel, scalar_kernel
 
 
 @scalar_kernel

@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rheidae
-from rheidae import commands, evaluation
 from rheidae.datasets import load_dataset
+from rheidae.estimator.networks import ResidualFFIModel
+from rheidae.estimator.regressor import FluxRegressor
 from rheidae.evaluate import cross_validate
-from rheidae.evaluation import Scored
-from rheidae.files import write_text
-from rheidae.modules import ResidualFFIModel
-from rheidae.regressor import FluxRegressor
-from rheidae.splits import CROSS_VALIDATIONS, three_dimensional_groups
+from rheidae.scoring import scores as evaluation
+from rheidae.scoring.scores import Scored
+from rheidae.scoring.splits import CROSS_VALIDATIONS, three_dimensional_groups
+from rheidae.system import commands
+from rheidae.system.files import write_text
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from rheidae.exceptions import ConfigError
-from rheidae.quadrature import LEBEDEV_ORDERS
+from rheidae.mixing.quadrature import LEBEDEV_ORDERS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -186,7 +186,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """`rheidae.modules.MixingModel` or `ResidualFFIModel`; None: as the architecture has it by default."""
+    """`rheidae.estimator.networks.MixingModel` or `ResidualFFIModel`; None: as the architecture has it by default."""
 
     architecture: Literal["mixing", "residual"] = "mixing"
     hidden_dim: Annotated[int, Field(gt=0)] | None = None
@@ -234,7 +234,7 @@ class TrainingConfig(Section):
 
 
 class LossConfig(Section):
-    """`rheidae.losses.FourFluxLoss`."""
+    """`rheidae.estimator.losses.FourFluxLoss`."""
 
     w_density: NonNegative = 1.0
     w_magnitude: NonNegative = 1.0
@@ -271,7 +271,7 @@ class NoParams(Section):
 
 
 class KendallGalParams(Section):
-    """`rheidae.callbacks.KendallGal`."""
+    """`rheidae.estimator.callbacks.KendallGal`."""
 
     initial: float | Literal["first_batch"] = "first_batch"
     lr: Positive | None = None
@@ -279,13 +279,13 @@ class KendallGalParams(Section):
 
 
 class DWAParams(Section):
-    """`rheidae.callbacks.DynamicWeightAverage`."""
+    """`rheidae.estimator.callbacks.DynamicWeightAverage`."""
 
     temperature: Positive = 2.0
 
 
 class GradNormParams(Section):
-    """`rheidae.callbacks.GradNorm`."""
+    """`rheidae.estimator.callbacks.GradNorm`."""
 
     alpha: NonNegative = 1.5
     lr: Positive | None = 0.025

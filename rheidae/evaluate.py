@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rheidae
-from rheidae import commands, evaluation
 from rheidae.config import Config, TrainParms, read_config
 from rheidae.datasets import load_dataset
-from rheidae.evaluation import Scored
+from rheidae.estimator.regressor import FluxRegressor
+from rheidae.estimator.uncertainty import COVERAGE
 from rheidae.exceptions import RunError
-from rheidae.files import write_text
-from rheidae.regressor import FluxRegressor
-from rheidae.runs import Run, load_run, row_keys
-from rheidae.splits import (
+from rheidae.runs.folder import Run, load_run, row_keys
+from rheidae.scoring import scores as evaluation
+from rheidae.scoring.scores import Scored
+from rheidae.scoring.splits import (
     CROSS_VALIDATIONS,
     Part,
     Rows,
@@ -33,8 +33,9 @@ from rheidae.splits import (
     simulation_labels,
     three_dimensional_groups,
 )
+from rheidae.system import commands
+from rheidae.system.files import write_text
 from rheidae.train import build_regressor
-from rheidae.uncertainty import COVERAGE
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def score_run(run: Run, data: Any) -> tuple[Scored, int]:
     Parameters
     ----------
     run : Run
-        From `rheidae.runs.load_run`.
+        From `rheidae.runs.folder.load_run`.
     data : Bunch
         From `load_dataset`, with the run's `target_scale`. Rows are recognised by their numbers, whatever file
         they come in.
@@ -105,7 +106,7 @@ def cross_validate(
     make : callable
         Returns an untrained estimator for a seed.
     kinds, folds, test_only
-        See `rheidae.splits.cross_validation_parts`.
+        See `rheidae.scoring.splits.cross_validation_parts`.
     seeds : sequence of int
         The whole procedure is done once for each: initial weights, order of the batches, and folds.
     train_rows : int, optional
@@ -214,8 +215,8 @@ def report_on(scored: Scored, data: Any, about: Report, resamples: int = 2000) -
     Returns
     -------
     dict
-        ``groups``: a `rheidae.evaluation.summary` for each group in each role, with ``group`` and ``role``; ``roles``:
-        the same for all groups of a role; ``worst``: the ten worst rows of each role.
+        ``groups``: a `rheidae.scoring.scores.summary` for each group in each role, with ``group`` and ``role``;
+        ``roles``: the same for all groups of a role; ``worst``: the ten worst rows of each role.
     """
     groups, roles = [], []
     for role in sorted(set(scored.role.tolist())):
@@ -370,7 +371,7 @@ def _command(arguments: argparse.Namespace) -> None:
         write_text(arguments.markdown, markdown(report))
         written.append(arguments.markdown)
     if arguments.figures:
-        from rheidae import figures
+        from rheidae.scoring import figures
 
         written += figures.write_all(scored, report, arguments.figures, arguments.sample)
     if written:

@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rheidae import commands
 from rheidae.exceptions import RunError
-from rheidae.files import Outputs
+from rheidae.system import commands
+from rheidae.system.files import Outputs
 
 
 @contextmanager

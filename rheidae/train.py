@@ -23,8 +23,9 @@ import torch
 from skorch.callbacks import EarlyStopping, LRScheduler
 from skorch.helper import predefined_split
 
-from rheidae import commands
-from rheidae.callbacks import (
+from rheidae.config import Config, DataConfig, TrainParms, read_config
+from rheidae.datasets import load_dataset
+from rheidae.estimator.callbacks import (
     BatchNormRecalibration,
     EpochProgress,
     HistoryLog,
@@ -33,15 +34,12 @@ from rheidae.callbacks import (
     StopRequest,
     WarmupLR,
 )
-from rheidae.callbacks.weighting import SCHEMES
-from rheidae.config import Config, DataConfig, TrainParms, read_config
-from rheidae.datasets import load_dataset
-from rheidae.distributed import agreed, distribute, is_first, join, launched
+from rheidae.estimator.callbacks.weighting import SCHEMES
+from rheidae.estimator.networks import ARCHITECTURES
+from rheidae.estimator.processes import agreed, distribute, is_first, join, launched
+from rheidae.estimator.regressor import FluxRegressor
 from rheidae.exceptions import DataError, RunError, RunStopped
-from rheidae.files import open_h5, write_text
-from rheidae.modules import ARCHITECTURES
-from rheidae.regressor import FluxRegressor
-from rheidae.runs import (
+from rheidae.runs.folder import (
     Run,
     check_same_run,
     clear_run,
@@ -52,7 +50,9 @@ from rheidae.runs import (
     save_config,
     save_run,
 )
-from rheidae.splits import Rows, shuffled_split, simulation_labels
+from rheidae.scoring.splits import Rows, shuffled_split, simulation_labels
+from rheidae.system import commands
+from rheidae.system.files import open_h5, write_text
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +233,8 @@ def train(config: Config, parms: TrainParms, run_id: str, threads: int | None = 
     KeyboardInterrupt
         After Ctrl-C; the run folder is complete, with the best weights so far.
     """
-    from rheidae import modelcard, plots
+    from rheidae import plots
+    from rheidae.runs import modelcard
 
     # One of several processes: all train, the first writes.
     accelerator = join(config.training.device) if launched() else None

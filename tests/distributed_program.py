@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from rheidae import load_dataset
+from rheidae.estimator.networks import MixingModel, MultilayerPerceptron, ResidualFFIModel
 from rheidae.exceptions import FourFluxError
-from rheidae.modules import MixingModel, MultilayerPerceptron, ResidualFFIModel
 
 
 class Unphysical(ResidualFFIModel):
@@ -82,7 +82,7 @@ def result(model):
 
 def check_batch_norm(rank):
     """Value and derivative of a batch norm whose rows lie in two processes."""
-    from rheidae.distributed import GlobalBatchNorm
+    from rheidae.estimator.processes import GlobalBatchNorm
 
     torch.manual_seed(0)
     x, c = torch.randn(7, 3, dtype=torch.float64) + 5, torch.randn(7, 3, dtype=torch.float64)
@@ -107,7 +107,7 @@ def check_batch_norm(rank):
 def main(path, folder):
     from accelerate import Accelerator
 
-    from rheidae.distributed import DistributedFluxRegressor
+    from rheidae.estimator.processes import DistributedFluxRegressor
 
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from rheidae import preprocess
 from rheidae.config import PreprocessConfig, read_config
+from rheidae.preprocess import pipeline as preprocess
 
 
 def start(config):

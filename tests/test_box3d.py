@@ -7,12 +7,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rheidae import _box3d_kernels as kernels
-from rheidae import _crossing_kernels as crossing_kernels
-from rheidae import box3d, box3d_flux, fourflux, mixing, reference
+from rheidae import box3d, box3d_flux, fourflux
 from rheidae.exceptions import FourFluxError
-from rheidae.minerbo import inverse_langevin
-from rheidae.quadrature import LEBEDEV_ORDERS, lebedev
+from rheidae.mixing import _box3d_kernels as kernels
+from rheidae.mixing import _crossing_kernels as crossing_kernels
+from rheidae.mixing import box3d as mixing
+from rheidae.mixing import reference
+from rheidae.mixing.closure import inverse_langevin
+from rheidae.mixing.quadrature import LEBEDEV_ORDERS, lebedev
 from tests.states import conservation_error, random_rotation, random_states, states, turn
 
 BOTH = pytest.mark.parametrize("crossing", ["sharp", "resolved"])

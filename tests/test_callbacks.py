@@ -6,8 +6,9 @@ import pytest
 import torch
 from skorch.callbacks import Callback
 
-from rheidae import FluxRegressor, callbacks
-from rheidae.callbacks import BatchNormRecalibration, EpochProgress, PeriodicSave, WarmupLR
+from rheidae import FluxRegressor
+from rheidae.estimator import callbacks
+from rheidae.estimator.callbacks import BatchNormRecalibration, EpochProgress, PeriodicSave, WarmupLR
 from tests.test_regressor import SMALL
 
 ALL = [

@@ -18,8 +18,9 @@ import pytest
 import yaml
 
 import rheidae
-from rheidae import fourflux, preprocess
+from rheidae import fourflux
 from rheidae.exceptions import ClusterError, DataError
+from rheidae.preprocess import pipeline as preprocess
 from tests.states import random_states
 from tests.test_preprocess import INIT, NAMES, TRUE, config_for, spoil_many
 
@@ -99,7 +100,7 @@ def test_local_processes_and_their_errors(raw):
     [("local:none", "such as local:4"), ("here", "tcp://host:port"), ("tcp://127.0.0.1:1", "cannot be reached")],
 )
 def test_schedulers_that_do_not_exist(raw, monkeypatch, scheduler, message):
-    from rheidae import cluster
+    from rheidae.system import cluster
 
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 2)
     with pytest.raises(ClusterError, match=message):
@@ -111,7 +112,7 @@ def test_schedulers_that_do_not_exist(raw, monkeypatch, scheduler, message):
     ("greeting", "message"), [(b"", "no answer within 2 s"), (b"SSH-2.0-OpenSSH_9.2\r\n", "there is no Dask scheduler")]
 )
 def test_another_program_at_the_address(raw, monkeypatch, greeting, message):
-    from rheidae import cluster
+    from rheidae.system import cluster
 
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 2)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -149,7 +150,7 @@ def test_ctrl_c_with_processes(raw):
 
 
 def test_workers_have_to_see_the_same_files_and_version(tmp_path, monkeypatch, cluster):
-    from rheidae.cluster import Cluster, _greet
+    from rheidae.system.cluster import Cluster, _greet
 
     path = tmp_path / "a"
     path.write_bytes(b"1234")
@@ -179,7 +180,7 @@ def end(process):
 
 
 def test_a_cluster_without_workers_and_one_whose_scheduler_dies(raw, monkeypatch, caplog):
-    from rheidae import cluster
+    from rheidae.system import cluster
 
     monkeypatch.setattr(cluster, "SILENT_SECONDS", 0.2)
     caplog.set_level("INFO")

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from rheidae import FluxRegressor
-from rheidae.callbacks import LagrangianConstraints
-from rheidae.modules import ResidualFFIModel
+from rheidae.estimator.callbacks import LagrangianConstraints
+from rheidae.estimator.networks import ResidualFFIModel
 from tests.test_regressor import SMALL
 
 

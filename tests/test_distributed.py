@@ -17,8 +17,9 @@ import yaml
 from safetensors.torch import load_file
 from sklearn.base import clone
 
-from rheidae import FluxRegressor, runs, train
+from rheidae import FluxRegressor, train
 from rheidae.exceptions import RunError
+from rheidae.runs import folder as runs
 from tests.distributed_program import CASES, fit, result, rows
 from tests.test_train import PARMS, config_for
 
@@ -124,7 +125,7 @@ def accelerator():
 
 
 def test_alone_it_is_the_estimator(accelerator, data, capsys):
-    from rheidae.distributed import DistributedFluxRegressor
+    from rheidae.estimator.processes import DistributedFluxRegressor
 
     X, y = data.data[:60], data.target[:60]
     options = {"random_state": 0, "max_epochs": 2, "batch_size": 16, "weighting": "gradnorm", "val_split": 0.2}
@@ -143,7 +144,7 @@ def test_alone_it_is_the_estimator(accelerator, data, capsys):
     ],
 )
 def test_accelerators_that_would_be_ignored(accelerator, data, settings, message):
-    from rheidae.distributed import DistributedFluxRegressor
+    from rheidae.estimator.processes import DistributedFluxRegressor
 
     for name, value in settings.items():
         if name == "mixed_precision":
@@ -155,7 +156,7 @@ def test_accelerators_that_would_be_ignored(accelerator, data, settings, message
 
 
 def test_processes_that_do_not_know_each_other(accelerator, data, monkeypatch):
-    from rheidae.distributed import DistributedFluxRegressor
+    from rheidae.estimator.processes import DistributedFluxRegressor
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RunError, match="2 processes were started, but the accelerator knows of one"):

@@ -18,9 +18,9 @@ from skorch.exceptions import DeviceWarning
 from torch import nn
 
 from rheidae import FluxRegressor
+from rheidae.estimator.losses import FourFluxLoss, SingleTerm
+from rheidae.estimator.networks import MixingModel, MultilayerPerceptron
 from rheidae.exceptions import FourFluxError
-from rheidae.losses import FourFluxLoss, SingleTerm
-from rheidae.modules import MixingModel, MultilayerPerceptron
 from tests.test_regressor import SMALL
 
 TINY = {"layout": "generic", "module__hidden_dim": 8, "max_epochs": 3, "random_state": 0}

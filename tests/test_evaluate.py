@@ -9,27 +9,18 @@ from matplotlib.figure import Figure
 from sklearn.utils import Bunch
 from torch import nn
 
-from rheidae import (
-    FluxRegressor,
-    ablation,
-    evaluate,
-    evaluation,
-    figures,
-    fourflux,
-    load_dataset,
-    mix,
-    runs,
-    sphere,
-    splits,
-    train,
-)
+from rheidae import FluxRegressor, ablation, evaluate, fourflux, load_dataset, mix, train
 from rheidae.config import Config, PreprocessConfig, TrainParms, check_config
+from rheidae.estimator.networks import ResidualFFIModel
 from rheidae.exceptions import FourFluxError, RunError
-from rheidae.metrics import flux_error
-from rheidae.modules import ResidualFFIModel
-from rheidae.power import power_change
-from rheidae.preprocess import preprocess
-from rheidae.quadrature import lebedev
+from rheidae.mixing import sphere
+from rheidae.mixing.power import power_change
+from rheidae.mixing.quadrature import lebedev
+from rheidae.preprocess.pipeline import preprocess
+from rheidae.runs import folder as runs
+from rheidae.scoring import figures, splits
+from rheidae.scoring import scores as evaluation
+from rheidae.scoring.metrics import flux_error
 from tests.conftest import FAMILIES
 from tests.states import random_states
 

@@ -16,7 +16,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rheidae import FluxRegressor, box3d_flux, runs, train
+from rheidae import FluxRegressor, box3d_flux, train
+from rheidae.estimator.networks import MixingModel, ResidualFFIModel
 from rheidae.exceptions import ExportError, FourFluxError
 from rheidae.export import __main__ as command
 from rheidae.export import export_regressor, load_exported
@@ -24,9 +25,9 @@ from rheidae.export.box3d import Box3DTerms
 from rheidae.export.graph import keep_physical
 from rheidae.export.mixing import ContinuousMixing
 from rheidae.export.states import made_states, sample_states
-from rheidae.modules import MixingModel, ResidualFFIModel
-from rheidae.power import keep_physical as keep_physical_of_kernels
-from rheidae.power import power_change, power_invariants
+from rheidae.mixing.power import keep_physical as keep_physical_of_kernels
+from rheidae.mixing.power import power_change, power_invariants
+from rheidae.runs import folder as runs
 from tests.states import random_states, states
 from tests.test_train import PARMS, config_for
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rheidae import FluxRegressor
-from rheidae.callbacks import GradientCombiner, KendallGal, PCGrad
-from rheidae.callbacks.gradients import _coefficients_by_tensors, conflicts, pcgrad_coefficients
+from rheidae.estimator.callbacks import GradientCombiner, KendallGal, PCGrad
+from rheidae.estimator.callbacks.gradients import _coefficients_by_tensors, conflicts, pcgrad_coefficients
 from tests.test_regressor import SMALL
 from tests.test_weighting import prepared
 

@@ -12,8 +12,8 @@ import pytest
 from scipy.integrate import lebedev_rule
 
 import rheidae
-from rheidae.minerbo import inverse_langevin
-from rheidae.power import keep_physical, power_change
+from rheidae.mixing.closure import inverse_langevin
+from rheidae.mixing.power import keep_physical, power_change
 
 REFERENCE = Path(__file__).parents[1] / "reference_julia"
 GOLDEN = Path(__file__).parent / "golden"

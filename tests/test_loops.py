@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.loops import obvious_epoch, sliced_epoch
 from rheidae import FluxRegressor
-from rheidae.callbacks import KendallGal, gradients
+from rheidae.estimator.callbacks import KendallGal, gradients
 from tests.test_regressor import SMALL
 
 LR, BATCH = 2e-3, 32

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rheidae.losses import TERMS, FourFluxLoss, values_and_gradients
+from rheidae.estimator.losses import TERMS, FourFluxLoss, values_and_gradients
 
 
 def pair(n=50, seed=0):

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rheidae import reference
-from rheidae.minerbo import inverse_langevin
-from rheidae.quadrature import lebedev
+from rheidae.mixing import reference
+from rheidae.mixing.closure import inverse_langevin
+from rheidae.mixing.quadrature import lebedev
 
 
 def langevin_error(f, Z):

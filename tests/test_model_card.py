@@ -8,9 +8,10 @@ import pytest
 import tomllib
 import yaml
 
-from rheidae import fourflux, runs, train
+from rheidae import fourflux, train
 from rheidae.config import TrainParms, check_config
-from rheidae.metrics import flux_error
+from rheidae.runs import folder as runs
+from rheidae.scoring.metrics import flux_error
 from tests.test_train import PARMS, config_for
 
 ROOT = Path(__file__).parents[1]

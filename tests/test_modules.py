@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rheidae import box3d_flux, mix
-from rheidae.modules import ACTIVATIONS, MixingModel, ResidualFFIModel, conserving_part
+from rheidae.estimator.networks import ACTIVATIONS, MixingModel, ResidualFFIModel, conserving_part
 from tests.states import conservation_error, nearby_states, random_rotation, random_states, turn
 
 

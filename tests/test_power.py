@@ -9,11 +9,11 @@ from scipy.optimize import brentq
 from scipy.special import ive
 
 import rheidae
-from rheidae import _power_kernels as kernels
+from rheidae.estimator.networks import _PowerMixing
 from rheidae.exceptions import FourFluxError
-from rheidae.minerbo import inverse_langevin
-from rheidae.modules import _PowerMixing
-from rheidae.power import keep_physical, power_change, power_flux, power_invariants
+from rheidae.mixing import _power_kernels as kernels
+from rheidae.mixing.closure import inverse_langevin
+from rheidae.mixing.power import keep_physical, power_change, power_flux, power_invariants
 from tests.states import conservation_error, random_rotation, random_states, states, turn
 
 EXCHANGES = {"mu-tau": [0, 2, 1, 3, 5, 4], "nu-nubar": [3, 4, 5, 0, 1, 2]}

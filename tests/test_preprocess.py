@@ -16,9 +16,12 @@ import pytest
 import yaml
 
 import rheidae
-from rheidae import box3d, box3d_flux, commands, files, fourflux, load_dataset, mix, preprocess, progress, trainingset
+from rheidae import box3d, box3d_flux, fourflux, load_dataset, mix
 from rheidae.config import PreprocessConfig, RawFile, check_config
 from rheidae.exceptions import ConfigError, DataError, OutputError
+from rheidae.preprocess import pipeline as preprocess
+from rheidae.preprocess import trainingset
+from rheidae.system import commands, files, progress
 from tests.states import conservation_error, random_states
 
 INIT, TRUE, NAMES = "F4_initial(1|ccm)", "F4_final(1|ccm)", "directorynames"
@@ -791,7 +794,7 @@ def test_a_file_system_that_does_not_sync_folders(tmp_path, monkeypatch):
 
 
 def test_one_place_opens_hdf5_files():
-    """One locking policy: see `rheidae.files`."""
+    """One locking policy: see `rheidae.system.files`."""
     package = Path(rheidae.__file__).parent
     openers = {
         str(path.relative_to(package))
@@ -799,4 +802,4 @@ def test_one_place_opens_hdf5_files():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("h5py.File", "File")
     }
-    assert openers == {"files.py"}
+    assert openers == {"system/files.py"}

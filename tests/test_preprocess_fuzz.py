@@ -11,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from rheidae import files, fourflux, preprocess
+from rheidae import fourflux
 from rheidae.exceptions import DataError, OutputError
-from rheidae.rawfile import LAYOUTS, possible_axes
+from rheidae.preprocess import pipeline as preprocess
+from rheidae.preprocess.rawfile import LAYOUTS, possible_axes
+from rheidae.system import files
 from tests.states import random_states
 from tests.test_preprocess import INIT, NAMES, TRUE, config_for, read_all
 

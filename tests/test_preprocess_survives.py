@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from rheidae import fourflux, preprocess
+from rheidae import fourflux
+from rheidae.preprocess import pipeline as preprocess
 from tests.states import random_states
 from tests.test_preprocess import INIT, NAMES, TRUE, config_for, read_all
 
@@ -98,7 +99,7 @@ def small_disk(request, tmp_path):
 WITHOUT_ASKING_FIRST = """
 import sys
 from pathlib import Path
-from rheidae import preprocess
+from rheidae.preprocess import pipeline as preprocess
 preprocess.require_space = lambda *_: None
 sys.exit(preprocess.main(sys.argv[1:]))
 """

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rheidae import products
-from rheidae.products import WORTHWHILE, product
+from rheidae.estimator import products
+from rheidae.estimator.products import WORTHWHILE, product
 
 SHAPES = [(3, 4, 5), (256, 128, 128), (640, 256, 30), (7, 50_000, 7), (1, 1, 1)]
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rheidae import FluxRegressor
-from rheidae.callbacks.gradients import jacobian
-from rheidae.modules import ACTIVATIONS, MixingModel, ResidualFFIModel
-from rheidae.pullback import TaskGradients, is_known
+from rheidae.estimator.callbacks.gradients import jacobian
+from rheidae.estimator.networks import ACTIVATIONS, MixingModel, ResidualFFIModel
+from rheidae.estimator.pullback import TaskGradients, is_known
 from tests.states import random_states
 from tests.test_modules import inputs
 from tests.test_regressor import SMALL
@@ -141,7 +141,7 @@ def test_training_is_the_same_by_hand_and_by_autograd(data, schemes, monkeypatch
     # Without batch norm: a bias before one has no gradient but rounding, which AdamW would make into full steps.
     options = {**SMALL, "module__use_batch_norm": False, "batch_size": 32, **schemes}
     by_hand = FluxRegressor(**options).fit(X, y)
-    monkeypatch.setattr("rheidae.regressor.is_known", lambda network: False)
+    monkeypatch.setattr("rheidae.estimator.regressor.is_known", lambda network: False)
     by_autograd = FluxRegressor(**options).fit(X, y)
     np.testing.assert_allclose(by_hand.predict(X), by_autograd.predict(X), rtol=1e-3, atol=1e-5)
     for ours, theirs in zip(by_hand.history[:, "train_loss"], by_autograd.history[:, "train_loss"], strict=True):

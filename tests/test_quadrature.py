@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from rheidae.quadrature import LEBEDEV_ORDERS, lebedev
+from rheidae.mixing.quadrature import LEBEDEV_ORDERS, lebedev
 
 
 def double_factorial(n):

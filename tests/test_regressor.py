@@ -10,9 +10,9 @@ from sklearn.preprocessing import FunctionTransformer
 from skorch.dataset import ValidSplit
 
 from rheidae import FluxRegressor, box3d_flux, mix
+from rheidae.estimator.networks import MixingModel, ResidualFFIModel
 from rheidae.exceptions import FourFluxError, RunError
-from rheidae.metrics import flux_error
-from rheidae.modules import MixingModel, ResidualFFIModel
+from rheidae.scoring.metrics import flux_error
 from tests.states import random_states
 
 SMALL = {

@@ -18,10 +18,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from rheidae import runs, train
+from rheidae import train
 from rheidae.config import Config, PreprocessConfig, TrainParms, check_config
 from rheidae.exceptions import ConfigError, DataError, FourFluxError, RunError
-from rheidae.preprocess import preprocess
+from rheidae.preprocess.pipeline import preprocess
+from rheidae.runs import folder as runs
 from tests.test_train import config_for
 
 PARMS = {
@@ -123,8 +124,8 @@ def test_signals_save_before_leaving(whole, processed, tmp_path, number):
         f"""
         import os, sys, torch
         from rheidae import train
-        from rheidae.callbacks import EpochProgress
-        from rheidae.regressor import FluxRegressor
+        from rheidae.estimator.callbacks import EpochProgress
+        from rheidae.estimator.regressor import FluxRegressor
         step = FluxRegressor.train_step
         def interrupted(self, batch, **kwargs):
             if len(self.history) == 4 and not getattr(self, "sent_", False):
@@ -279,7 +280,7 @@ def test_a_minimal_file_is_enough(sample, whole, tmp_path):
 
 
 def test_a_diverging_run_names_its_last_checkpoint(processed, tmp_path, monkeypatch):
-    from rheidae.regressor import FluxRegressor
+    from rheidae.estimator.regressor import FluxRegressor
 
     step = FluxRegressor.train_step
 
@@ -302,7 +303,8 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import matplotlib.figure, skorch, h5py, safetensors.torch
-from rheidae import plots, runs, train
+from rheidae import plots, train
+from rheidae.runs import folder as runs
 from rheidae.config import Config, TrainParms, read_config
 
 base = Path(sys.argv[1])
@@ -377,7 +379,9 @@ import os, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from rheidae import files, plots, runs, train
+from rheidae import plots, train
+from rheidae.system import files
+from rheidae.runs import folder as runs
 from rheidae.config import Config, TrainParms, read_config
 
 base = Path(sys.argv[1])

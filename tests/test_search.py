@@ -12,8 +12,9 @@ from sklearn.metrics import get_scorer
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from skorch.callbacks import Callback
 
-from rheidae import FluxRegressor, mixing
-from rheidae.threads import default_threads, limited
+from rheidae import FluxRegressor
+from rheidae.mixing import box3d as mixing
+from rheidae.system.threads import default_threads, limited
 
 GRID = {"lr": [1e-3, 1e-2], "module__hidden_dim": [4, 8]}
 MANY = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "4")

@@ -28,11 +28,20 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils import Bunch
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from rheidae import FluxRegressor, box3d_flux, evaluation, fourflux, metrics
+from rheidae import FluxRegressor, box3d_flux, fourflux
+from rheidae.estimator.transformers import AppendBox3D, PowerInvariants, UnitScaler
 from rheidae.exceptions import FourFluxError
-from rheidae.metrics import SCORERS, FluxScorer, box3d_skill_score, conservation_error, flux_error, physicality_rate
-from rheidae.power import INVARIANTS, power_invariants
-from rheidae.transformers import AppendBox3D, PowerInvariants, UnitScaler
+from rheidae.mixing.power import INVARIANTS, power_invariants
+from rheidae.scoring import metrics
+from rheidae.scoring import scores as evaluation
+from rheidae.scoring.metrics import (
+    SCORERS,
+    FluxScorer,
+    box3d_skill_score,
+    conservation_error,
+    flux_error,
+    physicality_rate,
+)
 from tests.states import conservation_error as conservation_error_of_states
 from tests.states import random_states
 

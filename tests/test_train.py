@@ -8,10 +8,11 @@ import pytest
 import yaml
 from sklearn.utils import Bunch
 
-from rheidae import fourflux, load_dataset, plots, runs, train
+from rheidae import fourflux, load_dataset, plots, train
 from rheidae.config import Config, DataConfig, TrainParms, check_config
 from rheidae.exceptions import RunError
-from rheidae.metrics import flux_error, skill
+from rheidae.runs import folder as runs
+from rheidae.scoring.metrics import flux_error, skill
 
 
 def config_for(processed, folder, **sections):

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import Subset
 
 from rheidae import FluxRegressor, fourflux
-from rheidae.batches import BatchSlicer, TableDataset
-from rheidae.callbacks import (
+from rheidae.estimator.batches import BatchSlicer, TableDataset
+from rheidae.estimator.callbacks import (
     BatchNormRecalibration,
     DynamicWeightAverage,
     GradientCombiner,
@@ -23,10 +23,10 @@ from rheidae.callbacks import (
     PCGrad,
     WarmupLR,
 )
+from rheidae.estimator.losses import TERMS
+from rheidae.estimator.networks import MixingModel
 from rheidae.exceptions import FourFluxError, RunError
-from rheidae.losses import TERMS
-from rheidae.metrics import flux_error, skill
-from rheidae.modules import MixingModel
+from rheidae.scoring.metrics import flux_error, skill
 from tests.test_regressor import SMALL
 
 
@@ -423,7 +423,7 @@ def test_trained_nets_stay_physical(small):
 def test_more_rows_than_are_looked_at_beforehand(small, monkeypatch):
     """Statistics of the features come from evenly spaced rows of the training part, itself a part of the data."""
     X, y = small
-    monkeypatch.setattr("rheidae.regressor.ENOUGH_ROWS", 30)
+    monkeypatch.setattr("rheidae.estimator.regressor.ENOUGH_ROWS", 30)
     net = FluxRegressor(random_state=0, max_epochs=1, val_split=0.2)
     train, _ = parts(small, val_split=0.2)
     looked_at = []

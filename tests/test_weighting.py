@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from rheidae import FluxRegressor
-from rheidae.callbacks import DynamicWeightAverage, GradNorm, KendallGal
-from rheidae.callbacks.gradients import last_shared_parameters
+from rheidae.estimator.callbacks import DynamicWeightAverage, GradNorm, KendallGal
+from rheidae.estimator.callbacks.gradients import last_shared_parameters
 from tests.test_regressor import SMALL
 
 

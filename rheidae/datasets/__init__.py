@@ -13,7 +13,7 @@ from sklearn.utils import Bunch
 
 from rheidae import fourflux
 from rheidae.exceptions import DataError
-from rheidae.files import Outputs, dataset, open_h5, read
+from rheidae.system.files import Outputs, dataset, open_h5, read
 
 _CHUNK_ROWS = 1 << 18
 

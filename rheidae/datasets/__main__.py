@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from rheidae import commands
 from rheidae.datasets import write_sample
+from rheidae.system import commands
 
 
 def main(argv: list[str] | None = None) -> int:

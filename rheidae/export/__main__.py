@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from rheidae import commands
 from rheidae.export.formats import FORMATS
 from rheidae.export.model import export_run
-from rheidae.quadrature import lebedev
-from rheidae.runs import load_run
+from rheidae.mixing.quadrature import lebedev
+from rheidae.runs.folder import load_run
+from rheidae.system import commands
 
 
 def _order(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Box3D with a sharp crossing as tensor operations; arithmetic of `rheidae._box3d_kernels`.
+"""Box3D with a sharp crossing as tensor operations; arithmetic of `rheidae.mixing._box3d_kernels`.
 
 The exponent is taken relative to its largest value for every species, as the kernels do for beams: where they do not,
 both ways agree to rounding. A node on which G vanishes to rounding may be counted to the other side here.
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rheidae import _box3d_kernels as kernels
 from rheidae.export.minerbo import distributions, exponents, four_vectors, moments_of, peak
-from rheidae.quadrature import lebedev
+from rheidae.mixing import _box3d_kernels as kernels
+from rheidae.mixing.quadrature import lebedev
 
 
 class Box3DTerms(nn.Module):

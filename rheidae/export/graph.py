@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rheidae.estimator.networks import MixingModel
 from rheidae.export.box3d import Box3DTerms
 from rheidae.export.mixing import ContinuousMixing
-from rheidae.modules import MixingModel
 
 
 class FluxGraph(nn.Module):
@@ -81,7 +81,7 @@ class MixingNetwork(nn.Module):
 
 
 def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor) -> Tensor:
-    """Shorten the change of each row ``(n, 24)`` as `rheidae.power.keep_physical` does; `scale (n, 1)` is its size."""
+    """Shorten each row's change ``(n, 24)``, of size `scale`, as `rheidae.mixing.power.keep_physical` does."""
     start, end = (F_init / scale).reshape(-1, 6, 4), (F_final / scale).reshape(-1, 6, 4)
     step = end - start
     inside = (start[..., 3].square() - start[..., :3].square().sum(dim=2)).clamp(min=0.0)

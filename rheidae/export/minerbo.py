@@ -1,4 +1,4 @@
-"""The Minerbo closure as tensor operations; the arithmetic is that of `rheidae._minerbo_kernels`."""
+"""The Minerbo closure as tensor operations; the arithmetic is that of `rheidae.mixing._closure_kernels`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rheidae import _minerbo_kernels as kernels
+from rheidae.mixing import _closure_kernels as kernels
 
 _LOW = tuple(getattr(kernels, f"_L{k}") for k in range(10))
 _P = tuple(getattr(kernels, f"_P{k}") for k in range(5))

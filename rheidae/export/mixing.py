@@ -1,4 +1,4 @@
-"""Continuous mixing as tensor operations of fixed length; derivation and arithmetic of `rheidae._power_kernels`.
+"""Continuous mixing as tensor operations of fixed length; derivation and arithmetic of `rheidae.mixing._power_kernels`.
 
 Two things are done in another way. Where the kernels stop Newton's method by tolerance, a graph has a fixed number of
 steps; they are taken in a variable in which the equation for s is nearly linear. With ``q = (H/H_total)^(1/p)``, H the
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rheidae import _power_kernels as kernels
 from rheidae.export.minerbo import distributions, exponents, four_vectors, moments_of, peak, polynomial
-from rheidae.power import AXIAL_POINTS
-from rheidae.quadrature import lebedev
+from rheidae.mixing import _power_kernels as kernels
+from rheidae.mixing.power import AXIAL_POINTS
+from rheidae.mixing.quadrature import lebedev
 
 STEPS = (7, 1)
 """Newton steps for log s, in single and in double precision; 1e-13 of the total density on 90,000 random states."""
@@ -100,7 +100,7 @@ class ContinuousMixing(nn.Module):
         return value * zero, (value * one * self.axis_root)[:, :, None] * direction[..., None]
 
     def invariants(self, prepared: tuple[Tensor, ...]) -> Tensor:
-        """The numbers ``(n, 5)`` of `rheidae.power.power_invariants`."""
+        """The numbers ``(n, 5)`` of `rheidae.mixing.power.power_invariants`."""
         _, _, G_sphere, _, _, G_axis, net_flux, net = prepared
         both = G_axis.abs().sum(dim=1, keepdim=True).clamp(min=_TINY)
         quadrupole = (G_axis * (1.5 * self.axis * self.axis - 0.5)).sum(dim=1, keepdim=True)

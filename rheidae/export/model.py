@@ -19,9 +19,9 @@ from rheidae.export.box3d import Box3DTerms
 from rheidae.export.formats import FORMATS, Function, Metadata, load, require, trace
 from rheidae.export.graph import FluxGraph
 from rheidae.export.states import made_states, sample_states
-from rheidae.files import Outputs, open_h5
 from rheidae.fourflux import COMPONENTS, SPECIES
-from rheidae.mixing import box3d_flux
+from rheidae.mixing.box3d import box3d_flux
+from rheidae.system.files import Outputs, open_h5
 
 TOLERANCE = 1e-6
 """Largest difference from the estimator that is let through, relative to the total number density of the row."""
@@ -207,8 +207,8 @@ def export_run(run: Any, path: str | Path, format: str = "onnx", **options: Any)
 
     Parameters
     ----------
-    run : rheidae.runs.Run
-        From `rheidae.runs.load_run`.
+    run : rheidae.runs.folder.Run
+        From `rheidae.runs.folder.load_run`.
     path, format
         As for `export_regressor`.
     **options

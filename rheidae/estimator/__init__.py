@@ -1,0 +1,1 @@
+"""The estimator: networks, losses, training step, callbacks."""

@@ -1,0 +1,115 @@
+"""Physical predictions by an augmented Lagrangian."""
+
+from __future__ import annotations
+
+import torch
+from skorch.callbacks import Callback
+from torch import Tensor, nn
+
+from rheidae.estimator.losses import as_states
+
+VIOLATIONS = ("negative_density", "superluminal")
+
+
+class Multipliers(nn.Module):
+    """Violations of a batch and the multipliers that answer them.
+
+    Parameters
+    ----------
+    lr_lambda, rho, density_floor : float
+        See `LagrangianConstraints`.
+    """
+
+    def __init__(self, lr_lambda: float, rho: float, density_floor: float) -> None:
+        super().__init__()
+        self.lr_lambda = lr_lambda
+        self.rho = rho
+        self.density_floor = density_floor
+        self.register_buffer("multipliers", torch.zeros(len(VIOLATIONS)))
+        self.multipliers: Tensor
+
+    def violations(self, y_pred: Tensor) -> Tensor:
+        """``(c0, c1)`` of predicted final four-fluxes ``(n, 24)``."""
+        pred = y_pred.reshape(-1, 6, 4)
+        N = pred[..., 3]
+        factor = torch.linalg.vector_norm(pred[..., :3], dim=-1) / N.clamp(min=self.density_floor)
+        return torch.stack([torch.relu(-N).mean(), torch.relu(factor - 1).mean()])
+
+    def violations_and_cotangent(self, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        """``(c0, c1)`` and, in closed form, the derivative ``(n, 24)`` of their `penalty` by `y_pred`."""
+        if y_pred.device.type == "cpu":
+            return self._by_kernel(y_pred)
+        return self._by_tensors(y_pred.detach())
+
+    def _by_kernel(self, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        from rheidae.estimator import _loss_kernels as kernels
+
+        pred = as_states(y_pred)
+        violations = torch.tensor(kernels.violations(pred, self.density_floor), dtype=y_pred.dtype)
+        cotangent = torch.empty_like(y_pred)
+        slopes = self.slopes(violations).tolist()
+        kernels.pull_violations(pred, self.density_floor, *slopes, cotangent.numpy().reshape(-1, 6, 4))
+        return violations, cotangent
+
+    def _by_tensors(self, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        """The same on an accelerator."""
+        pred = y_pred.reshape(-1, 6, 4)
+        violations = self.violations(y_pred)
+        by_negative, by_superluminal = self.slopes(violations) / pred[..., 3].numel()
+        flux, N = pred[..., :3], pred[..., 3]
+        length = torch.linalg.vector_norm(flux, dim=-1)
+        floored = N.clamp(min=self.density_floor)
+        slope = by_superluminal * (length > floored) / floored
+        cotangent = torch.empty_like(pred)
+        # Where |F| = 0 there is no excess.
+        cotangent[..., :3] = flux * (slope / length.clamp(min=torch.finfo(length.dtype).tiny))[..., None]
+        cotangent[..., 3] = -slope * length / floored * (self.density_floor <= N) - by_negative * (N < 0)
+        return violations, cotangent.reshape(y_pred.shape)
+
+    def penalty(self, violations: Tensor) -> Tensor:
+        """``sum_k lambda_k c_k + rho c_k^2 / 2``."""
+        return (self.multipliers * violations + 0.5 * self.rho * violations.square()).sum()
+
+    def slopes(self, violations: Tensor) -> Tensor:
+        """Derivatives of `penalty` by the violations."""
+        return self.multipliers + self.rho * violations
+
+    @torch.no_grad()
+    def ascend(self, violations: Tensor) -> None:
+        """One step of dual ascent."""
+        self.multipliers.add_(violations, alpha=self.lr_lambda).clamp_(min=0)
+
+
+class LagrangianConstraints(Callback):
+    """Drive predictions towards physical ones: no negative density, no flux faster than light.
+
+    The violations ``c0 = mean relu(-N)`` and ``c1 = mean relu(|F|/N - 1)`` of the predicted final four-flux (not of the
+    residual) enter the objective as ``sum_k lambda_k c_k + rho c_k^2 / 2``; after each batch
+    ``lambda_k <- max(0, lambda_k + lr_lambda c_k)``. For `PCGrad` the penalty is one more task.
+
+    Parameters
+    ----------
+    lr_lambda : float
+        Rate of the dual ascent. Larger: violations are answered sooner, and may be overdone.
+    rho : float
+        Weight of the squared violations; acts at once, but lets small ones live.
+    density_floor : float
+        In ``c1``, N counts at least this much, in units of the row's total density: nearly empty species
+        would dominate otherwise.
+
+    Notes
+    -----
+    Multipliers change once per batch rather than after an inner minimisation, which a network does not reach.
+    """
+
+    def __init__(self, lr_lambda: float = 1e-2, rho: float = 1.0, density_floor: float = 1e-3) -> None:
+        self.lr_lambda = lr_lambda
+        self.rho = rho
+        self.density_floor = density_floor
+
+    def make_module(self) -> Multipliers:
+        """Return the module that goes into the criterion as ``constraints``."""
+        for name in ("lr_lambda", "rho"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"LagrangianConstraints: {name}={getattr(self, name)!r} must not be negative")
+        return Multipliers(self.lr_lambda, self.rho, self.density_floor)

@@ -1,0 +1,189 @@
+"""One direction from the gradients of several tasks."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from skorch.callbacks import Callback
+from torch import Tensor
+
+
+class GradientCombiner(Callback):
+    """Replace the summed gradient of the network by a combination of the gradients of its tasks.
+
+    The tasks are the weighted loss terms and, where there are constraints, their penalty as one more.
+
+    Parameters
+    ----------
+    aggregator : callable
+        From the Jacobian ``(tasks, parameters)`` to a direction ``(parameters,)``, the one that takes the place of
+        the gradient; an aggregator of torchjd (``UPGrad()``, ``CAGrad(c=0.5)``) fits as it is.
+    active_only : bool
+        Leave out the tasks whose gradient is zero in the batch, such as a constraint that is kept. Aggregators that
+        look for a direction which serves every task (``CAGrad``, ``MGDA``) find none that serves such a task, and
+        training would stand still. False for an aggregator with a number of its own for each task (``Constant``).
+
+    Notes
+    -----
+    Trained loss weights take no part: their gradients are those of the total weighted loss, because they belong to no
+    task and a projection among tasks says nothing about them.
+    """
+
+    def __init__(self, aggregator: Callable[[Tensor], Tensor], active_only: bool = True) -> None:
+        self.aggregator = aggregator
+        self.active_only = active_only
+
+    def combine(self, jacobian: Tensor, gramian: Tensor) -> Tensor:
+        """Return the direction ``(parameters,)``; `gramian` is ``jacobian @ jacobian.T``, already there."""
+        if self.active_only:
+            jacobian = jacobian[gramian.diagonal() > 0]
+        return self.aggregator(jacobian) if len(jacobian) else jacobian.new_zeros(jacobian.shape[1])
+
+
+class PCGrad(GradientCombiner):
+    """Projecting conflicting gradients (Yu et al. 2020, arXiv:2001.06782, algorithm 1).
+
+    For each task i, over the other tasks j in random order: where ``g_i . g_j < 0``, ``g_i`` loses its part along the
+    *original* ``g_j``. The results are summed.
+
+    Each projected gradient stays a combination of the original ones, so only coefficients are projected, with the
+    Gramian of the tasks; parameters are touched twice, to form the Gramian and the sum. This changes nothing but
+    rounding. The orders come from torch's global generator, which the estimator seeds by `random_state`.
+    """
+
+    def __init__(self) -> None:
+        pass
+
+    def combine(self, jacobian: Tensor, gramian: Tensor) -> Tensor:
+        """Return the sum of the projected gradients."""
+        return pcgrad_coefficients(gramian).sum(dim=0) @ jacobian
+
+
+def pcgrad_coefficients(gramian: Tensor, orders: Tensor | None = None) -> Tensor:
+    """Projected gradients as combinations of the original ones.
+
+    Parameters
+    ----------
+    gramian : Tensor, shape (T, T)
+        Inner products of the task gradients.
+    orders : LongTensor, shape (T, T), optional
+        Row i: the tasks in the order in which task i meets them; i itself is passed over. Drawn at random if not given.
+
+    Returns
+    -------
+    Tensor, shape (T, T)
+        Row i: coefficients of task i's projected gradient.
+    """
+    tasks = len(gramian)
+    if orders is None:
+        orders = torch.rand(tasks, tasks).argsort(dim=1)
+    if gramian.device.type == "cpu":
+        return _coefficients_by_numbers(gramian, orders)
+    return _coefficients_by_tensors(gramian, orders.to(gramian.device))
+
+
+def _coefficients_by_numbers(gramian: Tensor, orders: Tensor) -> Tensor:
+    """Algorithm 1 on Python's numbers: for a handful of tasks quicker than any tensor."""
+    inner = gramian.tolist()
+    table = []
+    for i, order in enumerate(orders.tolist()):
+        row = [0.0] * len(inner)
+        row[i] = 1.0
+        for j in order:
+            if j != i:
+                product = sum(map(operator.mul, row, inner[j]))
+                # A conflict needs two gradients that are not zero, to rounding too.
+                if product < 0 and inner[j][j] > 0:
+                    row[j] -= product / inner[j][j]
+        table.append(row)
+    return torch.tensor(table, dtype=gramian.dtype)
+
+
+def _coefficients_by_tensors(gramian: Tensor, orders: Tensor) -> Tensor:
+    """The same without reading a number back from an accelerator."""
+    tasks = len(gramian)
+    rows = torch.arange(tasks, device=gramian.device)
+    coefficients = torch.eye(tasks, dtype=gramian.dtype, device=gramian.device)
+    squares = gramian.diagonal()
+    # All tasks take their k-th step at once: they do not see each other's projections.
+    for met in orders.T:
+        inner = (coefficients * gramian[met]).sum(dim=1)
+        conflict = (inner < 0) & (met != rows) & (squares[met] > 0)
+        step = torch.where(conflict, inner / squares[met], 0.0)
+        coefficients[rows, met] -= step
+    return coefficients
+
+
+def conflicts(gramian: Tensor) -> Tensor:
+    """Return the number of task pairs whose gradients point against each other, as a scalar tensor."""
+    return (gramian < 0).sum() / 2
+
+
+def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor], active: list[bool] | None = None) -> Tensor:
+    """Gradients of several tasks, one row each, by autograd.
+
+    Parameters
+    ----------
+    output : Tensor, shape (n, m)
+        What the network returned, with its graph.
+    cotangents : Tensor, shape (T, n, m)
+        Derivatives of the tasks by `output`.
+    parameters : list of Tensor
+        By which to differentiate.
+    active : list of bool, optional
+        Which tasks get a pass; the rows of the others are zero. Default: see below.
+
+    Returns
+    -------
+    Tensor, shape (T, P)
+
+    Notes
+    -----
+    One `torch.autograd.grad` per task: one batched product for all of them (``is_grads_batched``) was no quicker. On a
+    CPU, where looking costs nothing, tasks whose derivative is zero in the whole batch (a constraint that is kept) get
+    their row of zeros without a pass. For networks of known layers there is `rheidae.estimator.pullback`.
+    """
+    if active is None:
+        look = output.device.type == "cpu" and len(cotangents) > 1
+        active = cotangents.flatten(1).any(dim=1).tolist() if look else [True] * len(cotangents)
+    table = output.new_zeros(len(cotangents), sum(parameter.numel() for parameter in parameters))
+    for row, cotangent, is_active in zip(table, cotangents, active, strict=True):
+        if is_active:
+            gradients = torch.autograd.grad(
+                output, parameters, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            torch.cat([gradient.reshape(-1) for gradient in gradients], out=row)
+    return table
+
+
+def set_gradients(parameters: list[Tensor], flat: Tensor) -> None:
+    """Cut a flat vector into the ``.grad`` of `parameters`."""
+    start = 0
+    for parameter in parameters:
+        stop = start + parameter.numel()
+        parameter.grad = flat[start:stop].view_as(parameter)
+        start = stop
+
+
+def last_shared_parameters(module: Any) -> list[Tensor]:
+    """Parameters of the last layer that all tasks share.
+
+    A module says it by a method of this name; otherwise it is the weight of the module's last `torch.nn.Linear`, in the
+    order of registration, since every task reads the same outputs.
+
+    Raises
+    ------
+    ValueError
+        If the module does neither.
+    """
+    if hasattr(module, "last_shared_parameters"):
+        return list(module.last_shared_parameters())
+    linear = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+    if not linear:
+        raise ValueError(
+            f"{type(module).__name__} has no torch.nn.Linear: give it a method last_shared_parameters() for GradNorm"
+        )
+    return [linear[-1].weight]

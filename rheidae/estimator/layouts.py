@@ -1,0 +1,238 @@
+"""What the columns of X and y are, and so what a network's output means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils import check_array
+from torch import Tensor, nn
+
+from rheidae import fourflux
+from rheidae.estimator.losses import FourFluxLoss
+from rheidae.estimator.networks import MixingModel, MultilayerPerceptron
+from rheidae.estimator.uncertainty import ErrorScale
+from rheidae.exceptions import FourFluxError
+from rheidae.mixing.power import keep_physical
+
+Table = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows of a table become what the network sees, and what the network says becomes an answer.
+
+    The network works on float32 rows of order one, the *scaled* ones; X, y and the answer are in the user's unit. This
+    base is ``layout="generic"``: the scaled rows are the user's, and the network's output is the answer.
+
+    Attributes
+    ----------
+    predict_residual, average_heavy : bool
+        The estimator's parameters; of use to `FourFlux` alone.
+    """
+
+    predict_residual: bool = True
+    average_heavy: bool = True
+
+    name: ClassVar[str] = "generic"
+    n_features: ClassVar[int | None] = None
+    n_outputs: ClassVar[int | None] = None
+    module: ClassVar[type[nn.Module]] = MultilayerPerceptron
+    criterion: ClassVar[type[nn.Module]] = nn.MSELoss
+
+    def table(self, values: Any, name: str, least_rows: int = 0) -> Table:
+        """Return `values` as a finite float32 or float64 table.
+
+        Raises
+        ------
+        FourFluxError
+            If the shape is another, or a number is not finite.
+        ValueError, TypeError
+            From `sklearn.utils.check_array`: sparse, complex, empty and the like.
+        """
+        return _finite(as_numbers(values, name, least_rows), name)
+
+    def tables(self, X: Any, y: Any) -> tuple[Table, Table]:
+        """Return both as tables of one length, not empty."""
+        if y is None:
+            raise ValueError("FluxRegressor requires y to be passed, but the target y is None")
+        tables = self.table(X, "X", 1), self.table(y, "y")
+        if len(tables[0]) != len(tables[1]):
+            raise FourFluxError(f"X has {len(tables[0])} rows, y has {len(tables[1])}; both need one row per sample")
+        return tables
+
+    def scaled(self, X: Table, y: Table | None) -> tuple[Table, Table | None]:
+        """Return the network's inputs and targets, C-contiguous float32."""
+        return tuple(None if table is None else _single(table, name) for table, name in ((X, "X"), (y, "y")))  # type: ignore[return-value]
+
+    def final(self, x: Tensor, output: Tensor, module: nn.Module) -> Tensor:
+        """Return the scaled answer."""
+        return output
+
+    def answer(self, X: Table, output: Table, module: nn.Module) -> Table:
+        """Return the answer in the user's unit and float type; float64 where scikit-learn's metrics need it."""
+        return _like(X, output)
+
+    def reference(self, x: Tensor) -> Tensor | None:
+        """Return the scaled answer to compare with (Box3D's), if there is one."""
+        return None
+
+    def error(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        """Return the mean distance of scaled answers and targets."""
+        return torch.linalg.vector_norm(y_pred - y, dim=1).mean()
+
+    def require_std(self) -> None:
+        """Raise where this layout has no standard deviations."""
+        raise ValueError(f"layout={self.name!r} has no standard deviations; layout='four_flux' has")
+
+    def error_scale(self, X: Table, y: Table, answer: Table) -> ErrorScale | None:
+        """Learn how far off answers are, if that can be told."""
+        return None
+
+    def std(self, scale: ErrorScale, X: Table, answer: Table) -> Table:
+        """Return the standard deviation of each number of the answer."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FourFlux(Layout):
+    """``layout="four_flux"``: X is initial states and Box3D's answer, y the final states, flat and in one unit.
+
+    Scaled rows are in units of the row's total number density; the network's output is a correction to a base state.
+    """
+
+    name = "four_flux"
+    n_features = 48
+    n_outputs = 24
+    module = MixingModel
+    criterion = FourFluxLoss
+
+    def table(self, values: Any, name: str, least_rows: int = 0) -> Table:
+        """As in the base, of 48 columns (X) or 24 (y), with a positive total density in every row of X."""
+        columns = 48 if name == "X" else 24
+        # What has no shape is a list, or nothing that could be a table.
+        shape = tuple(values.shape) if hasattr(values, "shape") else np.shape(values)
+        if len(shape) != 2 or shape[1] != columns:
+            raise FourFluxError(f"{name} has shape {shape}; expected (n, {columns})")
+        table = super().table(values, name, least_rows)
+        if name == "X":
+            total = fourflux.total_density(table[:, :24])
+            if not (total > 0).all():
+                row = int(np.argmin(total > 0))
+                raise FourFluxError(f"X, row {row}: the total number density is {total[row]:g}; it must be positive")
+        return table
+
+    def scaled(self, X: Table, y: Table | None) -> tuple[Table, Table | None]:
+        """Divide by the total density; average targets over mu and tau where nothing tells them apart."""
+        total = fourflux.total_density(X[:, :24])[:, None]
+        x = np.ascontiguousarray(X / total, dtype=np.float32)
+        if y is None:
+            return x, None
+        target = y / total
+        if self.average_heavy:
+            target = fourflux.average_heavy(fourflux.unflatten(target), fourflux.unflatten(X[:, :24]))
+        return x, np.ascontiguousarray(target.reshape(-1, 24), dtype=np.float32)
+
+    def base(self, x: Any, module: nn.Module) -> Any:
+        """What the output is added to: the state that the module names, or as `predict_residual` says."""
+        on_box3d = {"initial": False, "box3d": True}.get(getattr(module, "adds_to", ""), self.predict_residual)
+        return x[:, 24:] if on_box3d else x[:, :24]
+
+    def final(self, x: Tensor, output: Tensor, module: nn.Module) -> Tensor:
+        """Add the correction to the base state."""
+        return self.base(x, module) + output
+
+    def answer(self, X: Table, output: Table, module: nn.Module) -> Table:
+        """Add in float64, and shorten the change of a row that would leave the physical states."""
+        final = self.base(X, module) + fourflux.total_density(X[:, :24])[:, None] * output
+        init = np.ascontiguousarray(X[:, :24], dtype=np.float64)
+        keep_physical(fourflux.unflatten(init), fourflux.unflatten(final))
+        return _like(X, final)
+
+    def reference(self, x: Tensor) -> Tensor | None:
+        """Return Box3D's answer."""
+        return x[:, 24:]
+
+    def error(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        """Return the mean four-flux distance over rows and species."""
+        return torch.linalg.vector_norm((y_pred - y).reshape(-1, 6, 4), dim=2).mean()
+
+    def require_std(self) -> None:
+        """Nothing to raise: there are some."""
+
+    def error_scale(self, X: Table, y: Table, answer: Table) -> ErrorScale | None:
+        """Learn from the errors of `answer`, with Box3D's as the worst that is known."""
+        init, box, true, predicted = self._states(X, X[:, :24], X[:, 24:], y, answer)
+        if self.average_heavy:
+            true = fourflux.average_heavy(true, init)
+        return ErrorScale.fit(init, predicted, true, box)
+
+    def std(self, scale: ErrorScale, X: Table, answer: Table) -> Table:
+        """Return the standard deviation of each number of the answer, in its unit."""
+        init, predicted = self._states(X, X[:, :24], answer)
+        std = scale.std(init, predicted).reshape(-1, 24)
+        return (std * fourflux.total_density(X[:, :24])[:, None]).astype(answer.dtype, copy=False)
+
+    @staticmethod
+    def _states(X: Table, *tables: Table) -> list[Table]:
+        """``(n, 6, 4)`` states of flat tables, float64, in units of the total density."""
+        total = fourflux.total_density(X[:, :24])[:, None]
+        return [np.ascontiguousarray(fourflux.unflatten(table / total)) for table in tables]
+
+
+LAYOUTS: dict[str, type[Layout]] = {"four_flux": FourFlux, "generic": Layout}
+"""Layouts by the estimator's short names."""
+
+
+def as_array(values: Any) -> Any:
+    """Return `values` as an array, also if they are a tensor with a graph or on another device."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def as_numbers(values: Any, name: str, least_rows: int = 0) -> Table:
+    """Return a table of real numbers, float32 if it was, else float64; NaN passes, and y may be one column ``(n,)``."""
+    numbers = check_array(
+        as_array(values) if isinstance(values, Tensor) else values,
+        dtype=[np.float64, np.float32],
+        ensure_all_finite=False,
+        ensure_2d=name != "y",
+        ensure_min_samples=least_rows,
+        input_name=name,
+        estimator="FluxRegressor",
+    )
+    return numbers.reshape(-1, 1) if numbers.ndim == 1 else numbers
+
+
+def _like(X: Table, answer: Table) -> Table:
+    """The answer in the type of X, unless float32 could not hold its squares: scikit-learn's metrics form them."""
+    largest = np.abs(answer).max(initial=0.0)
+    return answer.astype(X.dtype if largest < _SQUARABLE else np.float64, copy=False)
+
+
+# Sums of as many squares as there are rows have to fit too.
+_SQUARABLE = 1e15
+
+
+def _finite(table: Table, name: str) -> Table:
+    finite = np.isfinite(table).all(axis=1)
+    if not finite.all():
+        raise FourFluxError(
+            f"{name}, row {int(np.argmin(finite))}: a number is not finite (NaN or infinity); remove or mend the row"
+        )
+    return table
+
+
+def _single(table: Table, name: str) -> Table:
+    with np.errstate(over="ignore"):
+        single = np.require(table, np.float32, ["C", "W"])
+    finite = np.isfinite(single).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise FourFluxError(
+            f"{name}, row {row}: {np.abs(table[row]).max():g} is too large for single precision; scale the columns, "
+            "with sklearn.preprocessing.StandardScaler for example"
+        )
+    return single

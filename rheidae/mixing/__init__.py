@@ -1,0 +1,1 @@
+"""Analytic schemes: from moments before the instability to moments after it."""

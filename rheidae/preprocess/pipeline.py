@@ -1,0 +1,475 @@
+"""Raw simulation files to training sets.
+
+    python -m rheidae.preprocess --config config/pre_process.yaml
+
+evaluates Box3D for every row and writes one file per simulation and a combined, shuffled one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rheidae import fourflux
+from rheidae.config import PreprocessConfig, RawFile, Tolerances, read_config
+from rheidae.exceptions import DataError, OutputError
+from rheidae.preprocess import badrows, fingerprint
+from rheidae.preprocess.combine import combine
+from rheidae.preprocess.rawfile import RawSimulation, inspect, linked_files, read_growth_rate, read_names
+from rheidae.preprocess.rows import Column, Table, columns_of
+from rheidae.preprocess.trainingset import (
+    Arrays,
+    Done,
+    attributes,
+    complete,
+    evaluate,
+    example,
+    finish,
+    output_columns,
+    writing,
+)
+from rheidae.system import commands
+from rheidae.system.cluster import Workers, open_workers
+from rheidae.system.files import Finished, dataset, only_writer, open_h5, require_file, require_space
+from rheidae.system.progress import Progress, Stages
+
+log = logging.getLogger(__name__)
+
+CHUNK_ROWS = 1 << 14
+"""Rows that a thread reads, evaluates and writes at a time, if the configuration does not say: about 30 MB."""
+
+NAMES_BYTES = 32 << 20
+"""Directory names of variable length, which are slow to read, are kept between two passes up to this size."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `preprocess` wrote for one simulation."""
+
+    name: str
+    rows: int
+    path: Path
+    bad_rows: dict[str, int] = field(default_factory=dict)
+    """Rows dropped or clipped, by what was wrong with them."""
+    up_to_date: bool = False
+    """Whether an earlier run had written it already."""
+
+
+def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str | None = None) -> list[Written]:
+    """Evaluate Box3D for every enabled file and write the training sets.
+
+    Parameters
+    ----------
+    config : PreprocessConfig
+        What to read and where to write; see ``config/pre_process.yaml``.
+    resume : bool
+        Leave alone the outputs that were made from the same source, configuration and version.
+    scheduler : str, optional
+        ``tcp://host:port`` of a Dask scheduler or ``local:N``: work there. Default: threads of this process. The
+        outputs are the same.
+
+    Returns
+    -------
+    list of Written
+        One entry per simulation, then the combined file.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or malformed, or a row is not physical. The message names file, dataset, row
+        and remedy; no output is written from a bad file, and older outputs stay.
+    OutputError
+        If the disk is full, outputs cannot be written for another reason, or another run writes into the same folder.
+    ClusterError
+        If the cluster cannot be reached, or loses its workers.
+    """
+    started = time.perf_counter()
+    enabled = [file for file in config.files if file.enabled]
+    if not enabled:
+        raise DataError("no file is enabled; set enabled: true for at least one entry of `files`")
+    root = Path(config.output_root)
+    stages = Stages()
+    with only_writer(root) as lock, Finished() as finished, ExitStack() as stack:
+        with stages.timed("inspect"):
+            simulations = [_inspect(raw, config) for raw in enabled]
+        _require_targets(simulations, config)
+        pending = [
+            s for s in simulations if not (resume and fingerprint.up_to_date(s.target, s.fingerprint, s.columns))
+        ]
+        combined = root / config.output_filename
+        columns = list({column.name: column for s in simulations for column in s.columns}.values())
+        mark = fingerprint.of_combined([s.fingerprint for s in simulations], config)
+        workers: Workers | None = None
+        if pending or not (resume and fingerprint.up_to_date(combined, mark, columns)):
+            _require_space(pending, simulations, config)
+            workers = stack.enter_context(open_workers(scheduler, config.threads))
+            workers.require([lock, *(path for s in simulations for path in s.marks)])
+        written = []
+        for simulation in simulations:
+            if simulation in pending:
+                assert workers is not None
+                written.append(_preprocess_file(simulation, config, workers, stages, finished))
+            else:
+                log.info("%s: %s is up to date", simulation.raw.name, simulation.target)
+                written.append(_as_written(simulation.raw.name, simulation.target))
+        if workers is None:
+            log.info("all: %s is up to date", combined)
+            written.append(replace(_as_written("all", combined), bad_rows={}))
+        else:
+            paths = [finished.where(s.target) for s in simulations]
+            rows = combine(
+                paths,
+                combined,
+                attributes(config, [s.source for s in simulations], mark, _bad_rows(simulations, written)),
+                _dropped_rows(paths),
+                config,
+                workers,
+                stages,
+                config.chunk_rows or CHUNK_ROWS,
+                finished.name,
+            )
+            written.append(Written("all", rows, combined))
+    for line in stages.lines():
+        log.info(line)
+    log.info("%-10s %10s %9.2f s", "in all", "", time.perf_counter() - started)
+    return written
+
+
+# --- before anything is computed ---------------------------------------------------------------------------
+
+
+class _Simulation(NamedTuple):
+    """One raw file, looked at but not read yet."""
+
+    raw: RawFile
+    source: Path
+    target: Path
+    held: RawSimulation
+    rows: int
+    columns: tuple[Column, ...]
+    """The datasets of the output, strings as short as can be."""
+    marks: dict[Path, dict[str, Any]]
+    """Size, time and content of the file, and of those that it links to."""
+    fingerprint: str
+
+
+def _inspect(raw: RawFile, config: PreprocessConfig) -> _Simulation:
+    source = Path(config.data_root) / raw.path
+    remedy = "check data_root and path (the sample is written by: python -m rheidae.datasets FOLDER)"
+    require_file(source, remedy)
+    # What changes after this moment is found once all rows are read.
+    marks = {source: fingerprint.of_source(source)}
+    held = inspect(source, config.h5_paths, raw.axes or config.axes)
+    if config.diagnostics == "minimal":
+        held = held._replace(F_true_stddev=None, growth_rate=None, dirnames=None)
+    marks |= {path: fingerprint.of_source(path) for path in linked_files(source, held)}
+    return _Simulation(
+        raw=raw,
+        source=source,
+        target=Path(config.output_root) / f"{raw.output_name}_preprocessed.h5",
+        held=held,
+        rows=held.length if raw.max_rows is None else min(raw.max_rows, held.length),
+        columns=output_columns(example(config, held), config),
+        marks=marks,
+        fingerprint=fingerprint.of_simulation(list(marks.values()), raw, config),
+    )
+
+
+def _require_targets(simulations: list[_Simulation], config: PreprocessConfig) -> None:
+    """Refuse outputs that would overwrite a source, or whose place something else has."""
+    targets = [s.target for s in simulations] + [Path(config.output_root) / config.output_filename]
+    sources = {path.resolve() for s in simulations for path in s.marks}
+    for target in targets:
+        if target.resolve() in sources:
+            raise DataError(f"{target} is an input and would be an output; choose another output_root or output_name")
+        if target.is_dir():
+            raise OutputError(f"{target} is a folder and would be an output; choose another output_root or output_name")
+
+
+def _require_space(pending: list[_Simulation], simulations: list[_Simulation], config: PreprocessConfig) -> None:
+    """Refuse at once what cannot fit, all rows counted; what others write meanwhile is found when it happens."""
+    if config.compression != "none":
+        return
+    row = sum(column.row_bytes for column in output_columns(example(config), config))
+    spill = sum(column.row_bytes for column in columns_of(example(config))) if config.shuffle else 0
+    rows = sum(s.rows for s in simulations)
+    require_space(Path(config.output_root), row * sum(s.rows for s in pending) + (row + spill) * rows)
+
+
+def _bad_rows(simulations: Sequence[_Simulation], written: Sequence[Written]) -> dict[str, dict[str, int]]:
+    return {s.raw.output_name: entry.bad_rows for s, entry in zip(simulations, written, strict=True)}
+
+
+def _dropped_rows(paths: Sequence[Path]) -> dict[str, Any]:
+    """By `output_name`, the rows that the simulations' outputs say were dropped."""
+    dropped = {}
+    for path in paths:
+        with open_h5(path) as file:
+            for name, rows in file.get("dropped_rows", {}).items():
+                dropped[name] = rows[()]
+    return dropped
+
+
+def _as_written(name: str, path: Path) -> Written:
+    with open_h5(path) as file:
+        bad = json.loads(file.attrs.get("bad_rows", "{}"))
+        return Written(name, len(dataset(file, "sim_id")), path, bad, up_to_date=True)
+
+
+# --- one simulation --------------------------------------------------------------------------------------
+
+
+class _Block(NamedTuple):
+    """Rows of a raw file that become rows of its output; small, and fit to be sent to another process."""
+
+    held: RawSimulation
+    start: int
+    stop: int
+    drop: Any
+    """Numbers of the rows in between that are left out."""
+    first: int
+    """Where the rows go in the output."""
+    config: PreprocessConfig
+    sim_id: bytes
+    names: Any
+    """Directory names of the rows; None: to be read."""
+    table: Table
+    durable: bool
+
+
+def _preprocess_file(
+    simulation: _Simulation, config: PreprocessConfig, workers: Workers, stages: Stages, finished: Finished
+) -> Written:
+    raw, held, rows = simulation.raw, simulation.held, simulation.rows
+    if held.dirnames is None and config.diagnostics == "full":
+        log.warning("%s: no dataset %r; `dirname` stays empty", simulation.source, config.h5_paths.dirnames)
+    with Progress(raw.name, rows) as progress:
+        survey = _Survey({}, np.zeros(0, dtype=np.int64), 1, [])
+        if config.on_bad_rows != "error" or held.dirnames is not None:
+            with stages.timed("survey"):
+                survey = _survey(simulation, config, workers, states=config.on_bad_rows != "error")
+        kept = rows - len(survey.dropped)
+        if kept == 0:
+            raise DataError(f"{simulation.source}: all {rows} rows are bad, none is left; disable the file")
+        columns = output_columns(example(config, held, len(raw.sim_id.encode()), survey.name_bytes), config)
+        said = attributes(config, [simulation.source], simulation.fingerprint, survey.counts)
+        dropped = {raw.output_name: survey.dropped} if config.on_bad_rows == "drop" else {}
+        with writing(simulation.target, kept, columns, said, dropped, config, stages, finished=finished) as output:
+            blocks = _blocks(simulation, config, survey, output.table, workers.remote)
+            try:
+                for done in workers.run(_process_block, ((block,) for block in blocks)):
+                    output.take(done)
+                    progress.advance(done.rows)
+                # The one before is on the disk by now.
+                finished.name()
+            except _BadRowError as error:
+                found = _survey(simulation, config, workers, states=True, count_only=True)
+                raise DataError(f"{error}{_summary(found.counts, rows)}") from None
+            _require_unchanged(simulation)
+        progress.finish(f"{raw.name}: {kept} rows from {simulation.source}")
+    if survey.counts:
+        what = "dropped" if config.on_bad_rows == "drop" else "clipped"
+        log.warning("%s: %s%s", simulation.source, what, _summary(survey.counts, rows))
+    return Written(raw.name, kept, simulation.target, survey.counts)
+
+
+class _BadRowError(DataError):
+    """The first bad row of a file."""
+
+
+def _summary(counts: dict[str, int], rows: int) -> str:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    return f" ({sum(counts.values())} of {rows} rows are bad: {kinds})"
+
+
+def _require_unchanged(simulation: _Simulation) -> None:
+    for path, mark in simulation.marks.items():
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: gone while it was read ({error.strerror}); fetch the file again") from error
+        if (status.st_size, status.st_mtime_ns) != (mark["size"], mark["mtime_ns"]):
+            raise DataError(f"{path}: changed while it was read; wait until it is complete, then run again")
+
+
+def _block_rows(held: RawSimulation, config: PreprocessConfig) -> int:
+    """Rows of a block: whole chunks of the source, so that none is unpacked twice, unless they are huge."""
+    rows = config.chunk_rows or CHUNK_ROWS
+    chunk = max(held.F_init.rows.chunk, held.F_true.rows.chunk)
+    return math.ceil(rows / chunk) * chunk if chunk <= 2 * rows else rows
+
+
+def _blocks(
+    simulation: _Simulation, config: PreprocessConfig, survey: _Survey, table: Table, durable: bool
+) -> Iterator[_Block]:
+    step = _block_rows(simulation.held, config)
+    sim_id = simulation.raw.sim_id.encode()
+    for start in range(0, simulation.rows, step):
+        stop = min(start + step, simulation.rows)
+        low, high = np.searchsorted(survey.dropped, [start, stop])
+        drop, first = survey.dropped[low:high], start - int(low)
+        names = survey.names[start // step] if survey.names else None
+        yield _Block(simulation.held, start, stop, drop, first, config, sim_id, names, table, durable)
+
+
+def _process_block(block: _Block) -> Done:
+    """Read, evaluate and write the rows of a block; runs in a thread or on a cluster."""
+    config, held, start, stop = block.config, block.held, block.start, block.stop
+    stages = Stages()
+    with stages.timed("read"):
+        F_init, F_true = held.F_init.read(start, stop), held.F_true.read(start, stop)
+        extra = _extra(held, block.sim_id, block.names, start, stop)
+    stages.add("read", 0.0, F_init.nbytes + F_true.nbytes + sum(values.nbytes for values in extra.values()))
+    with stages.timed("mixing"):
+        if config.on_bad_rows == "clip":
+            kinds = badrows.clip(F_init, F_true, config.tolerances).left
+        else:
+            if len(block.drop):
+                keep = np.delete(np.arange(stop - start), block.drop - start)
+                F_init, F_true = F_init[keep], F_true[keep]
+                extra = {name: values[keep] for name, values in extra.items()}
+            kinds = badrows.classify(F_init, F_true, config.tolerances)
+        if kinds.any():
+            raise _BadRowError(_first_bad(held, F_init, F_true, kinds, start, config.tolerances))
+        arrays = complete({**evaluate(F_init, F_true, config), **extra}, config)
+    return finish(arrays, block.first, len(F_init), block.table, block.durable, stages)
+
+
+def _extra(held: RawSimulation, sim_id: bytes, names: Any, start: int, stop: int) -> Arrays:
+    """Arrays that are carried along as they are."""
+    extra: Arrays = {}
+    if held.F_true_stddev is not None:
+        with np.errstate(over="ignore"):
+            extra["F_true_stddev"] = held.F_true_stddev.read(start, stop).astype(np.float32)
+    if held.growth_rate is not None:
+        extra["growth_rate_simulated"] = read_growth_rate(held.growth_rate, start, stop)
+    extra["sim_id"] = np.full(stop - start, sim_id)
+    if names is None and held.dirnames is not None:
+        names = read_names(held.dirnames, start, stop)
+    extra["dirname"] = np.zeros(stop - start, dtype="S1") if names is None else names
+    return extra
+
+
+def _first_bad(
+    held: RawSimulation,
+    F_init: fourflux.Float,
+    F_true: fourflux.Float,
+    kinds: badrows.Kinds,
+    start: int,
+    tolerances: Tolerances,
+) -> str:
+    row = int(np.flatnonzero(kinds)[0])
+    where = (held.F_true if kinds[row] >= badrows.IN_FINAL else held.F_init).rows.where
+    found = badrows.describe(F_init[row], F_true[row], int(kinds[row]), row + start, tolerances)
+    return (
+        f"{where}, {found}; finite numbers with N >= 0, |F| <= N, a total within 1e-30 to 1e38 and equal totals before "
+        "and after are needed: remove or mend the row in the raw file, or set on_bad_rows: drop (or clip, for numbers "
+        "that are slightly off)"
+    )
+
+
+class _Survey(NamedTuple):
+    """What has to be known of all rows before the first one is written."""
+
+    counts: dict[str, int]
+    dropped: Any
+    name_bytes: int
+    names: list[Any]
+    """Directory names block by block, where reading them is slow and they are not too many to keep; else empty."""
+
+
+def _survey(
+    simulation: _Simulation, config: PreprocessConfig, workers: Workers, states: bool, count_only: bool = False
+) -> _Survey:
+    step = _block_rows(simulation.held, config)
+    counts: Counter[str] = Counter()
+    dropped = [np.zeros(0, dtype=np.int64)]
+    longest, kept_bytes, names = 1, 0, []
+    starts = range(0, simulation.rows, step)
+    blocks = ((simulation.held, start, min(start + step, simulation.rows), config, states) for start in starts)
+    first = None
+    for found in workers.run(_survey_block, blocks):
+        counts.update(found.counts)
+        dropped.append(found.bad)
+        first = first or found.first
+        longest = max(longest, found.name_bytes)
+        if found.names is not None and kept_bytes <= NAMES_BYTES:
+            names.append(found.names)
+            kept_bytes += found.names.nbytes
+    if first and config.on_bad_rows == "clip" and not count_only:
+        raise DataError(f"{first}{_summary(dict(counts), simulation.rows)}; clip cannot mend this one")
+    rows = np.concatenate(dropped) if config.on_bad_rows == "drop" else dropped[0]
+    ordered = {name: counts[name] for name in badrows.KINDS.values() if counts[name]}
+    return _Survey(ordered, rows, longest, names if kept_bytes <= NAMES_BYTES else [])
+
+
+class _Found(NamedTuple):
+    """What one block adds to the survey."""
+
+    counts: dict[str, int]
+    bad: Any
+    first: str | None
+    name_bytes: int
+    names: Any
+
+
+def _survey_block(held: RawSimulation, start: int, stop: int, config: PreprocessConfig, states: bool) -> _Found:
+    name_bytes, names = 1, None
+    if held.dirnames is not None:
+        kind = np.dtype(held.dirnames.dtype)
+        if kind.kind != "S":
+            names = read_names(held.dirnames, start, stop)
+        name_bytes = (kind if names is None else names.dtype).itemsize
+    if not states:
+        return _Found({}, np.zeros(0, dtype=np.int64), None, name_bytes, names)
+    F_init, F_true = held.F_init.read(start, stop), held.F_true.read(start, stop)
+    if config.on_bad_rows == "clip":
+        kinds, left = badrows.clip(F_init, F_true, config.tolerances)
+    else:
+        kinds = left = badrows.classify(F_init, F_true, config.tolerances)
+    first = _first_bad(held, F_init, F_true, left, start, config.tolerances) if left.any() else None
+    return _Found(badrows.counted(kinds), np.flatnonzero(kinds) + start, first, name_bytes, names)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``python -m rheidae.preprocess``."""
+    parser = argparse.ArgumentParser(prog="python -m rheidae.preprocess", description=__doc__)
+    parser.add_argument("--config", default="config/pre_process.yaml", help="YAML file (default: %(default)s)")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume",
+        action="store_true",
+        default=True,
+        help="leave alone what was made from the same source, configuration and version (default)",
+    )
+    again.add_argument("--force", action="store_true", help="make every output anew")
+    parser.add_argument(
+        "--scheduler",
+        metavar="WHERE",
+        help="tcp://host:port of a Dask scheduler, or local:N for N processes (default: threads of this process)",
+    )
+    arguments = parser.parse_args(argv)
+
+    def command() -> None:
+        config = read_config(arguments.config, PreprocessConfig)
+        for entry in preprocess(config, resume=not arguments.force, scheduler=arguments.scheduler):
+            state = ", up to date" if entry.up_to_date else ""
+            bad = "".join(f", {count} {kind}" for kind, count in entry.bad_rows.items())
+            print(f"{entry.name:16s} {entry.rows:9d} rows  {entry.path}{state}{bad}")
+
+    return commands.run(command)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

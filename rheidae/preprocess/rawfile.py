@@ -1,0 +1,249 @@
+"""Raw simulation files: which dataset axis is which, and rows as four-fluxes.
+
+Emu writes ``(row, component, nu_nubar, flavor)`` = ``(n, 4, 2, 3)``, or with the last two axes joined
+``(row, component, species)`` = ``(n, 4, 6)``. Julia and Fortran write the axes in reverse, and other codes permute
+them. The sizes tell the axes apart unless the number of rows is one of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from rheidae import fourflux
+from rheidae.config import H5Paths
+from rheidae.exceptions import DataError
+from rheidae.preprocess.rows import Rows, locate, read_rows
+from rheidae.system.files import H5_ERRORS, dataset, open_h5
+
+LAYOUTS = (("row", "component", "nu_nubar", "flavor"), ("row", "component", "species"))
+"""Names of the axes, in the order in which Emu writes them."""
+
+SIZES = {"component": 4, "nu_nubar": 2, "flavor": 3, "species": 6}
+
+
+class FourFluxRows(NamedTuple):
+    """A dataset of four-fluxes: its rows, and the names of its axes."""
+
+    rows: Rows
+    axes: tuple[str, ...]
+
+    def read(self, start: int, stop: int) -> fourflux.Float:
+        """Rows ``start:stop`` as ``(n, 6, 4)`` float64."""
+        raw = read_rows(self.rows, start, stop)
+        layout = next(layout for layout in LAYOUTS if len(layout) == len(self.axes))
+        # Rows, then species, then component, whatever the order in the file.
+        order = (layout[0], *layout[2:], layout[1])
+        raw = raw.transpose([self.axes.index(axis) for axis in order])
+        with np.errstate(over="ignore"):  # wider numbers than float64 become infinite, and are found as such
+            return np.ascontiguousarray(raw, dtype=np.float64).reshape(stop - start, 6, 4)
+
+
+class RawSimulation(NamedTuple):
+    """What one raw file holds; small, and fit to be sent to another process."""
+
+    F_init: FourFluxRows
+    F_true: FourFluxRows
+    F_true_stddev: FourFluxRows | None
+    growth_rate: Rows | None
+    dirnames: Rows | None
+    length: int
+    """Number of rows."""
+
+
+def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None) -> RawSimulation:
+    """Open a raw file and find its datasets.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    names : H5Paths
+        What its datasets are called.
+    axes : sequence of str, optional
+        Names of the axes of its four-fluxes, in the order of the file. Default: told by their sizes.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or malformed, or the sizes leave more than one reading. The message names file,
+        dataset and remedy.
+    """
+    with open_h5(path) as file:
+        F_init = _four_flux(file, path, names.F_init, "F_init", axes)
+        F_true = _four_flux(file, path, names.F_true, "F_true", axes)
+        count = F_init.rows.length
+        if count != F_true.rows.length:
+            raise DataError(
+                f"{path}: {names.F_init!r} has {count} rows, {names.F_true!r} has {F_true.rows.length}; "
+                "both need one row per simulation: fetch the file again"
+            )
+        stddev = None
+        if _present(file, names.F_true_stddev):
+            stddev = _four_flux(file, path, names.F_true_stddev, "F_true_stddev", axes)
+            if stddev.rows.length != count:
+                raise DataError(f"{stddev.rows.where} has {stddev.rows.length} rows; expected {count}, {_one_per_row}")
+        growth_rate = dirnames = None
+        if _present(file, names.growth_rate):
+            growth_rate = _per_row(file, path, names.growth_rate, "growth_rate", count)
+            if np.dtype(growth_rate.dtype).kind not in "fiu":
+                raise DataError(f"{growth_rate.where} has type {growth_rate.dtype}; expected real numbers, in 1/s")
+        if _present(file, names.dirnames):
+            dirnames = _per_row(file, path, names.dirnames, "dirnames", count)
+            found = dataset(file, names.dirnames, "name another one in h5_paths.dirnames")
+            if h5py.check_string_dtype(found.dtype) is None and found.dtype.kind not in "Siu":
+                raise DataError(
+                    f"{dirnames.where} has type {found.dtype}; expected strings: "
+                    "name another dataset in h5_paths.dirnames"
+                )
+    return RawSimulation(F_init, F_true, stddev, growth_rate, dirnames, count)
+
+
+_one_per_row = "one per row"
+
+
+def linked_files(path: str | Path, held: RawSimulation) -> list[Path]:
+    """Other files that hold rows of a raw file, which may keep links, virtual datasets and external storage.
+
+    Raises
+    ------
+    DataError
+        If one of them is not there: HDF5 would read the rows of a missing part as zeros.
+    """
+    carried = (held.F_true_stddev.rows if held.F_true_stddev else None, held.growth_rate, held.dirnames)
+    found: dict[Path, None] = {}
+    with open_h5(path) as file:
+        for rows in (held.F_init.rows, held.F_true.rows, *carried):
+            if rows is None:
+                continue
+            try:
+                found |= dict.fromkeys(_behind(dataset(file, rows.name), rows.where, frozenset()))
+            except H5_ERRORS as error:
+                raise DataError(f"{rows.where} cannot be opened ({error}); fetch the file again") from error
+    return [other for other in found if not other.samefile(path)]
+
+
+def _behind(source: h5py.Dataset, where: str, seen: frozenset[tuple[Path, str]]) -> Iterator[Path]:
+    """The files that hold the numbers of a dataset."""
+    own = Path(os.path.abspath(source.file.filename))
+    yield own
+    seen |= {(own, source.name.strip("/"))}
+    creation = source.id.get_create_plist()
+    for index in range(creation.get_external_count()):
+        yield _existing([Path(os.fsdecode(creation.get_external(index)[0]))], where)
+    for part in source.virtual_sources() if source.is_virtual else []:
+        places = [own] if part.file_name == "." else [own.parent / part.file_name, Path(part.file_name)]
+        path = _existing(places, where)
+        if (path, part.dset_name.strip("/")) in seen:
+            raise DataError(f"{where} takes its rows from itself; fetch the file again")
+        with open_h5(path) as file:
+            yield from _behind(dataset(file, part.dset_name), where, seen)
+
+
+def _existing(places: Sequence[Path], where: str) -> Path:
+    """The first of the places, in HDF5's order, where there is a file."""
+    for path in places:
+        if path.is_file():
+            return Path(os.path.abspath(path))
+    raise DataError(f"{where} takes rows from {places[-1]}, which is not there; fetch that file too")
+
+
+def _present(file: h5py.File, name: str) -> bool:
+    try:
+        return name in file
+    except H5_ERRORS as error:
+        raise DataError(f"{file.filename}: {name!r} cannot be looked up ({error}); fetch the file again") from error
+
+
+def _four_flux(file: h5py.File, path: str | Path, name: str, key: str, axes: Sequence[str] | None) -> FourFluxRows:
+    found = dataset(file, name, f"set h5_paths.{key}")
+    where = f"{path}: dataset {name!r}"
+    try:
+        shape, dtype = found.shape, found.dtype
+    except H5_ERRORS as error:
+        raise DataError(f"{where} is of a type that cannot be read ({error}); fetch the file again") from error
+    expected = (
+        "expected real numbers (n, 4, 2, 3) or (n, 4, 6): (x, y, z, t), (neutrino, antineutrino), (e, mu, tau), "
+        f"in any order. Name another dataset in h5_paths.{key}"
+    )
+    if shape is None or dtype.kind not in "fiu":
+        raise DataError(f"{where} has shape {shape}, type {dtype}; {expected}")
+    readings = possible_axes(shape)
+    if not readings:
+        raise DataError(f"{where} has shape {shape}, type {dtype}; {expected} or reorder its axes")
+    if axes is not None:
+        if tuple(axes) not in readings:
+            raise DataError(
+                f"{where} has shape {shape}, which axes: [{', '.join(axes)}] does not fit; it could be "
+                f"{_listed(readings)}: set axes: to one of them, or remove the key"
+            )
+        readings = [tuple(axes)]
+    if len(readings) > 1:
+        raise DataError(
+            f"{where} has shape {shape}, which can be read as {_listed(readings)}; say which in the configuration, "
+            f"for all files or for this one, such as\n  axes: [{', '.join(readings[0])}]"
+        )
+    row_axis = readings[0].index("row")
+    if shape[row_axis] == 0:
+        raise DataError(f"{where} has no rows; disable the file in the configuration")
+    return FourFluxRows(locate(file, name, row_axis), readings[0])
+
+
+def possible_axes(shape: Sequence[int]) -> list[tuple[str, ...]]:
+    """All orders of the axes that fit a shape; Emu's own first."""
+    for layout in LAYOUTS:
+        if len(shape) == len(layout):
+            return [
+                axes
+                for axes in itertools.permutations(layout)
+                if all(SIZES.get(axis, size) == size for axis, size in zip(axes, shape, strict=True))
+            ]
+    return []
+
+
+def _listed(readings: Sequence[Sequence[str]]) -> str:
+    return " or ".join(f"[{', '.join(axes)}]" for axes in readings)
+
+
+def _per_row(file: h5py.File, path: str | Path, name: str, key: str, count: int) -> Rows:
+    found = dataset(file, name, f"name another one in h5_paths.{key}")
+    where = f"{path}: dataset {name!r}"
+    try:
+        shape = found.shape
+        _ = found.dtype
+    except H5_ERRORS as error:
+        raise DataError(f"{where} is of a type that cannot be read ({error}); fetch the file again") from error
+    # Fortran keeps a single column as a matrix, and MATLAB knows nothing else.
+    if shape is None or math.prod(shape) != count or max(shape, default=0) != count:
+        raise DataError(
+            f"{where} has shape {shape}; expected ({count},), {_one_per_row}: name another dataset in h5_paths.{key}"
+        )
+    return locate(file, name, shape.index(count))
+
+
+def read_names(names: Rows, start: int, stop: int) -> Any:
+    """Directory names of rows ``start:stop`` as fixed-length byte strings, as long as the longest of them."""
+    values = read_rows(names, start, stop).reshape(-1)
+    if values.dtype.kind == "S":
+        return values
+    try:
+        encoded = [
+            value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+            for value in values.tolist()
+        ]
+        return np.array(encoded, dtype=np.bytes_)
+    except ValueError as error:
+        raise DataError(f"{names.where}, rows {start} to {stop - 1}: is not a string ({error})") from error
+
+
+def read_growth_rate(rates: Rows, start: int, stop: int) -> Any:
+    """Growth rates of rows ``start:stop`` as float32, 1/s."""
+    with np.errstate(over="ignore"):
+        return read_rows(rates, start, stop).reshape(-1).astype(np.float32)

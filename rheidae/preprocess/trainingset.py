@@ -1,0 +1,236 @@
+"""The preprocessed file: its arrays, its attributes, and how it comes to lie complete under its name."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+import rheidae
+from rheidae import fourflux
+from rheidae.config import PreprocessConfig
+from rheidae.mixing.box3d import box3d, mix
+from rheidae.preprocess import fingerprint
+from rheidae.preprocess.rawfile import RawSimulation
+from rheidae.preprocess.rows import Column, Storage, Table, columns_of, create_table, write_chunked, write_rows
+from rheidae.system.files import Finished, Outputs, create_h5, not_written
+from rheidae.system.progress import Stages
+from rheidae.system.signals import uninterrupted
+
+COMPRESSED_CHUNK_ROWS = 1024
+"""Rows of an HDF5 chunk in compressed files, if the configuration does not say."""
+
+MINIMAL = ("input", "target", "sim_id")
+"""What ``diagnostics: minimal`` writes."""
+
+CARRIED = ("F_true_stddev", "growth_rate_simulated")
+"""What a full file holds where the raw file has it."""
+
+Arrays = dict[str, Any]
+
+
+def evaluate(F_init: fourflux.Float, F_true: fourflux.Float, config: PreprocessConfig) -> Arrays:
+    """Return what is computed from the states of some rows: all arrays that are not copies of one another."""
+    # One thread, since blocks are worked on side by side.
+    result = box3d(F_init, order=config.lebedev_order, mu_fraction=config.box3d_mu_fraction, threads=1)
+    F_box = result.F_box
+    x, y, z, N = np.moveaxis(F_init, 2, 0)
+    invariants = np.stack([N, np.sqrt(x * x + y * y + z * z)], axis=2, dtype=np.float32)
+    return {
+        "F_init": F_init.astype(np.float32),
+        "F_true": F_true.astype(np.float32),
+        "F_box": F_box.astype(np.float32),
+        **{
+            f"F_{name}": mix(F_init, name, order=config.lebedev_order, threads=1).astype(np.float32)
+            for name in _others(config)
+        },
+        "residual": fourflux.flatten((F_true - F_box).astype(np.float32)),
+        "invariants": invariants.reshape(len(F_init), 12),
+        "growth_rate": result.growth_rate.astype(np.float32),
+        "has_crossing": result.has_crossing,
+    }
+
+
+def _others(config: PreprocessConfig) -> list[str]:
+    """Schemes beside Box3D; a minimal file holds none of them."""
+    return [scheme for scheme in config.schemes if scheme != "box3d" and config.diagnostics == "full"]
+
+
+def complete(arrays: Arrays, config: PreprocessConfig) -> Arrays:
+    """Return all arrays of the preprocessed file, in the order in which they are written."""
+    arrays = dict(arrays)
+    if "F_init" in arrays:
+        flat = {f"{name}_flat": fourflux.flatten(arrays[name]) for name in ("F_init", "F_true", "F_box")}
+        input_ = np.concatenate([flat["F_init_flat"], flat["F_box_flat"]], axis=1)
+        states = {name: arrays.pop(name) for name in ("F_init", "F_true", "F_box")}
+        residual = arrays.pop("residual")
+        arrays = {**states, **flat, "residual": residual, "input": input_, "target": flat["F_true_flat"], **arrays}
+    if config.diagnostics == "minimal":
+        return {name: arrays[name] for name in MINIMAL}
+    return arrays
+
+
+def example(
+    config: PreprocessConfig, held: RawSimulation | None = None, sim_id_bytes: int = 1, name_bytes: int = 1
+) -> Arrays:
+    """Arrays of no rows, those of `evaluate` first, which say what the output looks like; needs no kernels."""
+
+    def empty(*shape: int) -> Any:
+        return np.zeros((0, *shape), dtype=np.float32)
+
+    arrays = {name: empty(6, 4) for name in ("F_init", "F_true", "F_box", *(f"F_{name}" for name in _others(config)))}
+    arrays |= {"residual": empty(24), "invariants": empty(12), "growth_rate": empty()}
+    arrays["has_crossing"] = np.zeros(0, dtype=np.bool_)
+    if held is not None and held.F_true_stddev is not None:
+        arrays["F_true_stddev"] = empty(6, 4)
+    if held is not None and held.growth_rate is not None:
+        arrays["growth_rate_simulated"] = empty()
+    arrays["sim_id"] = np.zeros(0, dtype=f"S{max(sim_id_bytes, 1)}")
+    arrays["dirname"] = np.zeros(0, dtype=f"S{max(name_bytes, 1)}")
+    return arrays
+
+
+def output_columns(example: Arrays, config: PreprocessConfig) -> tuple[Column, ...]:
+    """Return the datasets of the file that `complete` makes of such arrays."""
+    return columns_of(complete(example, config))
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+class Done(NamedTuple):
+    """What a block did."""
+
+    start: int
+    rows: int
+    stages: Stages
+    arrays: Arrays | None
+    """The arrays, if they could not be written into the file directly."""
+
+
+def finish(arrays: Arrays, first: int, rows: int, table: Table, durable: bool, stages: Stages) -> Done:
+    """Write arrays from row `first` on, or hand them back if they have to go through HDF5."""
+    if not table.offsets:
+        return Done(first, rows, stages, arrays)
+    with stages.timed("write"):
+        count = write_rows(table, arrays, first, durable)
+    stages.add("write", 0.0, count)
+    return Done(first, rows, stages, None)
+
+
+class Output:
+    """A file that is being written."""
+
+    def __init__(self, table: Table, file: h5py.File | None, stages: Stages) -> None:
+        self.table = table
+        self._file = file
+        self._stages = stages
+
+    def take(self, done: Done) -> None:
+        """Account for a block, and write what it could not write itself."""
+        self._stages.update(done.stages)
+        if done.arrays is not None:
+            assert self._file is not None
+            names = [column.name for column in self.table.columns]
+            with self._stages.timed("write"):
+                count = write_chunked(self._file, done.arrays, done.start, names)
+            self._stages.add("write", 0.0, count)
+
+
+@contextmanager
+def writing(
+    target: Path,
+    rows: int,
+    columns: tuple[Column, ...],
+    attributes: Arrays,
+    dropped: dict[str, Any],
+    config: PreprocessConfig,
+    stages: Stages,
+    scratch: int = 0,
+    finished: Finished | None = None,
+) -> Iterator[Output]:
+    """Write the file `target`, which appears when the block ends without an error.
+
+    Parameters
+    ----------
+    target : path
+        The file.
+    rows : int
+        Rows of each of its datasets.
+    columns : tuple of Column
+        The datasets.
+    attributes, dropped : dict
+        Attributes of the file, and by `output_name` the numbers of the rows that were left out.
+    config : PreprocessConfig
+        Says how the datasets are stored.
+    stages : Stages
+        Where bytes and seconds are counted in.
+    scratch : int
+        Bytes that are needed beside it meanwhile; for the message if the disk is full.
+    finished : Finished, optional
+        Who syncs and names the file. Default: this does, before it returns.
+
+    Raises
+    ------
+    OutputError
+        If the disk is full, or the file cannot be written for another reason.
+    """
+    needed = scratch + rows * sum(column.row_bytes for column in columns)
+    compressed = config.compression == "gzip"
+    chunk = config.h5_chunk_rows or (COMPRESSED_CHUNK_ROWS if compressed else None)
+    storage = Storage(chunk, config.compression_level if compressed else None)
+    try:
+        with ExitStack() as stack:
+            outputs = stack.enter_context(Outputs())
+            path = outputs.path(target)
+            with create_h5(path) as file:
+                with uninterrupted():
+                    table = create_table(file, path.absolute(), rows, columns, storage)
+                    file.attrs.update(attributes)
+                    for name, numbers in dropped.items():
+                        file.create_dataset(f"dropped_rows/{name}", data=numbers)
+                if storage.chunk_rows is not None:
+                    yield Output(table, file, stages)
+            if storage.chunk_rows is None:
+                yield Output(table, None, stages)
+            if finished is not None:
+                with uninterrupted():
+                    finished.add(outputs)
+                    stack.pop_all()
+                return
+            started = time.perf_counter()
+        stages.add("sync", time.perf_counter() - started)
+    except OSError as error:
+        raise not_written(target, error, needed) from error
+
+
+def attributes(config: PreprocessConfig, sources: Sequence[Path], mark: str, bad_rows: dict[str, Any]) -> Arrays:
+    """Return the attributes of a file made from `sources`, whose fingerprint is `mark`."""
+    described = {
+        "F_init, F_true, F_box, F_power, F_true_stddev": "(row, species, component)",
+        "*_flat, residual, target": "(row, 4 * species + component)",
+        "input": "(row, [F_init_flat, F_box_flat])",
+        "invariants": "(row, per species (N, |F|) of F_init)",
+        "growth_rate, growth_rate_simulated": "(row), 1/s: Box3D's estimate, and the simulation's own",
+        "dropped_rows": "per output_name, the rows of the raw file that were left out",
+    }
+    return {
+        "units": "1/cm^3",
+        "species": list(fourflux.SPECIES),
+        "components": list(fourflux.COMPONENTS),
+        "axes": json.dumps(described),
+        "layout": "row-major",
+        "rheidae_version": rheidae.__version__,
+        # How the work was done leaves no trace in the file.
+        "config": config.model_dump_json(exclude={"chunk_rows", "threads"}),
+        "sources": json.dumps([str(source) for source in sources]),
+        "on_bad_rows": config.on_bad_rows,
+        "bad_rows": json.dumps(bad_rows),
+        fingerprint.ATTRIBUTE: mark,
+    }

@@ -1,0 +1,1 @@
+"""Runs from configuration files: build, train, keep, score, describe."""

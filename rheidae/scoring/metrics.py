@@ -1,0 +1,329 @@
+"""How far a predicted state is from the simulated one, how much nearer than Box3D's, and how physical it is.
+
+The functions take four-fluxes in any one unit. They are scikit-learn scorers too, by the names of `SCORERS`, as soon as
+this module (or `FluxRegressor`) is imported: ``cross_val_score(..., scoring="box3d_skill_score")``. Names may end
+in a species, a component or both, such as ``neg_flux_error_nu_e``, ``box3d_skill_score_t`` and
+``neg_flux_error_nubar_mu_z``; a ``neg_`` in front makes larger better, as scikit-learn has it.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import product
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.metadata_routing import MetadataRequest
+
+from rheidae import fourflux
+from rheidae.exceptions import FourFluxError
+
+Numbers = NDArray[np.float64]
+
+
+def flux_error(
+    F_true: fourflux.Float,
+    F_pred: fourflux.Float,
+    F_init: fourflux.Float,
+    *,
+    species: str | None = None,
+    component: str | None = None,
+) -> Numbers:
+    """Error of each row: mean over species of the four-flux distance, relative to the total density.
+
+    Parameters
+    ----------
+    F_true, F_pred, F_init : array_like, shape (n, 6, 4) or (n, 24)
+        Final four-fluxes, simulated and predicted, and the initial ones; one common unit. Where the initial
+        state has mu and tau alike, the truth is averaged over them: which of them ends up larger is chance.
+    species : str, optional
+        One of `rheidae.fourflux.SPECIES`, in place of the mean over them.
+    component : str, optional
+        One of `rheidae.fourflux.COMPONENTS`: its absolute error, in place of the distance.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+        float64, dimensionless.
+
+    Raises
+    ------
+    FourFluxError
+        If shapes differ, a number is not finite, or a row has no neutrinos.
+    """
+    true, pred, init = _states(F_true=F_true, F_pred=F_pred, F_init=F_init)
+    total = _total(init)[:, None, None]
+    difference = (pred - fourflux.average_heavy(true, init)) / total
+    rows, columns = _chosen(species, fourflux.SPECIES), _chosen(component, fourflux.COMPONENTS)
+    return np.linalg.norm(difference[:, rows, columns], axis=2).mean(axis=1)
+
+
+def skill(error: Numbers, error_of_box3d: Numbers) -> float:
+    """``1 - mean error / mean error of Box3D``: 1 is perfect, 0 is Box3D, negative is worse than Box3D.
+
+    NaN where there is no row, or where Box3D makes no error.
+    """
+    reference = float(np.mean(error_of_box3d)) if len(error_of_box3d) else 0.0
+    return 1.0 - float(np.mean(error)) / reference if reference > 0 else float("nan")
+
+
+def box3d_skill_score(
+    F_true: fourflux.Float,
+    F_pred: fourflux.Float,
+    F_init: fourflux.Float,
+    F_box: fourflux.Float | None = None,
+    *,
+    sample_weight: Any = None,
+    species: str | None = None,
+    component: str | None = None,
+) -> float:
+    """How much nearer than Box3D the prediction is: ``1 - mean error / mean error of Box3D`` by `flux_error`.
+
+    Parameters
+    ----------
+    F_true, F_pred, F_init, species, component
+        As of `flux_error`.
+    F_box : array_like, shape (n, 6, 4) or (n, 24), optional
+        Box3D's answer; computed from `F_init` if not given.
+    sample_weight : array_like, shape (n,), optional
+        Weights of the rows in both means.
+
+    Returns
+    -------
+    float
+        1 is perfect, 0 is Box3D, negative is worse than Box3D.
+
+    Raises
+    ------
+    FourFluxError
+        As of `flux_error`, and where Box3D makes no error, so that there is no skill over it.
+    """
+    if F_box is None:
+        from rheidae.mixing.box3d import box3d_flux
+
+        F_box = box3d_flux(_states(F_init=F_init)[0])
+    which = {"species": species, "component": component}
+    ours, theirs = (_mean(flux_error(F_true, F, F_init, **which), sample_weight) for F in (F_pred, F_box))
+    if not theirs > 0:
+        raise FourFluxError(
+            "Box3D makes no error in these rows (are they without a crossing?): there is no skill over it; use "
+            "flux_error"
+        )
+    return 1.0 - ours / theirs
+
+
+def conservation_error(F_pred: fourflux.Float, F_init: fourflux.Float, *, component: str | None = None) -> Numbers:
+    """Largest change, per row, of what the instability conserves, relative to the total density.
+
+    Conserved are the sums over flavors of every component, for neutrinos and antineutrinos apart, and the lepton number
+    ``N - Nbar`` of every flavor.
+
+    Parameters
+    ----------
+    F_pred, F_init : array_like, shape (n, 6, 4) or (n, 24)
+        Predicted final four-fluxes and the initial ones, one unit.
+    component : str, optional
+        One of `rheidae.fourflux.COMPONENTS`; lepton numbers belong to "t".
+
+    Returns
+    -------
+    ndarray, shape (n,)
+        float64, dimensionless; 0 is perfect.
+
+    Raises
+    ------
+    FourFluxError
+        As of `flux_error`.
+    """
+    pred, init = _states(F_pred=F_pred, F_init=F_init)
+    change = ((pred - init) / _total(init)[:, None, None]).reshape(-1, 2, 3, 4)
+    columns = _chosen(component, fourflux.COMPONENTS)
+    sums = np.abs(change.sum(axis=2))[:, :, columns].max(axis=(1, 2))
+    if component not in (None, "t"):
+        return sums
+    lepton = np.abs(change[:, 0, :, fourflux.T] - change[:, 1, :, fourflux.T]).max(axis=1)
+    return np.maximum(sums, lepton)
+
+
+def physicality_rate(F_pred: fourflux.Float, *, sample_weight: Any = None, species: str | None = None) -> float:
+    """Fraction of predicted four-fluxes that are physical: ``N >= 0`` and ``|F| <= N`` to 1e-6.
+
+    Parameters
+    ----------
+    F_pred : array_like, shape (n, 6, 4) or (n, 24)
+        Four-fluxes, any unit.
+    sample_weight : array_like, shape (n,), optional
+        Weights of the rows.
+    species : str, optional
+        One of `rheidae.fourflux.SPECIES`.
+
+    Returns
+    -------
+    float
+        1 is all of them.
+
+    Raises
+    ------
+    FourFluxError
+        If a shape is another, or a number is not finite.
+    """
+    (pred,) = _states(F_pred=F_pred)
+    density = pred[..., fourflux.T]
+    length = np.linalg.norm(pred[..., : fourflux.T], axis=2)
+    physical = (density >= 0) & (length <= density * (1 + fourflux.FLUX_TOLERANCE))
+    return _mean(physical[:, _chosen(species, fourflux.SPECIES)].mean(axis=1), sample_weight)
+
+
+def _states(**arrays: Any) -> list[Numbers]:
+    """Arrays as finite float64 ``(n, 6, 4)`` of one n: squares of 1e33, which float32 holds, fit there."""
+    states: list[Numbers] = []
+    for name, array in arrays.items():
+        state = np.asarray(array, dtype=np.float64)
+        if state.ndim not in (2, 3) or state.shape[1:] not in ((24,), (6, 4)):
+            raise FourFluxError(f"{name} has shape {state.shape}; expected (n, 6, 4) or (n, 24)")
+        state = state.reshape(-1, 6, 4)
+        if states and len(state) != len(states[0]):
+            raise FourFluxError(f"{name} has {len(state)} rows, {next(iter(arrays))} has {len(states[0])}")
+        finite = np.isfinite(state).all(axis=(1, 2))
+        if not finite.all():
+            raise FourFluxError(f"{name}, row {int(np.argmin(finite))}: a number is not finite (NaN or infinity)")
+        states.append(state)
+    if not len(states[0]):
+        raise FourFluxError(f"{next(iter(arrays))} has no rows; there is nothing to score")
+    return states
+
+
+def _total(init: Numbers) -> Numbers:
+    total = fourflux.total_density(init)
+    if not (total > 0).all():
+        raise FourFluxError(f"F_init, row {int(np.argmin(total > 0))}: the total number density must be positive")
+    return total
+
+
+def _chosen(name: str | None, names: tuple[str, ...]) -> slice:
+    if name is None:
+        return slice(None)
+    if name not in names:
+        raise ValueError(f"{name!r} is not one of {', '.join(names)}")
+    index = names.index(name)
+    return slice(index, index + 1)
+
+
+def _mean(values: Any, sample_weight: Any) -> float:
+    return float(np.average(values, weights=sample_weight))
+
+
+# --- scorers ---------------------------------------------------------------------------------------------
+
+
+class FluxScorer:
+    """A metric of this module as ``scorer(estimator, X, y)``, larger is better.
+
+    The first 24 columns of X are the initial four-fluxes, in the unit of y and of the predictions; the next 24, where
+    there are 48, Box3D's answer. Else Box3D is computed, if it is needed.
+
+    Parameters
+    ----------
+    metric : {"flux_error", "box3d_skill_score", "conservation_error", "physicality_rate"}
+        Errors are averaged over rows and change their sign.
+    species, component : str, optional
+        As of the metric.
+
+    Examples
+    --------
+    >>> from rheidae.scoring.metrics import FluxScorer
+    >>> FluxScorer("flux_error", species="nu_e")
+    FluxScorer('flux_error', species='nu_e')
+    """
+
+    def __init__(self, metric: str, species: str | None = None, component: str | None = None) -> None:
+        if metric not in _PARTS:
+            raise ValueError(f"metric={metric!r} is not one of {', '.join(_PARTS)}")
+        given = {"species": species, "component": component}
+        self.metric = metric
+        self.which = {part: name for part, name in given.items() if name is not None}
+        for part, name in self.which.items():
+            if part not in _PARTS[metric]:
+                raise ValueError(f"{metric} is not told apart by {part}")
+            _chosen(name, fourflux.SPECIES if part == "species" else fourflux.COMPONENTS)
+        self.set_score_request()
+
+    def set_score_request(self, *, sample_weight: bool | str | None = None) -> FluxScorer:
+        """Say whether scikit-learn's metadata routing shall hand over `sample_weight`, as of its own scorers."""
+        self._request = MetadataRequest(owner=self)
+        self._request.score.add_request(param="sample_weight", alias=sample_weight)
+        return self
+
+    def get_metadata_routing(self) -> MetadataRequest:
+        """Return what was said by `set_score_request`; scikit-learn asks."""
+        return self._request
+
+    def __repr__(self) -> str:
+        return f"FluxScorer({', '.join([repr(self.metric), *(f'{k}={v!r}' for k, v in self.which.items())])})"
+
+    def __call__(self, estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Return the score of ``estimator.predict(X)``."""
+        table = np.asarray(X)
+        if table.ndim != 2 or table.shape[1] < 24:
+            raise FourFluxError(f"X has shape {table.shape}; its first 24 columns have to be the initial four-fluxes")
+        init = table[:, :24]
+        box = table[:, 24:48] if table.shape[1] >= 48 else None
+        pred, which = estimator.predict(X), self.which
+        if self.metric == "physicality_rate":
+            return physicality_rate(pred, sample_weight=sample_weight, **which)
+        if self.metric == "conservation_error":
+            return -_mean(conservation_error(pred, init, **which), sample_weight)
+        if self.metric == "flux_error":
+            return -_mean(flux_error(y, pred, init, **which), sample_weight)
+        return box3d_skill_score(y, pred, init, box, sample_weight=sample_weight, **which)
+
+
+_PARTS = {
+    "flux_error": ("species", "component"),
+    "box3d_skill_score": ("species", "component"),
+    "conservation_error": ("component",),
+    "physicality_rate": ("species",),
+}
+
+
+def _make_scorers() -> dict[str, FluxScorer]:
+    scorers = {}
+    for metric, parts in _PARTS.items():
+        names: list[tuple[str | None, ...]] = [
+            (None, *(fourflux.SPECIES if part == "species" else fourflux.COMPONENTS)) for part in parts
+        ]
+        prefix = "neg_" if metric.endswith("error") else ""
+        for chosen in product(*names):
+            which = {part: name for part, name in zip(parts, chosen, strict=True) if name is not None}
+            scorers["_".join([prefix + metric, *which.values()])] = FluxScorer(metric, **which)
+    return scorers
+
+
+SCORERS = _make_scorers()
+"""Scorers by the names that ``scoring=`` takes."""
+
+
+def register_scorers() -> None:
+    """Make scikit-learn know the names of `SCORERS`; importing this module does so.
+
+    scikit-learn has no way to add a name: it keeps the scorers in a private table, and its functions took a copy of the
+    names when they were imported. Both are added to; a test says so if a new release keeps them elsewhere.
+    """
+    from sklearn.metrics import _scorer
+    from sklearn.utils._param_validation import StrOptions
+
+    _scorer._SCORERS.update(SCORERS)
+    for name, module in list(sys.modules.items()):
+        if not name.startswith("sklearn."):
+            continue
+        for value in list(vars(module).values()):
+            attribute = {FunctionType: "_skl_parameter_constraints"}.get(type(value), "_parameter_constraints")
+            constraints = getattr(value, attribute, None) if isinstance(value, FunctionType | type) else None
+            for constraint in constraints.get("scoring", ()) if isinstance(constraints, dict) else ():
+                if isinstance(constraint, StrOptions):
+                    constraint.options.update(SCORERS)
+
+
+register_scorers()

@@ -1,0 +1,514 @@
+"""Opening and finishing files: every HDF5 file of the package goes through here."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import math
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from rheidae.exceptions import DataError, OutputError
+from rheidae.system.signals import uninterrupted
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - no such locks outside Unix: names alone keep two runs apart
+    fcntl = None  # type: ignore[assignment]
+
+# Archives often lie on read-only or network file systems that refuse locks; nothing here depends on one,
+# because outputs are written under a name of their own and renamed when complete.
+_LOCKING = "best-effort"
+
+# What h5py raises on damaged or unusual files, beside OSError.
+H5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, MemoryError)
+
+_HOST = re.sub(r"[^\w.]", "_", socket.gethostname()) or "localhost"
+_TEMPORARY = re.compile(r"^\..+\.(?P<host>[\w.]+)-(?P<pid>\d+)-\d+\.tmp$")
+_LOCK_NAME = ".rheidae.lock"
+_serial = itertools.count()
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def require_file(path: str | Path, remedy: str = "check the path") -> None:
+    """Raise `DataError` that ends in `remedy` if there is no such file."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file; {remedy}")
+
+
+@contextmanager
+def open_h5(path: str | Path, remedy: str = "check the path") -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    remedy : str
+        What the message advises where the file does not exist.
+
+    Raises
+    ------
+    DataError
+        If the file does not exist, is not HDF5 or is cut short.
+    """
+    require_file(path, remedy)
+    try:
+        file = h5py.File(path, "r", locking=_LOCKING)
+    except PermissionError as error:
+        raise DataError(f"{path}: may not be read; ask its owner for the permission") from error
+    except H5_ERRORS as error:
+        if "unable to lock" in str(error):
+            raise DataError(
+                f"{path}: another program has it open for writing ({error}); wait until that has finished"
+            ) from error
+        raise DataError(
+            f"{path}: cannot be opened as HDF5 ({error}); the file is not HDF5 or cut short: fetch it again"
+        ) from error
+    with file:
+        yield file
+
+
+def dataset(file: h5py.File, name: str, remedy: str = "check the name") -> h5py.Dataset:
+    """Return a dataset of an open file, or raise `DataError` that lists what the file holds."""
+    try:
+        # A name that ends or begins oddly (".", an empty one) raises; a dangling link is None.
+        found = file.get(name)
+        link = file.get(name, getlink=True) if found is None else None
+    except H5_ERRORS as error:
+        raise DataError(
+            f"{file.filename}: dataset {name!r} cannot be opened ({error}); fetch the file again"
+        ) from error
+    if isinstance(link, h5py.ExternalLink):
+        raise DataError(
+            f"{file.filename}: {name!r} is a link to {link.path!r} in {link.filename}, which is not there; "
+            "fetch that file too"
+        )
+    if not isinstance(found, h5py.Dataset):
+        raise DataError(f"{file.filename}: no dataset {name!r}; {remedy}. The file holds: {_held(file)}")
+    return found
+
+
+def _held(file: h5py.File) -> str:
+    try:
+        return ", ".join(sorted(file)) or "nothing"
+    except H5_ERRORS as error:
+        return f"names that cannot be read ({error})"
+
+
+FETCH_AGAIN = "fetch the file again"
+"""What to do about a damaged raw file."""
+
+
+def read(source: h5py.Dataset, start: int, stop: int, axis: int = 0, remedy: str = FETCH_AGAIN) -> Any:
+    """Read ``start:stop`` along the row axis; a damaged chunk raises `DataError` naming file, dataset and rows."""
+    try:
+        return source[(slice(None),) * axis + (slice(start, stop),)]
+    except H5_ERRORS as error:
+        raise DataError(
+            f"{source.file.filename}: dataset {source.name.lstrip('/')!r}, rows {start} to {stop - 1}: "
+            f"cannot be read ({error}); {remedy}"
+        ) from error
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+class _Sink:
+    """The file object that HDF5 writes through.
+
+    A disk that fills up while HDF5 writes leaves the library with a cache that it can neither flush nor drop,
+    and it tries again, and prints, when the process ends. So the first failure is kept here, HDF5 is told that
+    all went well, and `create_h5` raises the failure once HDF5 is done with the file. The same holds for an
+    interrupt that arrives in here.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.position = 0
+        self.failure: OSError | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        data = os.pread(self.descriptor, size, self.position)
+        self.position += len(data)
+        return data
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        # Beyond the end: what was never written because of an earlier failure.
+        buffer[len(data) :] = bytes(len(buffer) - len(data))
+        return len(buffer)
+
+    def write(self, data: memoryview) -> int:
+        if self.failure is None:
+            try:
+                write_all(self.descriptor, data, self.position)
+            except OSError as error:
+                self.failure = error
+        self.position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        start = (0, self.position, os.fstat(self.descriptor).st_size)[whence]
+        self.position = start + offset
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def truncate(self, size: int | None = None) -> int:
+        size = self.position if size is None else size
+        if self.failure is None:
+            try:
+                os.ftruncate(self.descriptor, size)
+            except OSError as error:
+                self.failure = error
+        return size
+
+    def flush(self) -> None:
+        pass
+
+
+def write_all(descriptor: int, data: Any, offset: int) -> None:
+    """Write a buffer at `offset`, in as many calls as the system wants."""
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def start_writing_back(descriptor: int, offset: int, length: int) -> None:
+    """Tell the system to begin to move these bytes to the disk, so that the sync at the end finds little to do."""
+    if hasattr(os, "posix_fadvise"):
+        # Linux starts to write what is dirty; the pages themselves stay until that is done.
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+@contextmanager
+def create_h5(path: str | Path) -> Iterator[h5py.File]:
+    """Create an HDF5 file at `path`, usually one that `Outputs.path` returned; large datasets begin on a page.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, when the block ends.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    sink = _Sink(descriptor)
+    file = None
+    try:
+        # HDF5 is called where signals wait; one that came meanwhile is raised after `file` is known and can be closed.
+        # Callers that write through HDF5 do the same.
+        try:
+            with uninterrupted():
+                # The lowest version that keeps attributes above 64 KB, and that HDF5 1.10 reads.
+                file = h5py.File(
+                    sink, "w", libver="v110", locking=_LOCKING, alignment_threshold=1 << 16, alignment_interval=1 << 12
+                )
+            yield file
+        finally:
+            if file is not None:
+                with uninterrupted():
+                    file.close()
+    except H5_ERRORS as error:
+        # Reading back what a full disk did not take fails in HDF5's own words.
+        if sink.failure is not None:
+            raise sink.failure from error
+        raise
+    finally:
+        os.close(descriptor)
+    if sink.failure is not None:
+        raise sink.failure
+
+
+class Outputs:
+    """Output files that appear under their names together, when all of them are complete.
+
+    Each is written under a temporary name in its own folder. Leaving the ``with`` block without an error
+    syncs and renames all of them; an error removes them and leaves what was there before. What a killed process
+    left behind is removed by the next one that writes the same file.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[Path, Path]] = []
+        self._locks: list[int] = []
+
+    def __enter__(self) -> Outputs:
+        return self
+
+    def path(self, target: str | Path) -> Path:
+        """Return the temporary path under which the file `target` is to be written; it exists and is empty."""
+        target = Path(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(target.parent, target.name)
+        temporary = _temporary(target)
+        self._pending.append((temporary, target))
+        self._locks.append(_open_locked(temporary))
+        return temporary
+
+    def scratch(self, target: str | Path) -> Path:
+        """Return a temporary path beside `target` for a file that goes away when the block ends."""
+        temporary = self.path(target)
+        self._pending[-1] = (temporary, temporary)
+        return temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.sync()
+                with uninterrupted():
+                    self.unlock()
+                    for target, temporary in self.targets.items():
+                        os.replace(temporary, target)
+                for folder in {target.parent for target in self.targets}:
+                    sync(folder)
+        finally:
+            with uninterrupted():
+                for temporary, _target in self._pending:
+                    temporary.unlink(missing_ok=True)
+                self.unlock()
+
+    @property
+    def targets(self) -> dict[Path, Path]:
+        """Temporary path by final path."""
+        return {target: temporary for temporary, target in self._pending if temporary != target}
+
+    def sync(self) -> None:
+        """Wait until what was written so far is on the disk."""
+        for temporary in self.targets.values():
+            sync(temporary)
+
+    def unlock(self) -> None:
+        """Let go of the locks that tell others that the temporary files are in use; HDF5 reads no locked file."""
+        while self._locks:
+            os.close(self._locks.pop())
+
+
+class Finished:
+    """Complete files on their way to the disk: a thread syncs them, and they get their names once they are there.
+
+    For the only writer of a folder, who has other things to do meanwhile; they get their names also if that fails.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: list[tuple[Outputs, Future[None]]] = []
+
+    def __enter__(self) -> Finished:
+        return self
+
+    def add(self, outputs: Outputs) -> None:
+        """Take over `outputs`, whose files are written."""
+        outputs.unlock()
+        self._waiting.append((outputs, self._pool.submit(outputs.sync)))
+
+    def where(self, target: Path) -> Path:
+        """Under which name the file `target` can be read now."""
+        for outputs, _ in self._waiting:
+            if target in outputs.targets:
+                return outputs.targets[target]
+        return target
+
+    def name(self) -> None:
+        """Wait until all are on the disk, and give them their names."""
+        while self._waiting:
+            outputs, synced = self._waiting.pop(0)
+            with outputs:
+                try:
+                    synced.result()
+                except OSError as error:
+                    target, temporary = next(iter(outputs.targets.items()))
+                    raise not_written(target, error, temporary.stat().st_size) from error
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.name()
+        finally:
+            self._pool.shutdown()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems, such as SMB's, do not sync folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_text(target: str | Path, text: str) -> None:
+    """Write a text file under its name only once it is complete."""
+    with Outputs() as outputs:
+        outputs.path(target).write_text(text, encoding="utf-8")
+
+
+# --- locks and leftovers ---------------------------------------------------------------------------------
+#
+# A lock (flock) belongs to the process that took it and ends with it, however it ends: whoever can lock another's
+# temporary file knows that its writer is gone. File systems without locks (some Lustre mounts) leave the host and
+# the process number in the name to judge by.
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}-{next(_serial)}.tmp")
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether this process now holds the lock on an open file; None where the file system has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        return None
+    return True
+
+
+def _same(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _open_locked(path: Path) -> int:
+    """Create a temporary file and lock it, unless it is removed in between by someone who took it for a leftover."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if _lock(descriptor) is not False and _same(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+
+
+def remove_stale(folder: Path, name: str | None = None) -> list[Path]:
+    """Remove the temporary files of processes that are gone, and return them.
+
+    Parameters
+    ----------
+    folder : path
+        Where to look.
+    name : str, optional
+        Only those of this output. Default: of all.
+    """
+    removed = []
+    for path in folder.glob(".*.tmp" if name is None else f".{_escaped(name)}.*.tmp"):
+        found = _TEMPORARY.match(path.name)
+        if found is None:
+            continue
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                held = _lock(descriptor)
+                gone = held if held is not None else found["host"] == _HOST and not _alive(int(found["pid"]))
+                if gone:
+                    path.unlink(missing_ok=True)
+                    removed.append(path)
+            finally:
+                os.close(descriptor)
+    return removed
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[Path]:
+    """Be the only run that writes into `folder`; what killed runs left there is removed first.
+
+    Yields the file by which others know.
+
+    Raises
+    ------
+    OutputError
+        If another run is at work there (the message says which), or the folder cannot be written to.
+    """
+    path = folder / _LOCK_NAME
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise not_written(folder, error) from error
+        held = _lock(descriptor)
+        if held is False:
+            who = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "of unknown number"
+            os.close(descriptor)
+            raise OutputError(
+                f"{folder}: another run is writing there (process {who}); wait until it has finished, stop it, "
+                "or choose another output_root"
+            )
+        if _same(descriptor, path):
+            break
+        os.close(descriptor)
+    try:
+        with suppress(OSError):  # a full disk: the lock holds, it just does not say whose it is
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()} on {_HOST}, since {time.strftime('%F %T')}\n".encode(), 0)
+        remove_stale(folder)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+# --- space -----------------------------------------------------------------------------------------------
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise `OutputError` if less than `needed` bytes are free in `folder`."""
+    if shutil.disk_usage(folder).free < needed:
+        raise disk_full(folder, needed)
+
+
+def disk_full(folder: Path, needed: int) -> OutputError:
+    """Return the error for an output of `needed` bytes that does not fit."""
+    free = shutil.disk_usage(folder).free
+    return OutputError(
+        f"{folder}: disk full: needs {size(needed)}, {size(free)} free; make room, or choose another output_root"
+    )
+
+
+def not_written(target: Path, error: OSError, needed: int = 0) -> OutputError:
+    """Return the error for an output of `needed` bytes, or a folder, that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and needed:
+        return disk_full(target.parent, needed)
+    return OutputError(
+        f"{target}: cannot be written ({error.strerror or error}); see to the disk and the permissions, "
+        "or choose another output_root"
+    )
+
+
+def size(count: float) -> str:
+    """Bytes in words: ``"1.2 GB"``."""
+    power = min(int(math.log10(max(count, 1)) / 3), 4)
+    return f"{count:.0f} bytes" if power == 0 else f"{count / 1000**power:.3g} {('kB', 'MB', 'GB', 'TB')[power - 1]}"

@@ -17,7 +17,7 @@ import pytest
 from rheidae import box3d_flux
 from rheidae.mixing import _crossing_kernels as crossing_kernels
 from rheidae.mixing import reference
-from rheidae.system.files import Outputs
+from rheidae.system.outputs import Outputs
 from tests.states import random_states
 
 SAMPLES = 1 << 15

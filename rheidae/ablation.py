@@ -25,7 +25,7 @@ from rheidae.scoring import scores as evaluation
 from rheidae.scoring.scores import Scored
 from rheidae.scoring.splits import CROSS_VALIDATIONS, three_dimensional_groups
 from rheidae.system import commands
-from rheidae.system.files import write_text
+from rheidae.system.outputs import write_text
 
 log = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ from rheidae.scoring.splits import (
     three_dimensional_groups,
 )
 from rheidae.system import commands
-from rheidae.system.files import write_text
+from rheidae.system.outputs import write_text
 from rheidae.train import build_regressor
 
 log = logging.getLogger(__name__)

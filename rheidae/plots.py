@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from rheidae.exceptions import RunError
 from rheidae.system import commands
-from rheidae.system.files import Outputs
+from rheidae.system.outputs import Outputs
 
 
 @contextmanager

@@ -52,7 +52,8 @@ from rheidae.runs.folder import (
 )
 from rheidae.scoring.splits import Rows, shuffled_split, simulation_labels
 from rheidae.system import commands
-from rheidae.system.files import open_h5, write_text
+from rheidae.system.h5 import open_h5
+from rheidae.system.outputs import write_text
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from rheidae.config import PreprocessConfig, check_config
 from rheidae.datasets import load_dataset, write_sample
-from rheidae.preprocess.pipeline import preprocess
+from rheidae.preprocess import preprocess
 
 # Kernels compile on their first call, and the machine may be busy: time is no property to test.
 settings.register_profile("rheidae", deadline=None)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from rheidae.config import PreprocessConfig, read_config
-from rheidae.preprocess import pipeline as preprocess
+from rheidae.preprocess.__main__ import main as command
 
 
 def start(config):
@@ -23,7 +23,7 @@ def start(config):
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        os._exit(preprocess.main(["--config", str(config)]))
+        os._exit(command(["--config", str(config)]))
     return pid
 
 
@@ -41,7 +41,7 @@ def main(config, older, trials, seed):
     out = Path(read_config(config, PreprocessConfig).output_root)
     choose = random.Random(seed)
     # Loads and compiles everything that a child will need.
-    assert preprocess.main(["--config", str(older)]) == 0
+    assert command(["--config", str(older)]) == 0
     before = contents(out)
     shutil.rmtree(out)
     started = time.perf_counter()

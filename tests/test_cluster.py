@@ -20,7 +20,7 @@ import yaml
 import rheidae
 from rheidae import fourflux
 from rheidae.exceptions import ClusterError, DataError
-from rheidae.preprocess import pipeline as preprocess
+from rheidae.preprocess import pipeline
 from tests.states import random_states
 from tests.test_preprocess import INIT, NAMES, TRUE, config_for, spoil_many
 
@@ -62,7 +62,7 @@ def cluster():
 
 def test_a_worker_killed_in_the_middle_changes_nothing(raw, cluster):
     config = config_for(raw, "a", chunk_rows=500, schemes=["box3d", "power"])
-    preprocess.preprocess(config)
+    pipeline.preprocess(config)
     expected = contents(raw / "out")
     with distributed.Client(cluster) as client:
         before = client.run(os.getpid)
@@ -75,7 +75,7 @@ def test_a_worker_killed_in_the_middle_changes_nothing(raw, cluster):
 
         killer = threading.Thread(target=kill)
         killer.start()
-        preprocess.preprocess(config, resume=False, scheduler=cluster.scheduler_address)
+        pipeline.preprocess(config, resume=False, scheduler=cluster.scheduler_address)
         killer.join()
         client.wait_for_workers(2, timeout=30)
         after = client.run(os.getpid)
@@ -85,13 +85,13 @@ def test_a_worker_killed_in_the_middle_changes_nothing(raw, cluster):
 
 def test_local_processes_and_their_errors(raw):
     config = config_for(raw, "a", on_bad_rows="drop", compression="gzip")
-    preprocess.preprocess(config)
+    pipeline.preprocess(config)
     expected = contents(raw / "out")
-    preprocess.preprocess(config, resume=False, scheduler="local:2")
+    pipeline.preprocess(config, resume=False, scheduler="local:2")
     assert contents(raw / "out") == expected
     spoil_many(raw)
     with pytest.raises(DataError, match=r"a\.h5: dataset .*row 3, nu_tau.*6 of 50 rows are bad"):
-        preprocess.preprocess(config_for(raw, "a"), scheduler="local:1")
+        pipeline.preprocess(config_for(raw, "a"), scheduler="local:1")
     assert contents(raw / "out") == expected
 
 
@@ -104,7 +104,7 @@ def test_schedulers_that_do_not_exist(raw, monkeypatch, scheduler, message):
 
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 2)
     with pytest.raises(ClusterError, match=message):
-        preprocess.preprocess(config_for(raw, "a"), scheduler=scheduler)
+        pipeline.preprocess(config_for(raw, "a"), scheduler=scheduler)
     assert list((raw / "out").iterdir()) == []
 
 
@@ -128,7 +128,7 @@ def test_another_program_at_the_address(raw, monkeypatch, greeting, message):
         thread.start()
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(ClusterError, match=rf"{address}: cannot be reached \(.*{message}\); is it running"):
-            preprocess.preprocess(config_for(raw, "a"), scheduler=address)
+            pipeline.preprocess(config_for(raw, "a"), scheduler=address)
         thread.join()
 
 
@@ -211,7 +211,7 @@ def test_a_cluster_without_workers_and_one_whose_scheduler_dies(raw, monkeypatch
         thread = threading.Thread(target=disturb)
         thread.start()
         with pytest.raises(ClusterError, match=r"connection to the scheduler is lost; start it again, then run again"):
-            preprocess.preprocess(config_for(raw, "a", chunk_rows=50), scheduler=address)
+            pipeline.preprocess(config_for(raw, "a", chunk_rows=50), scheduler=address)
         thread.join()
     assert list((raw / "out").iterdir()) == []
 
@@ -252,7 +252,7 @@ def write_config(raw, **options):
 def test_the_example_with_dask_jobqueue(raw):
     pytest.importorskip("dask_jobqueue", reason="needs the extra `cluster`")
     config = write_config(raw, chunk_rows=2000)
-    preprocess.preprocess(config)
+    pipeline.preprocess(config)
     expected = contents(raw / "out")
     shutil.rmtree(raw / "out")
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)

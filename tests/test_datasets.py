@@ -10,7 +10,7 @@ from rheidae import load_dataset, mix
 from rheidae.config import PreprocessConfig, check_config
 from rheidae.datasets import SAMPLE, write_sample
 from rheidae.exceptions import DataError
-from rheidae.preprocess.pipeline import preprocess
+from rheidae.preprocess import preprocess
 
 
 def test_sample_is_written_as_shipped(tmp_path):

@@ -16,7 +16,7 @@ from rheidae.exceptions import FourFluxError, RunError
 from rheidae.mixing import sphere
 from rheidae.mixing.power import power_change
 from rheidae.mixing.quadrature import lebedev
-from rheidae.preprocess.pipeline import preprocess
+from rheidae.preprocess import preprocess
 from rheidae.runs import folder as runs
 from rheidae.scoring import figures, splits
 from rheidae.scoring import scores as evaluation

@@ -24,7 +24,7 @@ def test_import_loads_nothing_heavy():
 
 
 def test_preprocessing_does_not_load_torch_or_matplotlib():
-    loaded = loaded_after("import rheidae.preprocess.pipeline, rheidae.datasets")
+    loaded = loaded_after("import rheidae.preprocess, rheidae.datasets")
     assert "torch" not in loaded
     assert "matplotlib" not in loaded
 

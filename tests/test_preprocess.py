@@ -19,9 +19,9 @@ import rheidae
 from rheidae import box3d, box3d_flux, fourflux, load_dataset, mix
 from rheidae.config import PreprocessConfig, RawFile, check_config
 from rheidae.exceptions import ConfigError, DataError, OutputError
-from rheidae.preprocess import pipeline as preprocess
-from rheidae.preprocess import trainingset
-from rheidae.system import commands, files, progress
+from rheidae.preprocess import pipeline, trainingset
+from rheidae.preprocess.__main__ import main
+from rheidae.system import commands, outputs, progress
 from tests.states import conservation_error, random_states
 
 INIT, TRUE, NAMES = "F4_initial(1|ccm)", "F4_final(1|ccm)", "directorynames"
@@ -46,7 +46,7 @@ def config_for(folder, *names, **options):
 
 
 def run(config):
-    return preprocess.preprocess(config)
+    return pipeline.preprocess(config)
 
 
 def read_all(path):
@@ -97,7 +97,7 @@ def test_shuffle_depends_on_the_seed_alone(tmp_path, monkeypatch):
     write_raw(tmp_path / "b.h5", 15, 2)
     outputs = []
     for seed, chunk in ((5, 1 << 16), (5, 7), (6, 7)):
-        monkeypatch.setattr(preprocess, "CHUNK_ROWS", chunk)
+        monkeypatch.setattr(pipeline, "CHUNK_ROWS", chunk)
         run(config_for(tmp_path, "a", "b", seed=seed))
         outputs.append(read_all(tmp_path / "out" / "preprocessed_all.h5")[0])
     for name in outputs[0]:
@@ -165,7 +165,7 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_bad_files_are_refused_with_file_dataset_row_and_remedy(tmp_path, monkeypatch, case):
-    monkeypatch.setattr(preprocess, "CHUNK_ROWS", 6)
+    monkeypatch.setattr(pipeline, "CHUNK_ROWS", 6)
     replace, expected = BAD_FILES[case]
     write_raw(tmp_path / "good.h5")
     write_raw(tmp_path / "bad.h5", **replace)
@@ -330,7 +330,7 @@ def test_output_bytes_depend_neither_on_chunk_rows_nor_on_threads(tmp_path):
     write_raw(tmp_path / "a.h5", 300)
     outputs = []
     for options in ({}, {"chunk_rows": 17, "threads": 3}, {"chunk_rows": 1000, "threads": 1}):
-        preprocess.preprocess(config_for(tmp_path, "a", **options), resume=False)
+        pipeline.preprocess(config_for(tmp_path, "a", **options), resume=False)
         outputs.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
     assert outputs[0] == outputs[1] == outputs[2]
 
@@ -422,7 +422,7 @@ def test_a_second_run_makes_only_what_is_out_of_date(tmp_path):
     write_raw(tmp_path / "b.h5", 20, 1)
 
     def made(resume=True, **options):
-        written = preprocess.preprocess(config_for(tmp_path, "a", "b", **options), resume=resume)
+        written = pipeline.preprocess(config_for(tmp_path, "a", "b", **options), resume=resume)
         return [entry.name for entry in written if not entry.up_to_date]
 
     assert made() == ["a", "b", "all"]
@@ -511,7 +511,7 @@ def test_what_is_up_to_date_is_said_with_its_bad_rows(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
     said = []
     for _ in range(2):
-        assert preprocess.main(["--config", str(tmp_path / "config.yaml")]) == 0
+        assert main(["--config", str(tmp_path / "config.yaml")]) == 0
         said.append(capsys.readouterr().out)
     out = tmp_path / "out"
     kinds = "1 not finite, 1 negative density, 1 |F| > N, 1 all zero, 1 out of range, 1 totals differ"
@@ -525,7 +525,7 @@ def test_what_is_up_to_date_is_said_with_its_bad_rows(tmp_path, capsys):
 def test_two_runs_in_one_folder(tmp_path):
     write_raw(tmp_path / "a.h5")
     with (
-        files.only_writer(tmp_path / "out"),
+        outputs.only_writer(tmp_path / "out"),
         pytest.raises(OutputError, match=rf"out: another run is writing there \(process {os.getpid()} on "),
     ):
         run(config_for(tmp_path, "a"))
@@ -595,8 +595,8 @@ def test_want_of_memory_is_said(tmp_path, monkeypatch, capsys):
 
     write_raw(tmp_path / "a.h5")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config_for(tmp_path, "a").model_dump()))
-    monkeypatch.setattr(preprocess, "_process_block", too_much)
-    assert preprocess.main(["--config", str(tmp_path / "config.yaml")]) == 2
+    monkeypatch.setattr(pipeline, "_process_block", too_much)
+    assert main(["--config", str(tmp_path / "config.yaml")]) == 2
     assert re.search(r"error: out of memory \(Unable to allocate 512\. PiB .*chunk_rows", capsys.readouterr().err)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -610,7 +610,7 @@ def test_report_and_progress(tmp_path, caplog, monkeypatch, capsys):
     for stage in ("read", "mixing", "write", "sync", "scatter", "gather"):
         assert re.search(rf"{stage} +([\d.]+ [kMG]?B +)?[\d.]+ s", caplog.text)
     monkeypatch.setattr(commands, "on_terminal", lambda: True)
-    preprocess.preprocess(config_for(tmp_path, "a", chunk_rows=100), resume=False)
+    pipeline.preprocess(config_for(tmp_path, "a", chunk_rows=100), resume=False)
     assert "row/s" in capsys.readouterr().err
 
 
@@ -682,7 +682,7 @@ def test_a_damaged_output_is_named_with_the_way_out(tmp_path):
     with pytest.raises(DataError, match=r"a_preprocessed\.h5: dataset 'F_true', rows 0 to 19: .* with --force"):
         run(config)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_preprocessed.h5"]
-    preprocess.preprocess(config, resume=False)
+    pipeline.preprocess(config, resume=False)
     assert (tmp_path / "out" / "preprocessed_all.h5").exists()
 
 
@@ -724,16 +724,16 @@ def test_rows_that_lie_in_other_files(tmp_path, monkeypatch, how):
     run(config)
     np.testing.assert_allclose(read_all(tmp_path / "out" / "a_preprocessed.h5")[0]["F_init"], F, rtol=1e-6)
     older = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    work = preprocess._process_block
+    work = pipeline._process_block
 
     def changed(block):
         os.utime(part, ns=(0, 0))
         return work(block)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "_process_block", changed)
+        patch.setattr(pipeline, "_process_block", changed)
         with pytest.raises(DataError, match=r"part\.h5: changed while it was read"):
-            preprocess.preprocess(config, resume=False)
+            pipeline.preprocess(config, resume=False)
     with pytest.raises(DataError, match=r"part\.h5 is an input and would be an output"):
         run(config_for(tmp_path, "a", output_root=str(tmp_path), output_filename="part.h5"))
     part.unlink()
@@ -772,8 +772,8 @@ def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
         if change == "removed" and name == "inspect":
             continue
         with monkeypatch.context() as patch:
-            original = getattr(preprocess, name)
-            patch.setattr(preprocess, name, after)
+            original = getattr(pipeline, name)
+            patch.setattr(pipeline, name, after)
             with pytest.raises(DataError, match=r"a\.h5: (changed|gone) while it was read.*; (wait until|fetch)"):
                 run(config_for(tmp_path, "a"))
         assert list((tmp_path / "out").iterdir()) == []
@@ -788,13 +788,13 @@ def test_a_file_system_that_does_not_sync_folders(tmp_path, monkeypatch):
             raise OSError(errno.EINVAL, "Invalid argument")
         fsync(descriptor)
 
-    monkeypatch.setattr(files.os, "fsync", as_samba_does)
+    monkeypatch.setattr(outputs.os, "fsync", as_samba_does)
     run(config_for(tmp_path, "a"))
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 def test_one_place_opens_hdf5_files():
-    """One locking policy: see `rheidae.system.files`."""
+    """One locking policy: see `rheidae.system.h5`."""
     package = Path(rheidae.__file__).parent
     openers = {
         str(path.relative_to(package))
@@ -802,4 +802,4 @@ def test_one_place_opens_hdf5_files():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("h5py.File", "File")
     }
-    assert openers == {"system/files.py"}
+    assert openers == {"system/h5.py"}

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from rheidae import fourflux
 from rheidae.exceptions import DataError, OutputError
-from rheidae.preprocess import pipeline as preprocess
+from rheidae.preprocess import pipeline
 from rheidae.preprocess.rawfile import LAYOUTS, possible_axes
-from rheidae.system import files
+from rheidae.system import outputs
 from tests.states import random_states
 from tests.test_preprocess import INIT, NAMES, TRUE, config_for, read_all
 
@@ -210,7 +210,7 @@ def build(path, case):
 
 def test_fuzz(tmp_path, monkeypatch):
     # What is tested is what is read; a sync takes longer than the rest.
-    monkeypatch.setattr(files.os, "fsync", lambda _: None)
+    monkeypatch.setattr(outputs.os, "fsync", lambda _: None)
     # One run of hypothesis is not meant for so many examples.
     for number in range(4):
 
@@ -238,7 +238,7 @@ def one_file(folder, case):
     config = config_for(folder, "a", axes=None if case["say"] == "no" else axes, **options)
     COUNT["files"] += 1
     try:
-        preprocess.preprocess(config)
+        pipeline.preprocess(config)
     except DataError as error:
         COUNT["refused"] += 1
         message = str(error)
@@ -309,7 +309,7 @@ UNREAD = {"external storage", "virtual", "corrupt chunk", "checksum"}
 
 def test_flipped_bytes(tmp_path, monkeypatch):
     """Bytes anywhere in a sound file are changed: it is refused, or gives what h5py reads."""
-    monkeypatch.setattr(files.os, "fsync", lambda _: None)
+    monkeypatch.setattr(outputs.os, "fsync", lambda _: None)
     sound = []
     for options in ({}, {"chunks": (2, 4, 2, 3)}, {"chunks": (3, 4, 2, 3), "compression": "gzip", "shuffle": True}):
         for version in ("earliest", "latest"):
@@ -332,7 +332,7 @@ def test_flipped_bytes(tmp_path, monkeypatch):
         path.write_bytes(damaged)
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         try:
-            preprocess.preprocess(config_for(tmp_path, "a"))
+            pipeline.preprocess(config_for(tmp_path, "a"))
         except (DataError, OutputError) as error:
             outcomes["refused"] += 1
             message = str(error)

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from rheidae import fourflux
-from rheidae.preprocess import pipeline as preprocess
+from rheidae.preprocess import pipeline
+from rheidae.preprocess.__main__ import main
 from tests.states import random_states
 from tests.test_preprocess import INIT, NAMES, TRUE, config_for, read_all
 
@@ -99,9 +100,10 @@ def small_disk(request, tmp_path):
 WITHOUT_ASKING_FIRST = """
 import sys
 from pathlib import Path
-from rheidae.preprocess import pipeline as preprocess
-preprocess.require_space = lambda *_: None
-sys.exit(preprocess.main(sys.argv[1:]))
+from rheidae.preprocess import pipeline
+from rheidae.preprocess.__main__ import main
+pipeline.require_space = lambda *_: None
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -111,18 +113,18 @@ def test_a_full_disk_is_an_error_and_leaves_no_partial_file(tmp_path, small_disk
     many_rows(tmp_path / "a.h5", 1500)
     many_rows(tmp_path / "b.h5", 500)
     reference = config_for(tmp_path, "a", "b", chunk_rows=250, **options)
-    assert preprocess.main(["--config", str(write_config(tmp_path / "c.yaml", reference))]) == 0
+    assert main(["--config", str(write_config(tmp_path / "c.yaml", reference))]) == 0
     wanted = {path.name: read_all(path)[0] for path in (tmp_path / "out").iterdir()}
     total = sum(path.stat().st_size for path in (tmp_path / "out").iterdir()) // 1024
     if not asks:
         # What fills up is found when it happens: someone else may need the space meanwhile.
-        monkeypatch.setattr(preprocess, "require_space", lambda *_: None)
+        monkeypatch.setattr(pipeline, "require_space", lambda *_: None)
     outcomes = set()
     for share in (0, 0.005, 0.02, 0.1, 0.3, 0.37, 0.45, 0.52, 0.7, 0.85, 0.95, 0.99, 2):
         with small_disk(max(4, int(total * share))) as (disk, expected):
             config = write_config(tmp_path / "c.yaml", reference.model_copy(update={"output_root": str(disk)}))
             capfd.readouterr()
-            status = preprocess.main(["--config", str(config)])
+            status = main(["--config", str(config)])
             message = capfd.readouterr().err
             outcomes.add(status)
             assert status in (0, 2)
@@ -173,26 +175,26 @@ def test_a_file_truncated_anywhere_is_an_error(tmp_path, capfd, options):
     for length in [0, 1, 8, 96, len(whole) - 1, *rng.integers(0, len(whole), 60).tolist()]:
         (tmp_path / "a.h5").write_bytes(whole[:length])
         capfd.readouterr()
-        assert preprocess.main(["--config", config]) == 2
+        assert main(["--config", config]) == 2
         message = capfd.readouterr().err
         assert message.startswith(f"error: {tmp_path / 'a.h5'}: ")
         assert len(message.splitlines()) == 1
         assert list((tmp_path / "out").iterdir()) == []
     (tmp_path / "a.h5").write_bytes(whole)
-    assert preprocess.main(["--config", config]) == 0
+    assert main(["--config", config]) == 0
 
 
 def test_a_file_cut_short_while_it_is_read_is_an_error(tmp_path, monkeypatch):
     many_rows(tmp_path / "a.h5", 2000)
     size = (tmp_path / "a.h5").stat().st_size
-    work = preprocess._process_block
+    work = pipeline._process_block
 
     def cut(block):
         if block.start >= 1000:
             os.truncate(tmp_path / "a.h5", size // 3)
         return work(block)
 
-    monkeypatch.setattr(preprocess, "_process_block", cut)
-    with pytest.raises(preprocess.DataError, match=r"a\.h5: dataset .*, rows \d+ to \d+: cannot be read|a\.h5: cannot"):
-        preprocess.preprocess(config_for(tmp_path, "a", chunk_rows=100))
+    monkeypatch.setattr(pipeline, "_process_block", cut)
+    with pytest.raises(pipeline.DataError, match=r"a\.h5: dataset .*, rows \d+ to \d+: cannot be read|a\.h5: cannot"):
+        pipeline.preprocess(config_for(tmp_path, "a", chunk_rows=100))
     assert list((tmp_path / "out").iterdir()) == []

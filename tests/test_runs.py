@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from rheidae import train
 from rheidae.config import Config, PreprocessConfig, TrainParms, check_config
 from rheidae.exceptions import ConfigError, DataError, FourFluxError, RunError
-from rheidae.preprocess.pipeline import preprocess
+from rheidae.preprocess import preprocess
 from rheidae.runs import folder as runs
 from tests.test_train import config_for
 
@@ -380,7 +380,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from rheidae import plots, train
-from rheidae.system import files
+from rheidae.system import outputs
 from rheidae.runs import folder as runs
 from rheidae.config import Config, TrainParms, read_config
 
@@ -394,7 +394,7 @@ def count(*paths):
     return replace(*paths)
 
 
-files.os.replace = count
+outputs.os.replace = count
 whole = train.train(config, parms, "whole")
 steps = len(moved)
 for number in range(1, steps + 1):
@@ -407,7 +407,7 @@ for number in range(1, steps + 1):
             if len(moved) == number:
                 os._exit(9)
 
-        files.os.replace = die
+        outputs.os.replace = die
         train.train(config, parms, f"killed{number}")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9, number

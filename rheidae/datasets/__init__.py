@@ -13,7 +13,8 @@ from sklearn.utils import Bunch
 
 from rheidae import fourflux
 from rheidae.exceptions import DataError
-from rheidae.system.files import Outputs, dataset, open_h5, read
+from rheidae.system.h5 import dataset, open_h5, read
+from rheidae.system.outputs import Outputs
 
 _CHUNK_ROWS = 1 << 18
 

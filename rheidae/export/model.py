@@ -21,7 +21,8 @@ from rheidae.export.graph import FluxGraph
 from rheidae.export.states import made_states, sample_states
 from rheidae.fourflux import COMPONENTS, SPECIES
 from rheidae.mixing.box3d import box3d_flux
-from rheidae.system.files import Outputs, open_h5
+from rheidae.system.h5 import open_h5
+from rheidae.system.outputs import Outputs
 
 TOLERANCE = 1e-6
 """Largest difference from the estimator that is let through, relative to the total number density of the row."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rheidae import fourflux
 from rheidae.datasets import SAMPLE
-from rheidae.system.files import dataset, open_h5
+from rheidae.system.h5 import dataset, open_h5
 
 MERGER = 1e33
 """1/cm^3, the density that the made states are scaled to."""

@@ -22,7 +22,8 @@ from rheidae.preprocess import shuffle
 from rheidae.preprocess.rows import Rows, Table, columns_of, locate, read_rows, write_all
 from rheidae.preprocess.trainingset import CARRIED, MINIMAL, Arrays, Done, complete, example, finish, writing
 from rheidae.system.cluster import Workers
-from rheidae.system.files import Outputs, open_h5
+from rheidae.system.h5 import open_h5
+from rheidae.system.outputs import Outputs
 from rheidae.system.progress import Progress, Stages
 
 BUCKET_BYTES = 8 << 20

@@ -16,7 +16,7 @@ import rheidae
 from rheidae.config import PreprocessConfig, RawFile
 from rheidae.exceptions import DataError
 from rheidae.preprocess.rows import Column
-from rheidae.system.files import H5_ERRORS, dataset, open_h5
+from rheidae.system.h5 import H5_ERRORS, dataset, open_h5
 
 FORMAT = 1
 """Raised when the same version of the package begins to write other numbers or names."""

@@ -1,13 +1,7 @@
-"""Raw simulation files to training sets.
-
-    python -m rheidae.preprocess --config config/pre_process.yaml
-
-evaluates Box3D for every row and writes one file per simulation and a combined, shuffled one.
-"""
+"""From raw simulation files to a file per simulation and a combined, shuffled one."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -22,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rheidae import fourflux
-from rheidae.config import PreprocessConfig, RawFile, Tolerances, read_config
+from rheidae.config import PreprocessConfig, RawFile, Tolerances
 from rheidae.exceptions import DataError, OutputError
 from rheidae.preprocess import badrows, fingerprint
 from rheidae.preprocess.combine import combine
@@ -39,9 +33,9 @@ from rheidae.preprocess.trainingset import (
     output_columns,
     writing,
 )
-from rheidae.system import commands
 from rheidae.system.cluster import Workers, open_workers
-from rheidae.system.files import Finished, dataset, only_writer, open_h5, require_file, require_space
+from rheidae.system.h5 import dataset, open_h5, require_file
+from rheidae.system.outputs import Finished, only_writer, require_space
 from rheidae.system.progress import Progress, Stages
 
 log = logging.getLogger(__name__)
@@ -440,36 +434,3 @@ def _survey_block(held: RawSimulation, start: int, stop: int, config: Preprocess
         kinds = left = badrows.classify(F_init, F_true, config.tolerances)
     first = _first_bad(held, F_init, F_true, left, start, config.tolerances) if left.any() else None
     return _Found(badrows.counted(kinds), np.flatnonzero(kinds) + start, first, name_bytes, names)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m rheidae.preprocess``."""
-    parser = argparse.ArgumentParser(prog="python -m rheidae.preprocess", description=__doc__)
-    parser.add_argument("--config", default="config/pre_process.yaml", help="YAML file (default: %(default)s)")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument(
-        "--resume",
-        action="store_true",
-        default=True,
-        help="leave alone what was made from the same source, configuration and version (default)",
-    )
-    again.add_argument("--force", action="store_true", help="make every output anew")
-    parser.add_argument(
-        "--scheduler",
-        metavar="WHERE",
-        help="tcp://host:port of a Dask scheduler, or local:N for N processes (default: threads of this process)",
-    )
-    arguments = parser.parse_args(argv)
-
-    def command() -> None:
-        config = read_config(arguments.config, PreprocessConfig)
-        for entry in preprocess(config, resume=not arguments.force, scheduler=arguments.scheduler):
-            state = ", up to date" if entry.up_to_date else ""
-            bad = "".join(f", {count} {kind}" for kind, count in entry.bad_rows.items())
-            print(f"{entry.name:16s} {entry.rows:9d} rows  {entry.path}{state}{bad}")
-
-    return commands.run(command)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

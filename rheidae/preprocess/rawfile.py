@@ -21,7 +21,7 @@ from rheidae import fourflux
 from rheidae.config import H5Paths
 from rheidae.exceptions import DataError
 from rheidae.preprocess.rows import Rows, locate, read_rows
-from rheidae.system.files import H5_ERRORS, dataset, open_h5
+from rheidae.system.h5 import H5_ERRORS, dataset, open_h5
 
 LAYOUTS = (("row", "component", "nu_nubar", "flavor"), ("row", "component", "species"))
 """Names of the axes, in the order in which Emu writes them."""

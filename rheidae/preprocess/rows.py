@@ -18,7 +18,8 @@ import h5py
 import numpy as np
 
 from rheidae.exceptions import DataError
-from rheidae.system.files import FETCH_AGAIN, H5_ERRORS, open_h5, read, start_writing_back, write_all
+from rheidae.system.h5 import FETCH_AGAIN, H5_ERRORS, open_h5, read
+from rheidae.system.outputs import start_writing_back, write_all
 from rheidae.system.signals import uninterrupted
 
 # HDF5's own cache of 1 MB holds less than one chunk of many files, which would then be unpacked again for every

@@ -19,7 +19,8 @@ from rheidae.mixing.box3d import box3d, mix
 from rheidae.preprocess import fingerprint
 from rheidae.preprocess.rawfile import RawSimulation
 from rheidae.preprocess.rows import Column, Storage, Table, columns_of, create_table, write_chunked, write_rows
-from rheidae.system.files import Finished, Outputs, create_h5, not_written
+from rheidae.system.h5 import create_h5
+from rheidae.system.outputs import Finished, Outputs, not_written
 from rheidae.system.progress import Stages
 from rheidae.system.signals import uninterrupted
 

@@ -33,7 +33,7 @@ from rheidae.estimator.callbacks.saving import plain_history, write_history_csv
 from rheidae.estimator.regressor import FluxRegressor
 from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import RunError
-from rheidae.system.files import Outputs, write_text
+from rheidae.system.outputs import Outputs, write_text
 
 RESULTS = ("weights.safetensors", "error_scale.safetensors", "history.json", "rows.npz", "run.json", "MODEL_CARD.md")
 PACKAGES = ("numpy", "numba", "h5py", "torch", "skorch", "scikit-learn", "scipy")

@@ -12,7 +12,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from rheidae.system import commands
-from rheidae.system.files import size
+from rheidae.system.outputs import size
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from skorch.callbacks import Callback
 from torch import Tensor
 
 from rheidae.exceptions import RunStopped
-from rheidae.system.files import Outputs, write_text
+from rheidae.system.outputs import Outputs, write_text
 
 
 class PeriodicSave(Callback):

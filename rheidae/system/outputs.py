@@ -1,4 +1,4 @@
-"""Opening and finishing files: every HDF5 file of the package goes through here."""
+"""Output files: complete under their names or not there, one writer a folder, leftovers removed, space asked for."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import h5py
-
-from rheidae.exceptions import DataError, OutputError
+from rheidae.exceptions import OutputError
 from rheidae.system.signals import uninterrupted
 
 try:
@@ -26,212 +24,10 @@ try:
 except ImportError:  # pragma: no cover - no such locks outside Unix: names alone keep two runs apart
     fcntl = None  # type: ignore[assignment]
 
-# Archives often lie on read-only or network file systems that refuse locks; nothing here depends on one,
-# because outputs are written under a name of their own and renamed when complete.
-_LOCKING = "best-effort"
-
-# What h5py raises on damaged or unusual files, beside OSError.
-H5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, MemoryError)
-
 _HOST = re.sub(r"[^\w.]", "_", socket.gethostname()) or "localhost"
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[\w.]+)-(?P<pid>\d+)-\d+\.tmp$")
 _LOCK_NAME = ".rheidae.lock"
 _serial = itertools.count()
-
-
-# --- reading ---------------------------------------------------------------------------------------------
-
-
-def require_file(path: str | Path, remedy: str = "check the path") -> None:
-    """Raise `DataError` that ends in `remedy` if there is no such file."""
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such file; {remedy}")
-
-
-@contextmanager
-def open_h5(path: str | Path, remedy: str = "check the path") -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading.
-
-    Parameters
-    ----------
-    path : path
-        The file.
-    remedy : str
-        What the message advises where the file does not exist.
-
-    Raises
-    ------
-    DataError
-        If the file does not exist, is not HDF5 or is cut short.
-    """
-    require_file(path, remedy)
-    try:
-        file = h5py.File(path, "r", locking=_LOCKING)
-    except PermissionError as error:
-        raise DataError(f"{path}: may not be read; ask its owner for the permission") from error
-    except H5_ERRORS as error:
-        if "unable to lock" in str(error):
-            raise DataError(
-                f"{path}: another program has it open for writing ({error}); wait until that has finished"
-            ) from error
-        raise DataError(
-            f"{path}: cannot be opened as HDF5 ({error}); the file is not HDF5 or cut short: fetch it again"
-        ) from error
-    with file:
-        yield file
-
-
-def dataset(file: h5py.File, name: str, remedy: str = "check the name") -> h5py.Dataset:
-    """Return a dataset of an open file, or raise `DataError` that lists what the file holds."""
-    try:
-        # A name that ends or begins oddly (".", an empty one) raises; a dangling link is None.
-        found = file.get(name)
-        link = file.get(name, getlink=True) if found is None else None
-    except H5_ERRORS as error:
-        raise DataError(
-            f"{file.filename}: dataset {name!r} cannot be opened ({error}); fetch the file again"
-        ) from error
-    if isinstance(link, h5py.ExternalLink):
-        raise DataError(
-            f"{file.filename}: {name!r} is a link to {link.path!r} in {link.filename}, which is not there; "
-            "fetch that file too"
-        )
-    if not isinstance(found, h5py.Dataset):
-        raise DataError(f"{file.filename}: no dataset {name!r}; {remedy}. The file holds: {_held(file)}")
-    return found
-
-
-def _held(file: h5py.File) -> str:
-    try:
-        return ", ".join(sorted(file)) or "nothing"
-    except H5_ERRORS as error:
-        return f"names that cannot be read ({error})"
-
-
-FETCH_AGAIN = "fetch the file again"
-"""What to do about a damaged raw file."""
-
-
-def read(source: h5py.Dataset, start: int, stop: int, axis: int = 0, remedy: str = FETCH_AGAIN) -> Any:
-    """Read ``start:stop`` along the row axis; a damaged chunk raises `DataError` naming file, dataset and rows."""
-    try:
-        return source[(slice(None),) * axis + (slice(start, stop),)]
-    except H5_ERRORS as error:
-        raise DataError(
-            f"{source.file.filename}: dataset {source.name.lstrip('/')!r}, rows {start} to {stop - 1}: "
-            f"cannot be read ({error}); {remedy}"
-        ) from error
-
-
-# --- writing ---------------------------------------------------------------------------------------------
-
-
-class _Sink:
-    """The file object that HDF5 writes through.
-
-    A disk that fills up while HDF5 writes leaves the library with a cache that it can neither flush nor drop,
-    and it tries again, and prints, when the process ends. So the first failure is kept here, HDF5 is told that
-    all went well, and `create_h5` raises the failure once HDF5 is done with the file. The same holds for an
-    interrupt that arrives in here.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.position = 0
-        self.failure: OSError | None = None
-
-    def read(self, size: int = -1) -> bytes:
-        data = os.pread(self.descriptor, size, self.position)
-        self.position += len(data)
-        return data
-
-    def readinto(self, buffer: memoryview) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        # Beyond the end: what was never written because of an earlier failure.
-        buffer[len(data) :] = bytes(len(buffer) - len(data))
-        return len(buffer)
-
-    def write(self, data: memoryview) -> int:
-        if self.failure is None:
-            try:
-                write_all(self.descriptor, data, self.position)
-            except OSError as error:
-                self.failure = error
-        self.position += len(data)
-        return len(data)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        start = (0, self.position, os.fstat(self.descriptor).st_size)[whence]
-        self.position = start + offset
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def truncate(self, size: int | None = None) -> int:
-        size = self.position if size is None else size
-        if self.failure is None:
-            try:
-                os.ftruncate(self.descriptor, size)
-            except OSError as error:
-                self.failure = error
-        return size
-
-    def flush(self) -> None:
-        pass
-
-
-def write_all(descriptor: int, data: Any, offset: int) -> None:
-    """Write a buffer at `offset`, in as many calls as the system wants."""
-    view = memoryview(data).cast("B")
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def start_writing_back(descriptor: int, offset: int, length: int) -> None:
-    """Tell the system to begin to move these bytes to the disk, so that the sync at the end finds little to do."""
-    if hasattr(os, "posix_fadvise"):
-        # Linux starts to write what is dirty; the pages themselves stay until that is done.
-        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
-
-
-@contextmanager
-def create_h5(path: str | Path) -> Iterator[h5py.File]:
-    """Create an HDF5 file at `path`, usually one that `Outputs.path` returned; large datasets begin on a page.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written, when the block ends.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-    sink = _Sink(descriptor)
-    file = None
-    try:
-        # HDF5 is called where signals wait; one that came meanwhile is raised after `file` is known and can be closed.
-        # Callers that write through HDF5 do the same.
-        try:
-            with uninterrupted():
-                # The lowest version that keeps attributes above 64 KB, and that HDF5 1.10 reads.
-                file = h5py.File(
-                    sink, "w", libver="v110", locking=_LOCKING, alignment_threshold=1 << 16, alignment_interval=1 << 12
-                )
-            yield file
-        finally:
-            if file is not None:
-                with uninterrupted():
-                    file.close()
-    except H5_ERRORS as error:
-        # Reading back what a full disk did not take fails in HDF5's own words.
-        if sink.failure is not None:
-            raise sink.failure from error
-        raise
-    finally:
-        os.close(descriptor)
-    if sink.failure is not None:
-        raise sink.failure
 
 
 class Outputs:
@@ -357,6 +153,21 @@ def write_text(target: str | Path, text: str) -> None:
     """Write a text file under its name only once it is complete."""
     with Outputs() as outputs:
         outputs.path(target).write_text(text, encoding="utf-8")
+
+
+def write_all(descriptor: int, data: Any, offset: int) -> None:
+    """Write a buffer at `offset`, in as many calls as the system wants."""
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def start_writing_back(descriptor: int, offset: int, length: int) -> None:
+    """Tell the system to begin to move these bytes to the disk, so that the sync at the end finds little to do."""
+    if hasattr(os, "posix_fadvise"):
+        # Linux starts to write what is dirty; the pages themselves stay until that is done.
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
 
 # --- locks and leftovers ---------------------------------------------------------------------------------

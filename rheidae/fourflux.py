@@ -23,6 +23,15 @@ T = 3
 FLUX_TOLERANCE = 1e-6
 """``|F|`` may exceed ``N`` by this fraction: single-precision files hold beams with rounded components."""
 
+FLAT = len(SPECIES) * len(COMPONENTS)
+"""Columns of a flat four-flux array."""
+
+INPUT = {"F_init": slice(0, FLAT), "F_box": slice(FLAT, 2 * FLAT)}
+"""Columns of `input`, the features of a model: the initial four-flux, then Box3D's final one."""
+
+TARGET = {"F_true": slice(0, FLAT)}
+"""Columns of `target`, what a model predicts: the simulated final four-flux."""
+
 Float = NDArray[Any]
 
 
@@ -73,7 +82,7 @@ def as_four_flux(F: ArrayLike, name: str = "F") -> Float:
 
 def flatten(F: Float) -> Float:
     """``(n, 6, 4)`` to ``(n, 24)``: column ``4 * species + component``."""
-    return F.reshape(len(F), 24)
+    return F.reshape(len(F), FLAT)
 
 
 def unflatten(flat: Float) -> Float:
@@ -189,8 +198,8 @@ def first_unphysical(F: Float, tolerance: float = FLUX_TOLERANCE) -> Unphysical 
 
 def require_physical(F: Float, name: str = "F") -> None:
     """Raise `FourFluxError` naming the first row of `F` (shape ``(n, 6, 4)``) that is not physical."""
-    found = first_unphysical(F)
-    if found is not None:
+    unphysical = first_unphysical(F)
+    if unphysical is not None:
         raise FourFluxError(
-            f"{name} {found}; a four-flux needs finite numbers with N >= 0 and |F| <= N. Remove or mend the row"
+            f"{name} {unphysical}; a four-flux needs finite numbers with N >= 0 and |F| <= N. Remove or mend the row"
         )

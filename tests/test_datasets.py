@@ -70,14 +70,13 @@ def write(path, n, reverse=False, layout=None, **replace):
     return content
 
 
-def test_power_scheme_where_the_file_holds_it(sample, tmp_path):
+def test_every_scheme_that_the_file_holds(sample, tmp_path):
     file = {"name": "nsm_a", "path": "emu_nsm_a.h5"}
     config = {"data_root": str(sample), "output_root": str(tmp_path), "files": [file]}
     for schemes in (["box3d"], ["box3d", "power"]):
         preprocess(check_config({**config, "schemes": schemes}, PreprocessConfig))
         bunch = load_dataset(tmp_path / "preprocessed_all.h5")
-        if "power" not in schemes:
-            assert bunch.F_power is None
+        assert ("F_power" in bunch) == ("power" in schemes)
     F_init = bunch.data[:, :24].reshape(-1, 6, 4)
     assert bunch.F_power.dtype == np.float32
     np.testing.assert_allclose(bunch.F_power, mix(F_init.astype(float), "power"), rtol=1e-4, atol=1e-5 * F_init.max())
@@ -93,6 +92,15 @@ def test_reversed_axes_as_julia_writes_them(tmp_path, n):
         np.testing.assert_allclose(loaded.target, 2 * content["target"], rtol=1e-6)
         np.testing.assert_allclose(loaded.F_power, 2 * content["F_power"], rtol=1e-6)
         assert list(loaded.groups) == content["sim_id"]
+
+
+def test_growth_rate_and_crossing(processed, data, tmp_path):
+    with h5py.File(processed / "preprocessed_all.h5") as file:
+        np.testing.assert_array_equal(data.growth_rate, file["growth_rate"][()])  # 1/s, whatever target_scale
+        np.testing.assert_array_equal(data.has_crossing, file["has_crossing"][()])
+    assert data.has_crossing.dtype == np.bool_
+    write(tmp_path / "a.h5", 3)
+    assert "growth_rate" not in load_dataset(tmp_path / "a.h5")
 
 
 def test_numbers_as_sim_id(tmp_path):

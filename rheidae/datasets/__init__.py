@@ -18,6 +18,9 @@ from rheidae.system.outputs import Outputs
 
 _CHUNK_ROWS = 1 << 18
 
+WIDTH = fourflux.FLAT * len(fourflux.INPUT)
+"""Columns of `input`."""
+
 SAMPLE = ("emu_random.h5", "emu_nsm_a.h5", "emu_nsm_b.h5", "emu_three_d.h5")
 """Raw files that ship with the package; the README beside them says how each was made."""
 
@@ -63,9 +66,10 @@ def load_dataset(path: str | Path, target_scale: float = 1e-33, *, return_X_y: b
     Bunch
         ``data (n, 48)`` float32: initial four-flux, then Box3D's; ``target (n, 24)`` float32: final
         four-flux; ``groups (n,)`` str: the simulation file (`sim_id`) of each row; ``dirname (n,)`` str:
-        the single simulation, empty if the file does not say; ``F_power (n, 6, 4)`` float32: final four-flux by
-        continuous mixing (`rheidae.mix`), None if the file does not hold it; ``feature_names``,
-        ``target_names``, ``target_scale``, ``filename``, ``DESCR``. All four-fluxes are scaled alike.
+        the single simulation, empty if the file does not say; ``feature_names``, ``target_names``,
+        ``target_scale``, ``filename``, ``DESCR``. Where the file holds them also ``growth_rate (n,)`` float32, an
+        estimate in 1/s; ``has_crossing (n,)`` bool; and of each other scheme in ``schemes:`` the final four-flux,
+        ``F_power (n, 6, 4)`` float32 and so on. All four-fluxes are scaled alike.
 
     Raises
     ------
@@ -77,43 +81,52 @@ def load_dataset(path: str | Path, target_scale: float = 1e-33, *, return_X_y: b
         remedy = "make the file with: python -m rheidae.preprocess"
         inputs, targets = dataset(file, "input", remedy), dataset(file, "target", remedy)
         reversed_axes = _has_reversed_axes(file, inputs)
-        data = _read_table(inputs, (48,), reversed_axes, target_scale)
-        target = _read_table(targets, (24,), reversed_axes, target_scale)
+        data = _read_table(inputs, (WIDTH,), reversed_axes, target_scale)
+        target = _read_table(targets, (fourflux.FLAT,), reversed_axes, target_scale)
         if len(data) != len(target):
             raise DataError(f"{path}: 'input' has {len(data)} rows, 'target' {len(target)}; {remedy}")
         if return_X_y:
             return data, target
-        F_power = None
-        if "F_power" in file:
-            F_power = _read_table(dataset(file, "F_power", remedy), (6, 4), reversed_axes, target_scale)
-            if len(F_power) != len(data):
-                raise DataError(f"{path}: 'input' has {len(data)} rows, 'F_power' {len(F_power)}; {remedy}")
+        more = {}
+        for name in _more(file):
+            row, scale = ((6, 4), target_scale) if name.startswith("F_") else ((), 1.0)
+            values = _read_table(dataset(file, name, remedy), row, reversed_axes, scale)
+            if len(values) != len(data):
+                raise DataError(f"{path}: 'input' has {len(data)} rows, {name!r} {len(values)}; {remedy}")
+            more[name] = values.astype(np.bool_) if name == "has_crossing" else values
         groups = _read_strings(file, "sim_id", len(data))
         # Minimal files hold no names.
         dirname = _read_strings(file, "dirname", len(data)) if "dirname" in file else np.zeros(len(data), dtype=np.str_)
     return Bunch(
         data=data,
         target=target,
-        F_power=F_power,
         groups=groups,
         dirname=dirname,
-        feature_names=fourflux.column_names("F_init") + fourflux.column_names("F_box"),
-        target_names=fourflux.column_names("F_true"),
+        feature_names=[name for F in fourflux.INPUT for name in fourflux.column_names(F)],
+        target_names=[name for F in fourflux.TARGET for name in fourflux.column_names(F)],
         target_scale=target_scale,
         filename=str(path),
         DESCR=_describe(path, groups, target_scale),
+        **more,
     )
+
+
+def _more(file: h5py.File) -> list[str]:
+    """Names of what is handed out beside inputs and targets: the other schemes, and two numbers per row."""
+    known = {*fourflux.INPUT, *fourflux.TARGET, "F_true_stddev"}
+    schemes = [name for name in file if name.startswith("F_") and not name.endswith("_flat") and name not in known]
+    return [*schemes, *(name for name in ("growth_rate", "has_crossing") if name in file)]
 
 
 def _has_reversed_axes(file: h5py.File, inputs: h5py.Dataset) -> bool:
     if file.attrs.get("layout") == "row-major":
         return False
-    if inputs.ndim == 2 and (inputs.shape[1] == 48) != (inputs.shape[0] == 48):
-        return bool(inputs.shape[0] == 48)
-    # 48 rows: `input` alone leaves both readings.
-    if "F_init" in file and file["F_init"].shape == (48, 6, 4):
+    if inputs.ndim == 2 and (inputs.shape[1] == WIDTH) != (inputs.shape[0] == WIDTH):
+        return bool(inputs.shape[0] == WIDTH)
+    # As many rows as columns: `input` alone leaves both readings.
+    if "F_init" in file and file["F_init"].shape == (WIDTH, 6, 4):
         return False
-    if "F_init" in file and file["F_init"].shape == (4, 6, 48):
+    if "F_init" in file and file["F_init"].shape == (4, 6, WIDTH):
         return True
     raise DataError(
         f"{file.filename}: dataset 'input' has shape {inputs.shape}; expected (n, 48), or (48, n) as Julia writes it"
@@ -124,7 +137,7 @@ def _read_table(source: h5py.Dataset, row: tuple[int, ...], reversed_axes: bool,
     """A dataset of rows of shape `row` as ``(n, *row)`` float32, scaled, finite."""
     where = f"{source.file.filename}: dataset {source.name.lstrip('/')!r}"
     shape = tuple(source.shape or ())[:: -1 if reversed_axes else 1]
-    if shape[1:] != row or source.dtype.kind not in "fiu":
+    if shape[1:] != row or source.dtype.kind not in "fiub":
         axes = ["n", *map(str, row)]
         expected = f"({', '.join(reversed(axes) if reversed_axes else axes)})"
         raise DataError(f"{where} has shape {source.shape}, type {source.dtype}; expected real numbers {expected}")
@@ -146,10 +159,10 @@ def _read_table(source: h5py.Dataset, row: tuple[int, ...], reversed_axes: bool,
 
 
 def _read_strings(file: h5py.File, name: str, rows: int) -> np.ndarray:
-    found = dataset(file, name, "make the file with: python -m rheidae.preprocess")
-    if found.shape != (rows,):
-        raise DataError(f"{file.filename}: dataset {name!r} has shape {found.shape}; expected ({rows},)")
-    values = found[()]
+    strings = dataset(file, name, "make the file with: python -m rheidae.preprocess")
+    if strings.shape != (rows,):
+        raise DataError(f"{file.filename}: dataset {name!r} has shape {strings.shape}; expected ({rows},)")
+    values = strings[()]
     return np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()], dtype=np.str_)
 
 

@@ -12,7 +12,7 @@ LEAST_TOTAL, LARGEST_TOTAL = 1e-30, 1e38
 @kernel
 def _fault(F, limit):
     """Return the first fault of one state ``F (6, 4)`` in the order of the numbers above, the last one left out."""
-    found = GOOD
+    fault = GOOD
     total = 0.0
     for species in range(6):
         n, x, y, z = F[species, 3], F[species, 0], F[species, 1], F[species, 2]
@@ -21,17 +21,17 @@ def _fault(F, limit):
         if 0.0 * x + 0.0 * y + 0.0 * z + 0.0 * n != 0.0:
             return NOT_FINITE
         if n < 0.0:
-            found = NEGATIVE
-        elif found != NEGATIVE:
+            fault = NEGATIVE
+        elif fault != NEGATIVE:
             if n > 0.0:
                 # Compared after division by N, so that neither 1e-30 nor 1e40 leaves the range of the square.
                 x, y, z = x / n, y / n, z / n
                 if not (x * x + y * y + z * z <= limit):
-                    found = TOO_FAST
+                    fault = TOO_FAST
             elif x != 0.0 or y != 0.0 or z != 0.0:
-                found = TOO_FAST
-    if found != GOOD:
-        return found
+                fault = TOO_FAST
+    if fault != GOOD:
+        return fault
     if total == 0.0:
         return EMPTY
     if not (total > LEAST_TOTAL and total < LARGEST_TOTAL):

@@ -1,4 +1,4 @@
-"""Rows that are not physical: found, counted, named, and where that makes sense mended."""
+"""Rows that are not physical: recognised, counted, named, and where that makes sense mended."""
 
 from __future__ import annotations
 
@@ -121,10 +121,10 @@ def describe(F_init: fourflux.Float, F_true: fourflux.Float, kind: int, row: int
         total = fourflux.total_density(F[None])[0]
         why = "is that of an empty row" if kind == EMPTY else "is outside 1e-30 to 1e38, which single precision holds"
         return f"row {row}: the total density {total:g} {why}"
-    found = fourflux.first_unphysical(np.ascontiguousarray(_worst(F, kind)[None]))
-    if found is None:  # the two checks differ in the last digit only
+    unphysical = fourflux.first_unphysical(np.ascontiguousarray(_worst(F, kind)[None]))
+    if unphysical is None:  # the two checks differ in the last digit only
         return f"row {row}: {KINDS[kind]}"
-    return str(found._replace(row=row))
+    return str(unphysical._replace(row=row))
 
 
 def _worst(F: fourflux.Float, kind: int) -> fourflux.Float:

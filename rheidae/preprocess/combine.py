@@ -19,7 +19,7 @@ import numpy as np
 from rheidae.config import PreprocessConfig
 from rheidae.exceptions import DataError
 from rheidae.preprocess import shuffle
-from rheidae.preprocess.rows import Rows, Table, columns_of, locate, read_rows, write_all
+from rheidae.preprocess.rows import RowSource, Table, columns_of, locate, read_rows, write_all
 from rheidae.preprocess.trainingset import CARRIED, MINIMAL, Arrays, Done, complete, example, finish, writing
 from rheidae.system.cluster import Workers
 from rheidae.system.h5 import open_h5
@@ -27,13 +27,13 @@ from rheidae.system.outputs import Outputs
 from rheidae.system.progress import Progress, Stages
 
 BUCKET_BYTES = 8 << 20
-"""Rows are sorted so many bytes at a time."""
+"""RowSource are sorted so many bytes at a time."""
 
 
 class _Part(NamedTuple):
     """The output of one simulation, as a part of the combined file."""
 
-    columns: tuple[Rows, ...]
+    columns: tuple[RowSource, ...]
     first: int
     """Number of its first row among all rows."""
 
@@ -56,12 +56,12 @@ def _parts(paths: Sequence[Path], config: PreprocessConfig) -> list[_Part]:
 
 def _record(parts: Sequence[_Part], example: Arrays) -> Any:
     """One row with everything that cannot be made from the rest of it, and its number among all rows."""
-    columns: dict[str, Rows] = {}
+    columns: dict[str, RowSource] = {}
     for part in parts:
         for column in part.columns:
-            held = columns.get(column.name)
+            known = columns.get(column.name)
             # Strings differ in length from file to file.
-            if held is None or np.dtype(column.dtype).itemsize > np.dtype(held.dtype).itemsize:
+            if known is None or np.dtype(column.dtype).itemsize > np.dtype(known.dtype).itemsize:
                 columns[column.name] = column
     order = [name for name in example if name in columns] + [name for name in columns if name not in example]
     fields: list[Any] = [(name, columns[name].dtype, columns[name].shape[1:]) for name in order]
@@ -71,10 +71,10 @@ def _record(parts: Sequence[_Part], example: Arrays) -> Any:
 def _read_records(part: _Part, start: int, stop: int, record: Any) -> Any:
     rows = np.empty(stop - start, dtype=record)
     rows["row"] = np.arange(part.first + start, part.first + stop)
-    held = {column.name: column for column in part.columns}
+    by_name = {column.name: column for column in part.columns}
     for name in record.names[1:]:
-        if name in held:
-            rows[name] = read_rows(held[name], start, stop, "run again with --force, which makes this file anew")
+        if name in by_name:
+            rows[name] = read_rows(by_name[name], start, stop, "run again with --force, which makes this file anew")
         else:  # one of `CARRIED` that only other simulations have
             rows[name] = np.nan
     return rows
@@ -113,7 +113,7 @@ def combine(
     stages : Stages
         Where bytes and seconds are counted in.
     step : int
-        Rows of a block.
+        RowSource of a block.
     read : callable
         Called when the simulations have been read for the last time.
 

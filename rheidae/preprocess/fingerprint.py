@@ -93,8 +93,8 @@ def up_to_date(path: Path, fingerprint: str, columns: Sequence[Column]) -> bool:
 def _holds(file: h5py.File, columns: Sequence[Column]) -> bool:
     rows = len(dataset(file, "sim_id"))
     for column in columns:
-        found, kind = dataset(file, column.name), np.dtype(column.dtype)
-        alike = found.dtype.kind == "S" if kind.kind == "S" else found.dtype == kind
-        if found.shape != (rows, *column.shape) or not alike:
+        stored, kind = dataset(file, column.name), np.dtype(column.dtype)
+        alike = stored.dtype.kind == "S" if kind.kind == "S" else stored.dtype == kind
+        if stored.shape != (rows, *column.shape) or not alike:
             return False
     return True

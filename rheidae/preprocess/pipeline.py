@@ -20,7 +20,7 @@ from rheidae.config import PreprocessConfig, RawFile, Tolerances
 from rheidae.exceptions import DataError, OutputError
 from rheidae.preprocess import badrows, fingerprint
 from rheidae.preprocess.combine import combine
-from rheidae.preprocess.rawfile import RawSimulation, inspect, linked_files, read_growth_rate, read_names
+from rheidae.preprocess.rawfile import RawDatasets, inspect, linked_files, read_growth_rate, read_names
 from rheidae.preprocess.rows import Column, Table, columns_of
 from rheidae.preprocess.trainingset import (
     Arrays,
@@ -149,7 +149,7 @@ class _Simulation(NamedTuple):
     raw: RawFile
     source: Path
     target: Path
-    held: RawSimulation
+    datasets: RawDatasets
     rows: int
     columns: tuple[Column, ...]
     """The datasets of the output, strings as short as can be."""
@@ -162,19 +162,19 @@ def _inspect(raw: RawFile, config: PreprocessConfig) -> _Simulation:
     source = Path(config.data_root) / raw.path
     remedy = "check data_root and path (the sample is written by: python -m rheidae.datasets FOLDER)"
     require_file(source, remedy)
-    # What changes after this moment is found once all rows are read.
+    # What changes after this moment is seen once all rows are read.
     marks = {source: fingerprint.of_source(source)}
-    held = inspect(source, config.h5_paths, raw.axes or config.axes)
+    datasets = inspect(source, config.h5_paths, raw.axes or config.axes)
     if config.diagnostics == "minimal":
-        held = held._replace(F_true_stddev=None, growth_rate=None, dirnames=None)
-    marks |= {path: fingerprint.of_source(path) for path in linked_files(source, held)}
+        datasets = datasets._replace(F_true_stddev=None, growth_rate=None, dirnames=None)
+    marks |= {path: fingerprint.of_source(path) for path in linked_files(source, datasets)}
     return _Simulation(
         raw=raw,
         source=source,
         target=Path(config.output_root) / f"{raw.output_name}_preprocessed.h5",
-        held=held,
-        rows=held.length if raw.max_rows is None else min(raw.max_rows, held.length),
-        columns=output_columns(example(config, held), config),
+        datasets=datasets,
+        rows=datasets.length if raw.max_rows is None else min(raw.max_rows, datasets.length),
+        columns=output_columns(example(config, datasets), config),
         marks=marks,
         fingerprint=fingerprint.of_simulation(list(marks.values()), raw, config),
     )
@@ -192,7 +192,7 @@ def _require_targets(simulations: list[_Simulation], config: PreprocessConfig) -
 
 
 def _require_space(pending: list[_Simulation], simulations: list[_Simulation], config: PreprocessConfig) -> None:
-    """Refuse at once what cannot fit, all rows counted; what others write meanwhile is found when it happens."""
+    """Refuse at once what cannot fit, all rows counted; what others write meanwhile is seen when it happens."""
     if config.compression != "none":
         return
     row = sum(column.row_bytes for column in output_columns(example(config), config))
@@ -227,7 +227,7 @@ def _as_written(name: str, path: Path) -> Written:
 class _Block(NamedTuple):
     """Rows of a raw file that become rows of its output; small, and fit to be sent to another process."""
 
-    held: RawSimulation
+    datasets: RawDatasets
     start: int
     stop: int
     drop: Any
@@ -245,18 +245,18 @@ class _Block(NamedTuple):
 def _preprocess_file(
     simulation: _Simulation, config: PreprocessConfig, workers: Workers, stages: Stages, finished: Finished
 ) -> Written:
-    raw, held, rows = simulation.raw, simulation.held, simulation.rows
-    if held.dirnames is None and config.diagnostics == "full":
+    raw, datasets, rows = simulation.raw, simulation.datasets, simulation.rows
+    if datasets.dirnames is None and config.diagnostics == "full":
         log.warning("%s: no dataset %r; `dirname` stays empty", simulation.source, config.h5_paths.dirnames)
     with Progress(raw.name, rows) as progress:
         survey = _Survey({}, np.zeros(0, dtype=np.int64), 1, [])
-        if config.on_bad_rows != "error" or held.dirnames is not None:
+        if config.on_bad_rows != "error" or datasets.dirnames is not None:
             with stages.timed("survey"):
                 survey = _survey(simulation, config, workers, states=config.on_bad_rows != "error")
         kept = rows - len(survey.dropped)
         if kept == 0:
             raise DataError(f"{simulation.source}: all {rows} rows are bad, none is left; disable the file")
-        columns = output_columns(example(config, held, len(raw.sim_id.encode()), survey.name_bytes), config)
+        columns = output_columns(example(config, datasets, len(raw.sim_id.encode()), survey.name_bytes), config)
         said = attributes(config, [simulation.source], simulation.fingerprint, survey.counts)
         dropped = {raw.output_name: survey.dropped} if config.on_bad_rows == "drop" else {}
         with writing(simulation.target, kept, columns, said, dropped, config, stages, finished=finished) as output:
@@ -268,8 +268,8 @@ def _preprocess_file(
                 # The one before is on the disk by now.
                 finished.name()
             except _BadRowError as error:
-                found = _survey(simulation, config, workers, states=True, count_only=True)
-                raise DataError(f"{error}{_summary(found.counts, rows)}") from None
+                survey = _survey(simulation, config, workers, states=True, count_only=True)
+                raise DataError(f"{error}{_summary(survey.counts, rows)}") from None
             _require_unchanged(simulation)
         progress.finish(f"{raw.name}: {kept} rows from {simulation.source}")
     if survey.counts:
@@ -297,33 +297,33 @@ def _require_unchanged(simulation: _Simulation) -> None:
             raise DataError(f"{path}: changed while it was read; wait until it is complete, then run again")
 
 
-def _block_rows(held: RawSimulation, config: PreprocessConfig) -> int:
+def _block_rows(datasets: RawDatasets, config: PreprocessConfig) -> int:
     """Rows of a block: whole chunks of the source, so that none is unpacked twice, unless they are huge."""
     rows = config.chunk_rows or CHUNK_ROWS
-    chunk = max(held.F_init.rows.chunk, held.F_true.rows.chunk)
+    chunk = max(datasets.F_init.rows.chunk, datasets.F_true.rows.chunk)
     return math.ceil(rows / chunk) * chunk if chunk <= 2 * rows else rows
 
 
 def _blocks(
     simulation: _Simulation, config: PreprocessConfig, survey: _Survey, table: Table, durable: bool
 ) -> Iterator[_Block]:
-    step = _block_rows(simulation.held, config)
+    step = _block_rows(simulation.datasets, config)
     sim_id = simulation.raw.sim_id.encode()
     for start in range(0, simulation.rows, step):
         stop = min(start + step, simulation.rows)
         low, high = np.searchsorted(survey.dropped, [start, stop])
         drop, first = survey.dropped[low:high], start - int(low)
         names = survey.names[start // step] if survey.names else None
-        yield _Block(simulation.held, start, stop, drop, first, config, sim_id, names, table, durable)
+        yield _Block(simulation.datasets, start, stop, drop, first, config, sim_id, names, table, durable)
 
 
 def _process_block(block: _Block) -> Done:
     """Read, evaluate and write the rows of a block; runs in a thread or on a cluster."""
-    config, held, start, stop = block.config, block.held, block.start, block.stop
+    config, datasets, start, stop = block.config, block.datasets, block.start, block.stop
     stages = Stages()
     with stages.timed("read"):
-        F_init, F_true = held.F_init.read(start, stop), held.F_true.read(start, stop)
-        extra = _extra(held, block.sim_id, block.names, start, stop)
+        F_init, F_true = datasets.F_init.read(start, stop), datasets.F_true.read(start, stop)
+        extra = _extra(datasets, block.sim_id, block.names, start, stop)
     stages.add("read", 0.0, F_init.nbytes + F_true.nbytes + sum(values.nbytes for values in extra.values()))
     with stages.timed("mixing"):
         if config.on_bad_rows == "clip":
@@ -335,28 +335,28 @@ def _process_block(block: _Block) -> Done:
                 extra = {name: values[keep] for name, values in extra.items()}
             kinds = badrows.classify(F_init, F_true, config.tolerances)
         if kinds.any():
-            raise _BadRowError(_first_bad(held, F_init, F_true, kinds, start, config.tolerances))
+            raise _BadRowError(_first_bad(datasets, F_init, F_true, kinds, start, config.tolerances))
         arrays = complete({**evaluate(F_init, F_true, config), **extra}, config)
     return finish(arrays, block.first, len(F_init), block.table, block.durable, stages)
 
 
-def _extra(held: RawSimulation, sim_id: bytes, names: Any, start: int, stop: int) -> Arrays:
+def _extra(datasets: RawDatasets, sim_id: bytes, names: Any, start: int, stop: int) -> Arrays:
     """Arrays that are carried along as they are."""
     extra: Arrays = {}
-    if held.F_true_stddev is not None:
+    if datasets.F_true_stddev is not None:
         with np.errstate(over="ignore"):
-            extra["F_true_stddev"] = held.F_true_stddev.read(start, stop).astype(np.float32)
-    if held.growth_rate is not None:
-        extra["growth_rate_simulated"] = read_growth_rate(held.growth_rate, start, stop)
+            extra["F_true_stddev"] = datasets.F_true_stddev.read(start, stop).astype(np.float32)
+    if datasets.growth_rate is not None:
+        extra["growth_rate_simulated"] = read_growth_rate(datasets.growth_rate, start, stop)
     extra["sim_id"] = np.full(stop - start, sim_id)
-    if names is None and held.dirnames is not None:
-        names = read_names(held.dirnames, start, stop)
+    if names is None and datasets.dirnames is not None:
+        names = read_names(datasets.dirnames, start, stop)
     extra["dirname"] = np.zeros(stop - start, dtype="S1") if names is None else names
     return extra
 
 
 def _first_bad(
-    held: RawSimulation,
+    datasets: RawDatasets,
     F_init: fourflux.Float,
     F_true: fourflux.Float,
     kinds: badrows.Kinds,
@@ -364,10 +364,10 @@ def _first_bad(
     tolerances: Tolerances,
 ) -> str:
     row = int(np.flatnonzero(kinds)[0])
-    where = (held.F_true if kinds[row] >= badrows.IN_FINAL else held.F_init).rows.where
-    found = badrows.describe(F_init[row], F_true[row], int(kinds[row]), row + start, tolerances)
+    where = (datasets.F_true if kinds[row] >= badrows.IN_FINAL else datasets.F_init).rows.where
+    fault = badrows.describe(F_init[row], F_true[row], int(kinds[row]), row + start, tolerances)
     return (
-        f"{where}, {found}; finite numbers with N >= 0, |F| <= N, a total within 1e-30 to 1e38 and equal totals before "
+        f"{where}, {fault}; finite numbers with N >= 0, |F| <= N, a total within 1e-30 to 1e38 and equal totals before "
         "and after are needed: remove or mend the row in the raw file, or set on_bad_rows: drop (or clip, for numbers "
         "that are slightly off)"
     )
@@ -386,21 +386,21 @@ class _Survey(NamedTuple):
 def _survey(
     simulation: _Simulation, config: PreprocessConfig, workers: Workers, states: bool, count_only: bool = False
 ) -> _Survey:
-    step = _block_rows(simulation.held, config)
+    step = _block_rows(simulation.datasets, config)
     counts: Counter[str] = Counter()
     dropped = [np.zeros(0, dtype=np.int64)]
     longest, kept_bytes, names = 1, 0, []
     starts = range(0, simulation.rows, step)
-    blocks = ((simulation.held, start, min(start + step, simulation.rows), config, states) for start in starts)
+    pieces = ((simulation.datasets, start, min(start + step, simulation.rows), config, states) for start in starts)
     first = None
-    for found in workers.run(_survey_block, blocks):
-        counts.update(found.counts)
-        dropped.append(found.bad)
-        first = first or found.first
-        longest = max(longest, found.name_bytes)
-        if found.names is not None and kept_bytes <= NAMES_BYTES:
-            names.append(found.names)
-            kept_bytes += found.names.nbytes
+    for block in workers.run(_survey_block, pieces):
+        counts.update(block.counts)
+        dropped.append(block.bad)
+        first = first or block.first
+        longest = max(longest, block.name_bytes)
+        if block.names is not None and kept_bytes <= NAMES_BYTES:
+            names.append(block.names)
+            kept_bytes += block.names.nbytes
     if first and config.on_bad_rows == "clip" and not count_only:
         raise DataError(f"{first}{_summary(dict(counts), simulation.rows)}; clip cannot mend this one")
     rows = np.concatenate(dropped) if config.on_bad_rows == "drop" else dropped[0]
@@ -408,7 +408,7 @@ def _survey(
     return _Survey(ordered, rows, longest, names if kept_bytes <= NAMES_BYTES else [])
 
 
-class _Found(NamedTuple):
+class _BlockSurvey(NamedTuple):
     """What one block adds to the survey."""
 
     counts: dict[str, int]
@@ -418,19 +418,19 @@ class _Found(NamedTuple):
     names: Any
 
 
-def _survey_block(held: RawSimulation, start: int, stop: int, config: PreprocessConfig, states: bool) -> _Found:
+def _survey_block(datasets: RawDatasets, start: int, stop: int, config: PreprocessConfig, states: bool) -> _BlockSurvey:
     name_bytes, names = 1, None
-    if held.dirnames is not None:
-        kind = np.dtype(held.dirnames.dtype)
+    if datasets.dirnames is not None:
+        kind = np.dtype(datasets.dirnames.dtype)
         if kind.kind != "S":
-            names = read_names(held.dirnames, start, stop)
+            names = read_names(datasets.dirnames, start, stop)
         name_bytes = (kind if names is None else names.dtype).itemsize
     if not states:
-        return _Found({}, np.zeros(0, dtype=np.int64), None, name_bytes, names)
-    F_init, F_true = held.F_init.read(start, stop), held.F_true.read(start, stop)
+        return _BlockSurvey({}, np.zeros(0, dtype=np.int64), None, name_bytes, names)
+    F_init, F_true = datasets.F_init.read(start, stop), datasets.F_true.read(start, stop)
     if config.on_bad_rows == "clip":
         kinds, left = badrows.clip(F_init, F_true, config.tolerances)
     else:
         kinds = left = badrows.classify(F_init, F_true, config.tolerances)
-    first = _first_bad(held, F_init, F_true, left, start, config.tolerances) if left.any() else None
-    return _Found(badrows.counted(kinds), np.flatnonzero(kinds) + start, first, name_bytes, names)
+    first = _first_bad(datasets, F_init, F_true, left, start, config.tolerances) if left.any() else None
+    return _BlockSurvey(badrows.counted(kinds), np.flatnonzero(kinds) + start, first, name_bytes, names)

@@ -20,7 +20,7 @@ import numpy as np
 from rheidae import fourflux
 from rheidae.config import H5Paths
 from rheidae.exceptions import DataError
-from rheidae.preprocess.rows import Rows, locate, read_rows
+from rheidae.preprocess.rows import RowSource, locate, read_rows
 from rheidae.system.h5 import H5_ERRORS, dataset, open_h5
 
 LAYOUTS = (("row", "component", "nu_nubar", "flavor"), ("row", "component", "species"))
@@ -32,33 +32,33 @@ SIZES = {"component": 4, "nu_nubar": 2, "flavor": 3, "species": 6}
 class FourFluxRows(NamedTuple):
     """A dataset of four-fluxes: its rows, and the names of its axes."""
 
-    rows: Rows
+    rows: RowSource
     axes: tuple[str, ...]
 
     def read(self, start: int, stop: int) -> fourflux.Float:
         """Rows ``start:stop`` as ``(n, 6, 4)`` float64."""
         raw = read_rows(self.rows, start, stop)
         layout = next(layout for layout in LAYOUTS if len(layout) == len(self.axes))
-        # Rows, then species, then component, whatever the order in the file.
+        # RowSource, then species, then component, whatever the order in the file.
         order = (layout[0], *layout[2:], layout[1])
         raw = raw.transpose([self.axes.index(axis) for axis in order])
-        with np.errstate(over="ignore"):  # wider numbers than float64 become infinite, and are found as such
+        with np.errstate(over="ignore"):  # wider numbers than float64 become infinite, and are classified as such
             return np.ascontiguousarray(raw, dtype=np.float64).reshape(stop - start, 6, 4)
 
 
-class RawSimulation(NamedTuple):
+class RawDatasets(NamedTuple):
     """What one raw file holds; small, and fit to be sent to another process."""
 
     F_init: FourFluxRows
     F_true: FourFluxRows
     F_true_stddev: FourFluxRows | None
-    growth_rate: Rows | None
-    dirnames: Rows | None
+    growth_rate: RowSource | None
+    dirnames: RowSource | None
     length: int
     """Number of rows."""
 
 
-def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None) -> RawSimulation:
+def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None) -> RawDatasets:
     """Open a raw file and find its datasets.
 
     Parameters
@@ -97,19 +97,19 @@ def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None) -> Raw
                 raise DataError(f"{growth_rate.where} has type {growth_rate.dtype}; expected real numbers, in 1/s")
         if _present(file, names.dirnames):
             dirnames = _per_row(file, path, names.dirnames, "dirnames", count)
-            found = dataset(file, names.dirnames, "name another one in h5_paths.dirnames")
-            if h5py.check_string_dtype(found.dtype) is None and found.dtype.kind not in "Siu":
+            stored = dataset(file, names.dirnames, "name another one in h5_paths.dirnames")
+            if h5py.check_string_dtype(stored.dtype) is None and stored.dtype.kind not in "Siu":
                 raise DataError(
-                    f"{dirnames.where} has type {found.dtype}; expected strings: "
+                    f"{dirnames.where} has type {stored.dtype}; expected strings: "
                     "name another dataset in h5_paths.dirnames"
                 )
-    return RawSimulation(F_init, F_true, stddev, growth_rate, dirnames, count)
+    return RawDatasets(F_init, F_true, stddev, growth_rate, dirnames, count)
 
 
 _one_per_row = "one per row"
 
 
-def linked_files(path: str | Path, held: RawSimulation) -> list[Path]:
+def linked_files(path: str | Path, datasets: RawDatasets) -> list[Path]:
     """Other files that hold rows of a raw file, which may keep links, virtual datasets and external storage.
 
     Raises
@@ -117,17 +117,17 @@ def linked_files(path: str | Path, held: RawSimulation) -> list[Path]:
     DataError
         If one of them is not there: HDF5 would read the rows of a missing part as zeros.
     """
-    carried = (held.F_true_stddev.rows if held.F_true_stddev else None, held.growth_rate, held.dirnames)
-    found: dict[Path, None] = {}
+    carried = (datasets.F_true_stddev.rows if datasets.F_true_stddev else None, datasets.growth_rate, datasets.dirnames)
+    behind: dict[Path, None] = {}
     with open_h5(path) as file:
-        for rows in (held.F_init.rows, held.F_true.rows, *carried):
+        for rows in (datasets.F_init.rows, datasets.F_true.rows, *carried):
             if rows is None:
                 continue
             try:
-                found |= dict.fromkeys(_behind(dataset(file, rows.name), rows.where, frozenset()))
+                behind |= dict.fromkeys(_behind(dataset(file, rows.name), rows.where, frozenset()))
             except H5_ERRORS as error:
                 raise DataError(f"{rows.where} cannot be opened ({error}); fetch the file again") from error
-    return [other for other in found if not other.samefile(path)]
+    return [other for other in behind if not other.samefile(path)]
 
 
 def _behind(source: h5py.Dataset, where: str, seen: frozenset[tuple[Path, str]]) -> Iterator[Path]:
@@ -163,10 +163,10 @@ def _present(file: h5py.File, name: str) -> bool:
 
 
 def _four_flux(file: h5py.File, path: str | Path, name: str, key: str, axes: Sequence[str] | None) -> FourFluxRows:
-    found = dataset(file, name, f"set h5_paths.{key}")
+    stored = dataset(file, name, f"set h5_paths.{key}")
     where = f"{path}: dataset {name!r}"
     try:
-        shape, dtype = found.shape, found.dtype
+        shape, dtype = stored.shape, stored.dtype
     except H5_ERRORS as error:
         raise DataError(f"{where} is of a type that cannot be read ({error}); fetch the file again") from error
     expected = (
@@ -212,12 +212,12 @@ def _listed(readings: Sequence[Sequence[str]]) -> str:
     return " or ".join(f"[{', '.join(axes)}]" for axes in readings)
 
 
-def _per_row(file: h5py.File, path: str | Path, name: str, key: str, count: int) -> Rows:
-    found = dataset(file, name, f"name another one in h5_paths.{key}")
+def _per_row(file: h5py.File, path: str | Path, name: str, key: str, count: int) -> RowSource:
+    stored = dataset(file, name, f"name another one in h5_paths.{key}")
     where = f"{path}: dataset {name!r}"
     try:
-        shape = found.shape
-        _ = found.dtype
+        shape = stored.shape
+        _ = stored.dtype
     except H5_ERRORS as error:
         raise DataError(f"{where} is of a type that cannot be read ({error}); fetch the file again") from error
     # Fortran keeps a single column as a matrix, and MATLAB knows nothing else.
@@ -228,7 +228,7 @@ def _per_row(file: h5py.File, path: str | Path, name: str, key: str, count: int)
     return locate(file, name, shape.index(count))
 
 
-def read_names(names: Rows, start: int, stop: int) -> Any:
+def read_names(names: RowSource, start: int, stop: int) -> Any:
     """Directory names of rows ``start:stop`` as fixed-length byte strings, as long as the longest of them."""
     values = read_rows(names, start, stop).reshape(-1)
     if values.dtype.kind == "S":
@@ -243,7 +243,7 @@ def read_names(names: Rows, start: int, stop: int) -> Any:
         raise DataError(f"{names.where}, rows {start} to {stop - 1}: is not a string ({error})") from error
 
 
-def read_growth_rate(rates: Rows, start: int, stop: int) -> Any:
+def read_growth_rate(rates: RowSource, start: int, stop: int) -> Any:
     """Growth rates of rows ``start:stop`` as float32, 1/s."""
     with np.errstate(over="ignore"):
         return read_rows(rates, start, stop).reshape(-1).astype(np.float32)

@@ -27,7 +27,7 @@ from rheidae.system.signals import uninterrupted
 _CHUNK_CACHE = 64 << 20
 
 
-class Rows(NamedTuple):
+class RowSource(NamedTuple):
     """A dataset, as far as reading its rows needs it; small, and fit to be sent to another process."""
 
     path: str
@@ -52,7 +52,7 @@ class Rows(NamedTuple):
         return f"{self.path}: dataset {self.name!r}"
 
 
-def locate(file: h5py.File, name: str, axis: int = 0) -> Rows:
+def locate(file: h5py.File, name: str, axis: int = 0) -> RowSource:
     """Describe the dataset `name` of an open file, whose axis `axis` counts rows.
 
     Raises
@@ -66,7 +66,7 @@ def locate(file: h5py.File, name: str, axis: int = 0) -> Rows:
         # A link may lead into another file.
         offset = _offset(source) if source.file.filename == file.filename else None
         # Absolute, for workers that were started in another folder.
-        return Rows(os.path.abspath(file.filename), name, source.shape, source.dtype.str, axis, offset, chunk)
+        return RowSource(os.path.abspath(file.filename), name, source.shape, source.dtype.str, axis, offset, chunk)
     except H5_ERRORS as error:
         raise DataError(
             f"{file.filename}: dataset {name!r} cannot be opened ({error}); fetch the file again"
@@ -89,7 +89,7 @@ def _offset(source: h5py.Dataset) -> int | None:
     return offset
 
 
-def read_rows(rows: Rows, start: int, stop: int, remedy: str = FETCH_AGAIN) -> Any:
+def read_rows(rows: RowSource, start: int, stop: int, remedy: str = FETCH_AGAIN) -> Any:
     """Rows ``start:stop`` as an array whose axes are those of the file.
 
     Raises
@@ -117,7 +117,7 @@ def read_rows(rows: Rows, start: int, stop: int, remedy: str = FETCH_AGAIN) -> A
     return out
 
 
-def _with_cache(file: h5py.File, rows: Rows, remedy: str) -> h5py.Dataset:
+def _with_cache(file: h5py.File, rows: RowSource, remedy: str) -> h5py.Dataset:
     try:
         access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
         access.set_chunk_cache(521, _CHUNK_CACHE, 1.0)
@@ -126,7 +126,7 @@ def _with_cache(file: h5py.File, rows: Rows, remedy: str) -> h5py.Dataset:
         raise DataError(f"{rows.where} cannot be opened ({error}); {remedy}") from error
 
 
-def _open(rows: Rows, stack: ExitStack) -> int:
+def _open(rows: RowSource, stack: ExitStack) -> int:
     try:
         descriptor = os.open(rows.path, os.O_RDONLY)
     except OSError as error:

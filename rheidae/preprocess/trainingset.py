@@ -17,7 +17,7 @@ from rheidae import fourflux
 from rheidae.config import PreprocessConfig
 from rheidae.mixing.box3d import box3d, mix
 from rheidae.preprocess import fingerprint
-from rheidae.preprocess.rawfile import RawSimulation
+from rheidae.preprocess.rawfile import RawDatasets
 from rheidae.preprocess.rows import Column, Storage, Table, columns_of, create_table, write_chunked, write_rows
 from rheidae.system.h5 import create_h5
 from rheidae.system.outputs import Finished, Outputs, not_written
@@ -67,9 +67,9 @@ def complete(arrays: Arrays, config: PreprocessConfig) -> Arrays:
     """Return all arrays of the preprocessed file, in the order in which they are written."""
     arrays = dict(arrays)
     if "F_init" in arrays:
-        flat = {f"{name}_flat": fourflux.flatten(arrays[name]) for name in ("F_init", "F_true", "F_box")}
-        input_ = np.concatenate([flat["F_init_flat"], flat["F_box_flat"]], axis=1)
         states = {name: arrays.pop(name) for name in ("F_init", "F_true", "F_box")}
+        flat = {f"{name}_flat": fourflux.flatten(F) for name, F in states.items()}
+        input_ = np.concatenate([flat[f"{name}_flat"] for name in fourflux.INPUT], axis=1)
         residual = arrays.pop("residual")
         arrays = {**states, **flat, "residual": residual, "input": input_, "target": flat["F_true_flat"], **arrays}
     if config.diagnostics == "minimal":
@@ -78,7 +78,7 @@ def complete(arrays: Arrays, config: PreprocessConfig) -> Arrays:
 
 
 def example(
-    config: PreprocessConfig, held: RawSimulation | None = None, sim_id_bytes: int = 1, name_bytes: int = 1
+    config: PreprocessConfig, datasets: RawDatasets | None = None, sim_id_bytes: int = 1, name_bytes: int = 1
 ) -> Arrays:
     """Arrays of no rows, those of `evaluate` first, which say what the output looks like; needs no kernels."""
 
@@ -88,9 +88,9 @@ def example(
     arrays = {name: empty(6, 4) for name in ("F_init", "F_true", "F_box", *(f"F_{name}" for name in _others(config)))}
     arrays |= {"residual": empty(24), "invariants": empty(12), "growth_rate": empty()}
     arrays["has_crossing"] = np.zeros(0, dtype=np.bool_)
-    if held is not None and held.F_true_stddev is not None:
+    if datasets is not None and datasets.F_true_stddev is not None:
         arrays["F_true_stddev"] = empty(6, 4)
-    if held is not None and held.growth_rate is not None:
+    if datasets is not None and datasets.growth_rate is not None:
         arrays["growth_rate_simulated"] = empty()
     arrays["sim_id"] = np.zeros(0, dtype=f"S{max(sim_id_bytes, 1)}")
     arrays["dirname"] = np.zeros(0, dtype=f"S{max(name_bytes, 1)}")

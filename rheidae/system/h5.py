@@ -68,8 +68,8 @@ def dataset(file: h5py.File, name: str, remedy: str = "check the name") -> h5py.
     """Return a dataset of an open file, or raise `DataError` that lists what the file holds."""
     try:
         # A name that ends or begins oddly (".", an empty one) raises; a dangling link is None.
-        found = file.get(name)
-        link = file.get(name, getlink=True) if found is None else None
+        member = file.get(name)
+        link = file.get(name, getlink=True) if member is None else None
     except H5_ERRORS as error:
         raise DataError(
             f"{file.filename}: dataset {name!r} cannot be opened ({error}); fetch the file again"
@@ -79,12 +79,12 @@ def dataset(file: h5py.File, name: str, remedy: str = "check the name") -> h5py.
             f"{file.filename}: {name!r} is a link to {link.path!r} in {link.filename}, which is not there; "
             "fetch that file too"
         )
-    if not isinstance(found, h5py.Dataset):
-        raise DataError(f"{file.filename}: no dataset {name!r}; {remedy}. The file holds: {_held(file)}")
-    return found
+    if not isinstance(member, h5py.Dataset):
+        raise DataError(f"{file.filename}: no dataset {name!r}; {remedy}. The file holds: {_names(file)}")
+    return member
 
 
-def _held(file: h5py.File) -> str:
+def _names(file: h5py.File) -> str:
     try:
         return ", ".join(sorted(file)) or "nothing"
     except H5_ERRORS as error:

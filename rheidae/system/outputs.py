@@ -222,14 +222,14 @@ def remove_stale(folder: Path, name: str | None = None) -> list[Path]:
     """
     removed = []
     for path in folder.glob(".*.tmp" if name is None else f".{_escaped(name)}.*.tmp"):
-        found = _TEMPORARY.match(path.name)
-        if found is None:
+        match = _TEMPORARY.match(path.name)
+        if match is None:
             continue
         with suppress(OSError):
             descriptor = os.open(path, os.O_RDWR)
             try:
-                held = _lock(descriptor)
-                gone = held if held is not None else found["host"] == _HOST and not _alive(int(found["pid"]))
+                locked = _lock(descriptor)
+                gone = locked if locked is not None else match["host"] == _HOST and not _alive(int(match["pid"]))
                 if gone:
                     path.unlink(missing_ok=True)
                     removed.append(path)
@@ -270,8 +270,8 @@ def only_writer(folder: Path) -> Iterator[Path]:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise not_written(folder, error) from error
-        held = _lock(descriptor)
-        if held is False:
+        locked = _lock(descriptor)
+        if locked is False:
             who = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "of unknown number"
             os.close(descriptor)
             raise OutputError(

@@ -17,11 +17,12 @@ import yaml
 from safetensors.torch import load_file
 from sklearn.base import clone
 
-from rheidae import FluxRegressor, train
+from rheidae import FluxRegressor
 from rheidae.exceptions import RunError
 from rheidae.runs import folder as runs
+from rheidae.runs import train
 from tests.distributed_program import CASES, fit, result, rows
-from tests.test_train import PARMS, config_for
+from tests.runs import PARMS, config_for
 
 accelerate = pytest.importorskip("accelerate", reason="needs the extra `distributed`")
 pytestmark = pytest.mark.slow

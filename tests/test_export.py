@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rheidae import FluxRegressor, box3d_flux, train
+from rheidae import FluxRegressor, box3d_flux
 from rheidae.estimator.networks import MixingModel, ResidualFFIModel
 from rheidae.exceptions import ExportError, FourFluxError
 from rheidae.export import __main__ as command
@@ -28,8 +28,9 @@ from rheidae.export.states import made_states, sample_states
 from rheidae.mixing.power import keep_physical as keep_physical_of_kernels
 from rheidae.mixing.power import power_change, power_invariants
 from rheidae.runs import folder as runs
+from rheidae.runs import train
+from tests.runs import PARMS, config_for
 from tests.states import random_states, states
-from tests.test_train import PARMS, config_for
 
 CPP = Path(__file__).parents[1] / "examples" / "cpp"
 

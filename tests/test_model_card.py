@@ -8,11 +8,12 @@ import pytest
 import tomllib
 import yaml
 
-from rheidae import fourflux, train
+from rheidae import fourflux
 from rheidae.config import TrainParms, check_config
 from rheidae.runs import folder as runs
+from rheidae.runs import train
 from rheidae.scoring.metrics import flux_error
-from tests.test_train import PARMS, config_for
+from tests.runs import PARMS, config_for
 
 ROOT = Path(__file__).parents[1]
 

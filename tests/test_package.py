@@ -1,8 +1,11 @@
+import ast
+import doctest
 import importlib
 import pkgutil
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -45,21 +48,82 @@ def test_version_and_constraints_agree_with_the_project():
     assert names <= {name.lower() for name in pinned}
 
 
-def test_public_functions_have_docstrings():
-    for info in pkgutil.iter_modules(rheidae.__path__, "rheidae."):
-        module = importlib.import_module(info.name)
-        assert module.__doc__, info.name
-        for name, value in vars(module).items():
-            if callable(value) and getattr(value, "__module__", None) == info.name and not name.startswith("_"):
-                assert value.__doc__, f"{info.name}.{name}"
+MODULES = [info.name for info in pkgutil.walk_packages(rheidae.__path__, "rheidae.") if "__main__" not in info.name]
 
 
-def test_doctests():
-    import doctest
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings_and_their_examples(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for member, value in vars(module).items():
+        if callable(value) and getattr(value, "__module__", None) == name and not member.startswith("_"):
+            assert value.__doc__, f"{name}.{member}"
+    assert doctest.testmod(module).failed == 0
 
-    from rheidae.mixing import box3d as mixing
 
-    assert doctest.testmod(mixing).failed == 0
+# --- the shape of the code -------------------------------------------------------------------------------
+
+ORDER = (
+    ("exceptions",), ("system",), ("fourflux", "_fourflux_kernels"), ("mixing",), ("config",),
+    ("linear", "simulate", "preprocess"), ("datasets",), ("scoring",), ("estimator",), ("runs",), ("export",),
+    ("train", "evaluate", "plots", "ablation"),
+)  # fmt: skip
+"""Imports go to the left, or stay where they are."""
+
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+
+
+def imports():
+    """Modules and what each imports of the package, at its top or inside of a function."""
+    package = ROOT / "rheidae"
+    files = {path: path.relative_to(ROOT).with_suffix("").parts for path in package.rglob("*.py")}
+    names = {path: ".".join(parts[:-1] if parts[-1] == "__init__" else parts) for path, parts in files.items()}
+    known = set(names.values())
+    for path, name in names.items():
+        wanted = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                wanted |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: a relative import"
+                wanted |= {
+                    full if (full := f"{node.module}.{alias.name}") in known else node.module for alias in node.names
+                }
+        yield name, {module for module in wanted & known if module != "rheidae"} - {name}
+
+
+def test_imports_go_one_way():
+    graph = {name: wanted for name, wanted in imports() if name != "rheidae"}
+    stage = {name: RANK[name.split(".")[1]] for name in graph}
+    upward = [f"{name} -> {other}" for name, wanted in graph.items() for other in wanted if stage[other] > stage[name]]
+    assert sorted(upward) == []
+    graph["rheidae.mixing.box3d"] -= {"rheidae.mixing.power"}  # goes with the redesign
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_no_file_is_long():
+    """But a kernel, whose derivation stands above it."""
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in (ROOT / "rheidae").rglob("*.py")
+        if not (path.name.startswith("_") and path.name.endswith("_kernels.py"))
+        and (lines := len(path.read_text().splitlines())) > 500
+    }
+    assert long.keys() <= {"rheidae/estimator/regressor.py"}  # goes with the redesign
+
+
+def test_no_test_module_imports_another():
+    pattern = re.compile(r"^\s*(?:from|import) (?:tests|benchmarks)[. ](?:import )?(test_\w+)", re.MULTILINE)
+    borrowed = {
+        path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).glob("*.py")
+        if pattern.search(path.read_text())
+    }  # fmt: skip
+    # Goes with the redesign.
+    assert borrowed <= {
+        "test_callbacks", "test_cluster", "test_constraints", "test_estimator", "test_export", "test_gradients",
+        "test_loops", "test_mixing", "test_preprocess_fuzz", "test_preprocess_survives", "test_pullback",
+        "test_training", "test_weighting",
+    }  # fmt: skip
 
 
 @pytest.mark.slow

@@ -18,12 +18,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from rheidae import train
 from rheidae.config import Config, PreprocessConfig, TrainParms, check_config
 from rheidae.exceptions import ConfigError, DataError, FourFluxError, RunError
 from rheidae.preprocess import preprocess
 from rheidae.runs import folder as runs
-from tests.test_train import config_for
+from rheidae.runs import train
+from tests.runs import config_for
 
 PARMS = {
     "predict_residual": True,
@@ -123,7 +123,7 @@ def test_signals_save_before_leaving(whole, processed, tmp_path, number):
     script = textwrap.dedent(
         f"""
         import os, sys, torch
-        from rheidae import train
+        from rheidae.train import main
         from rheidae.estimator.callbacks import EpochProgress
         from rheidae.estimator.regressor import FluxRegressor
         step = FluxRegressor.train_step
@@ -133,7 +133,7 @@ def test_signals_save_before_leaving(whole, processed, tmp_path, number):
                 os.kill(os.getpid(), {int(number)})
             return step(self, batch, **kwargs)
         FluxRegressor.train_step = interrupted
-        sys.exit(train.main(sys.argv[1:]))
+        sys.exit(main(sys.argv[1:]))
         """
     )
     for name, section in (("model", config), ("parms", parms())):
@@ -303,8 +303,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import matplotlib.figure, skorch, h5py, safetensors.torch
-from rheidae import plots, train
-from rheidae.runs import folder as runs
+from rheidae.runs import folder as runs, train
 from rheidae.config import Config, TrainParms, read_config
 
 base = Path(sys.argv[1])
@@ -379,9 +378,8 @@ import os, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from rheidae import plots, train
+from rheidae.runs import train
 from rheidae.system import outputs
-from rheidae.runs import folder as runs
 from rheidae.config import Config, TrainParms, read_config
 
 base = Path(sys.argv[1])

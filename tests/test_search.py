@@ -8,12 +8,12 @@ import numba
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import get_scorer
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from skorch.callbacks import Callback
 
 from rheidae import FluxRegressor
 from rheidae.mixing import box3d as mixing
+from rheidae.scoring.metrics import FluxScorer
 from rheidae.system.threads import default_threads, limited
 
 GRID = {"lr": [1e-3, 1e-2], "module__hidden_dim": [4, 8]}
@@ -32,7 +32,7 @@ class Threads(Callback):
 def scored(model, X, y):
     """A scorer's dict: skill, and where and by how many threads it was found."""
     return {
-        "skill": get_scorer("box3d_skill_score")(model, X, y),
+        "skill": FluxScorer("box3d_skill_score")(model, X, y),
         "torch": max(model.history[:, "torch"]),
         "numba": max(model.history[:, "numba"]),
         "pid": model.history[-1, "pid"],

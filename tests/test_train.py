@@ -8,25 +8,14 @@ import pytest
 import yaml
 from sklearn.utils import Bunch
 
-from rheidae import fourflux, load_dataset, plots, train
-from rheidae.config import Config, DataConfig, TrainParms, check_config
+from rheidae import fourflux, load_dataset, plots
+from rheidae.config import DataConfig, TrainParms, check_config
 from rheidae.exceptions import RunError
+from rheidae.runs import build, train
 from rheidae.runs import folder as runs
 from rheidae.scoring.metrics import flux_error, skill
-
-
-def config_for(processed, folder, **sections):
-    base = {
-        "data": {"processed_path": str(processed / "preprocessed_all.h5"), "holdout_groups": ["nsm_b", "three_d"]},
-        "model": {"hidden_dim": 16, "hidden_layers": 1},
-        "training": {"epochs": 4, "checkpoint_dir": str(folder / "runs"), "results_dir": str(folder / "results")},
-    }
-    for name, values in sections.items():
-        base[name] = {**base.get(name, {}), **values}
-    return check_config(base, Config)
-
-
-PARMS = check_config({"predict_residual": True}, TrainParms)
+from rheidae.scoring.plots import loss_curve
+from tests.runs import PARMS, config_for
 
 
 @pytest.fixture(scope="module")
@@ -170,19 +159,19 @@ def test_devices(monkeypatch, cuda, mps, best):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert train.resolve_device("auto") == best
-    assert train.resolve_device("cpu") == "cpu"
+    assert build.resolve_device("auto") == best
+    assert build.resolve_device("cpu") == "cpu"
     for name, there in (("cuda", cuda), ("mps", mps)):
         if there:
-            assert train.resolve_device(name) == name
+            assert build.resolve_device(name) == name
         else:
             with pytest.raises(RunError, match=f"{name} is not available"):
-                train.resolve_device(name)
+                build.resolve_device(name)
 
 
 def test_device_and_precision_reach_the_estimator(processed, tmp_path):
     config = config_for(processed, tmp_path, training={"device": "cpu", "mixed_precision": True})
-    regressor = train.build_regressor(config, PARMS)
+    regressor = build.build_regressor(config, PARMS)
     assert (regressor.device, regressor.mixed_precision) == ("cpu", True)
 
 
@@ -210,7 +199,7 @@ def test_loss_plot_draws_every_number(tmp_path, monkeypatch):
         "train_objective": -3.0, "skill": 0.1,
     }  # fmt: skip
     partial = {name: value for name, value in row.items() if name != "skill"}
-    plots.loss_curve([row, {**partial, "epoch": 2}], tmp_path / "x.png")
+    loss_curve([row, {**partial, "epoch": 2}], tmp_path / "x.png")
     labels = [line.get_label() for axes in drawn[0].axes for line in axes.get_lines()]
     expected = {"training", "validation", "Box3D, validation rows", "density", "unphysical", "learning rate"}
     assert expected | {"weight density", "multiplier superluminal"} <= set(labels)

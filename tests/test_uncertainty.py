@@ -5,9 +5,10 @@ import pytest
 from sklearn.exceptions import NotFittedError
 
 from rheidae import FluxRegressor, box3d_flux, mix
-from rheidae.estimator.uncertainty import COVERAGE, DEVIATIONS, ErrorScale
+from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import FourFluxError
 from rheidae.mixing.power import power_invariants
+from rheidae.scoring.metrics import COVERAGE, DEVIATIONS
 from tests.states import nearby_states, random_rotation, random_states, turn
 
 FAST = {"max_epochs": 3, "random_state": 0}

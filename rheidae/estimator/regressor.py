@@ -22,7 +22,6 @@ from skorch.dataset import Dataset
 from torch import Tensor
 from torch.utils.data import Subset
 
-import rheidae.scoring.metrics  # noqa: F401 - scikit-learn learns the names of the scorers
 from rheidae.estimator.batches import BatchSlicer, TableDataset, unpack
 from rheidae.estimator.callbacks import (
     BATCH_NORM,

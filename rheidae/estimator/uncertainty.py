@@ -10,12 +10,7 @@ from numpy.typing import NDArray
 
 from rheidae import fourflux
 from rheidae.mixing.power import power_invariants
-
-COVERAGE = 0.9
-"""The calibrated interval: this part of the errors lies within `DEVIATIONS` standard deviations."""
-
-DEVIATIONS = 1.6448536269514722
-"""Half width of the central 90 % of a normal distribution, in standard deviations."""
+from rheidae.scoring.metrics import COVERAGE, DEVIATIONS
 
 # Rows that the scale is learned from, at most; it has two dozen coefficients.
 _ROWS = 50_000

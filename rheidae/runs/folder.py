@@ -25,6 +25,8 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 import rheidae
 from rheidae.config import Config, TrainParms, read_config
@@ -33,6 +35,7 @@ from rheidae.estimator.callbacks.saving import plain_history, write_history_csv
 from rheidae.estimator.regressor import FluxRegressor
 from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import RunError
+from rheidae.runs.build import build_regressor
 from rheidae.system.outputs import Outputs, write_text
 
 RESULTS = ("weights.safetensors", "error_scale.safetensors", "history.json", "rows.npz", "run.json", "MODEL_CARD.md")
@@ -51,6 +54,15 @@ class Run:
     """Keys (see `row_keys`) of the rows of each part: "train", "valid", "test"."""
     groups: frozenset[str]
     """Families (`sim_id`) that the training rows come from."""
+
+    def has_seen(self, data: Any, parts: tuple[str, ...] = ("train", "valid")) -> NDArray[np.bool_]:
+        """Whether each row ``(n,)`` of a data set is one of the run's parts."""
+        keys = [self.rows[part] for part in parts if part in self.rows]
+        return np.isin(row_keys(data.data, data.target), np.concatenate(keys) if keys else [])
+
+    def role_of(self, groups: NDArray[np.str_]) -> NDArray[np.str_]:
+        """What the run knows of rows it was not trained on: other rows of their families, or none."""
+        return np.where(np.isin(groups, sorted(self.groups)), "held out", "unseen family")
 
 
 def row_keys(data: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.uint64]:
@@ -116,6 +128,20 @@ def installed_versions() -> dict[str, str]:
     """Versions of this package, of Python and of what the results depend on."""
     versions = {"rheidae": rheidae.__version__, "python": platform.python_version()}
     return versions | {name: metadata.version(name) for name in PACKAGES}
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Return what a run has recorded of each epoch so far; it may still be running.
+
+    Raises
+    ------
+    RunError
+        If no epoch is finished.
+    """
+    path = folder / "history.jsonl"
+    if not path.is_file():
+        raise RunError(f"{folder}: no history.jsonl; give a run folder with one finished epoch at least")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -196,10 +222,6 @@ def load_run(folder: str | Path) -> Run:
         If the folder does not hold a finished run, a file of it is missing or damaged, or its weights do not fit its
         configuration.
     """
-    from safetensors.torch import load_file
-
-    from rheidae.train import build_regressor
-
     folder = Path(folder)
     weights = folder / "weights.safetensors"
     if not weights.is_file():
@@ -207,29 +229,27 @@ def load_run(folder: str | Path) -> Run:
     config = read_config(folder / "model.yaml", Config)
     parms = read_config(folder / "train_parms.yaml", TrainParms)
     regressor = build_regressor(config, parms).initialize()
-    with _told_by_name(weights, "does not fit the run's model.yaml, or is damaged"):
+    with _naming(weights, "does not fit the run's model.yaml, or is damaged"):
         regressor.module_.load_state_dict(load_file(weights))
     scale = folder / "error_scale.safetensors"
     if scale.is_file():
-        with _told_by_name(scale):
+        with _naming(scale):
             regressor.error_scale_ = ErrorScale.load(scale)
     history = folder / "history.json"
     if history.is_file():
-        with _told_by_name(history):
+        with _naming(history):
             regressor.load_params(f_history=str(history))
     # Opened here: of a damaged file, NumPy does not close what it opened.
-    with _told_by_name(folder / "rows.npz"), (folder / "rows.npz").open("rb") as archive, np.load(archive) as file:
+    with _naming(folder / "rows.npz"), (folder / "rows.npz").open("rb") as archive, np.load(archive) as file:
         rows = {part: file[part] for part in file.files}
-    with _told_by_name(folder / "run.json"):
+    with _naming(folder / "run.json"):
         groups = frozenset(json.loads((folder / "run.json").read_text(encoding="utf-8"))["groups"])
     return Run(folder, regressor, config, parms, rows, groups)
 
 
 @contextmanager
-def _told_by_name(path: Path, what: str = "is missing or damaged") -> Iterator[None]:
+def _naming(path: Path, what: str = "is missing or damaged") -> Iterator[None]:
     """Turn what readers of several formats raise into `RunError` that names the file."""
-    from safetensors import SafetensorError
-
     try:
         yield
     except (

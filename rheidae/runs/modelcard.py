@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 import rheidae
 from rheidae import fourflux
-from rheidae.estimator.uncertainty import COVERAGE
-from rheidae.evaluate import entries, predict_rows, report_on
 from rheidae.fourflux import SPECIES
 from rheidae.mixing.power import INVARIANTS, power_invariants
-from rheidae.runs.folder import Run, installed_versions, row_keys
-from rheidae.scoring import scores as evaluation
-from rheidae.scoring.splits import simulation_labels
+from rheidae.runs.folder import Run, installed_versions
+from rheidae.runs.report import coverage_table, entries, report_on, score_table
+from rheidae.runs.score import score_rows
+from rheidae.scoring.metrics import COVERAGE
+from rheidae.scoring.scores import CONFIDENCE
 
 NAME = "MODEL_CARD.md"
 
@@ -51,7 +51,7 @@ def training_range(data: Any, rows: NDArray[np.intp]) -> Ranges:
         flux factor ``|F|/N`` and of the invariants of `rheidae.mixing.power.power_invariants`.
     """
     names, counts = np.unique(data.groups[rows], return_counts=True)
-    looked_at = _spread(rows, ENOUGH_ROWS)
+    looked_at = _evenly(rows, ENOUGH_ROWS)
     init = fourflux.unflatten(np.ascontiguousarray(data.data[looked_at, :24], dtype=np.float64))
     total = fourflux.total_density(init)
     N, size = init[:, :, fourflux.T], np.linalg.norm(init[:, :, :3], axis=2)
@@ -87,12 +87,8 @@ def model_card(run: Run, data: Any, about: dict[str, Any]) -> str:
     str
     """
     rows, role, which = _scored_rows(run, data)
-    prediction, std = predict_rows(run.regressor, data.data[rows])
-    scored = evaluation.score(
-        data, rows, role, simulation_labels(data)[rows], prediction[None], None if std is None else std[None]
-    )
-    report = report_on(scored, data, {}, _RESAMPLES)
-    found = entries(report)
+    report = report_on(score_rows(run.regressor, data, rows, role), data, {}, _RESAMPLES)
+    lines = entries(report)
     chosen = data.data[rows], data.groups[rows]
     ranges = about["training_range"]
     sections = [
@@ -106,11 +102,11 @@ def model_card(run: Run, data: Any, about: dict[str, Any]) -> str:
         "## Results",
         f"On {which}. Error of a row: four-flux distance over the row's total density, mean over species, the truth "
         "averaged over mu and tau where they start alike. Skill: 1 - error / Box3D's error. In brackets the "
-        f"{100 * evaluation.CONFIDENCE:.0f} % bootstrap interval, simulations drawn with replacement.",
-        evaluation.score_table(found),
-        _uncertainty(found),
+        f"{100 * CONFIDENCE:.0f} % bootstrap interval, simulations drawn with replacement.",
+        score_table(lines),
+        _uncertainty(lines),
         "## Conservation and symmetry",
-        _symmetries(run, chosen[0], found),
+        _symmetries(run, chosen[0], lines),
         "## Limits",
         _limits(*chosen, ranges, report["groups"]),
         "## Versions",
@@ -125,9 +121,8 @@ def model_card(run: Run, data: Any, about: dict[str, Any]) -> str:
 
 def _scored_rows(run: Run, data: Any) -> tuple[NDArray[np.intp], NDArray[np.str_], str]:
     """Rows to score, what the model knew of each, and what they are in words."""
-    keys = row_keys(data.data, data.target)
-    part = {name: np.isin(keys, run.rows.get(name, [])) for name in ("train", "valid")}
-    role = np.where(np.isin(data.groups, sorted(run.groups)), "held out", "unseen family")
+    part = {name: run.has_seen(data, (name,)) for name in ("train", "valid")}
+    role = run.role_of(data.groups)
     choices = (
         (
             ~(part["train"] | part["valid"]), role,
@@ -140,7 +135,7 @@ def _scored_rows(run: Run, data: Any) -> tuple[NDArray[np.intp], NDArray[np.str_
         (part["train"], np.full_like(role, "training"), "**the training rows**: there are no others"),
     )  # fmt: skip
     chosen, roles, which = next(choice for choice in choices if choice[0].any())
-    rows = _spread(np.flatnonzero(chosen), ENOUGH_ROWS)
+    rows = _evenly(np.flatnonzero(chosen), ENOUGH_ROWS)
     return rows, roles[rows], which
 
 
@@ -185,8 +180,8 @@ def _data(run: Run, about: dict[str, Any], ranges: Ranges) -> str:
     return "\n".join(lines)
 
 
-def _uncertainty(found: list[dict[str, Any]]) -> str:
-    table = evaluation.coverage_table(found)
+def _uncertainty(entries: list[dict[str, Any]]) -> str:
+    table = coverage_table(entries)
     if not table:
         return "The model gives no standard deviations."
     return (
@@ -194,12 +189,12 @@ def _uncertainty(found: list[dict[str, Any]]) -> str:
     )
 
 
-def _symmetries(run: Run, data: NDArray[Any], found: list[dict[str, Any]]) -> str:
+def _symmetries(run: Run, data: NDArray[Any], entries: list[dict[str, Any]]) -> str:
     """What should hold exactly, and how well it does: largest deviations over the total density."""
-    model = [entry["schemes"]["model"] for entry in found]
+    model = [entry["schemes"]["model"] for entry in entries]
     conserved = max(max(one["flavor_sum_change"], one["lepton_number_change"]) for one in model)
     physical = min(one["physical_fraction"] for one in model)
-    X = data[_spread(np.arange(len(data)), _SYMMETRY_ROWS)].astype(np.float64)
+    X = data[_evenly(np.arange(len(data)), _SYMMETRY_ROWS)].astype(np.float64)
     total = fourflux.total_density(X[:, :24])[:, None]
     predict = run.regressor.predict
     prediction = predict(X)
@@ -233,7 +228,7 @@ def _symmetries(run: Run, data: NDArray[Any], found: list[dict[str, Any]]) -> st
     return "\n".join(lines)
 
 
-def _limits(data: NDArray[Any], groups: NDArray[np.str_], ranges: Ranges, found: list[dict[str, Any]]) -> str:
+def _limits(data: NDArray[Any], groups: NDArray[np.str_], ranges: Ranges, entries: list[dict[str, Any]]) -> str:
     init = fourflux.unflatten(np.ascontiguousarray(data[:, :24], dtype=np.float64))
     invariants = power_invariants(init, order=_ORDER)
     ends = np.array(list(ranges["invariants"].values()))
@@ -249,7 +244,7 @@ def _limits(data: NDArray[Any], groups: NDArray[np.str_], ranges: Ranges, found:
         "- Moments of densities and fluxes alone go in: states with the same moments and other angular distributions "
         "than the maximum-entropy ones get the same answer.",
     ]
-    scored = [(f"{entry['group']} ({entry['role']})", entry["rows"], entry["schemes"]["model"]) for entry in found]
+    scored = [(f"{entry['group']} ({entry['role']})", entry["rows"], entry["schemes"]["model"]) for entry in entries]
     measured = [one for one in scored if one[2]["skill"] is not None]
     if measured:
         name, rows, model = min(measured, key=lambda one: one[2]["skill"])
@@ -278,7 +273,7 @@ def _limits(data: NDArray[Any], groups: NDArray[np.str_], ranges: Ranges, found:
     return "\n".join(lines)
 
 
-def _spread(rows: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+def _evenly(rows: NDArray[np.intp], most: int) -> NDArray[np.intp]:
     """At most `most` of the rows, evenly spaced."""
     return rows[:: -(-len(rows) // most)] if len(rows) > most else rows
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rheidae import fourflux
 from rheidae.exceptions import RunError
 from rheidae.mixing import sphere
-from rheidae.plots import saved_figure
+from rheidae.scoring.plots import saved_figure
 from rheidae.scoring.scores import SCHEMES, Scored
 
 _POINTS = 5000
@@ -20,7 +20,7 @@ _POINTS = 5000
 COLORS = {"none": "0.6", "box3d": "C0", "power": "C1", "model": "C2"}
 
 
-def write_all(scored: Scored, report: dict[str, Any], folder: Path, sample: int | None = None) -> list[Path]:
+def write_figures(scored: Scored, report: dict[str, Any], folder: Path, sample: int | None = None) -> list[Path]:
     """Draw everything into a folder, which is made if it is not there.
 
     Parameters
@@ -28,7 +28,7 @@ def write_all(scored: Scored, report: dict[str, Any], folder: Path, sample: int 
     scored : Scored
         Predictions.
     report : dict
-        What `rheidae.evaluate.report_on` says of them.
+        What `rheidae.runs.report.report_on` says of them.
     folder : Path
         Where to.
     sample : int, optional
@@ -46,13 +46,13 @@ def write_all(scored: Scored, report: dict[str, Any], folder: Path, sample: int 
     """
     index = int(np.argsort(scored.depth)[len(scored.depth) // 2])
     if sample is not None:
-        found = np.flatnonzero(scored.row == sample)
-        if not len(found):
+        scored_at = np.flatnonzero(scored.row == sample)
+        if not len(scored_at):
             raise RunError(
                 f"row {sample} is not among the {len(scored.row)} that are scored, such as row {scored.row[0]}; "
                 "choose one of these, or leave --sample out"
             )
-        index = int(found[0])
+        index = int(scored_at[0])
     draw = {
         "errors": lambda path: error_histograms(scored, path),
         "species": lambda path: error_by_species(report, path),
@@ -89,10 +89,10 @@ def error_histograms(scored: Scored, path: Path) -> None:
 
 def error_by_species(report: dict[str, Any], path: Path) -> None:
     """Mean error of each species under each scheme, a panel per role."""
-    found = report["roles"]
-    with saved_figure(path, 6.0, 1.0 + 2.4 * len(found)) as figure:
-        panels = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, entry in zip(panels, found, strict=True):
+    entries = report["roles"]
+    with saved_figure(path, 6.0, 1.0 + 2.4 * len(entries)) as figure:
+        panels = figure.subplots(len(entries), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, entry in zip(panels, entries, strict=True):
             for offset, scheme in enumerate(SCHEMES):
                 error = np.array(list(entry["schemes"][scheme]["species_error"].values()))
                 place = np.arange(len(error)) + 0.15 * (offset - 1.5)
@@ -152,12 +152,12 @@ def _with_median(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], col
 
 def skill_by_group(report: dict[str, Any], path: Path) -> None:
     """Skill of the power scheme and of the model in each group, with bootstrap intervals."""
-    found = report["groups"]
-    labels = [f"{entry['group']}\n{entry['role']}" for entry in found]
-    with saved_figure(path, max(4.5, 1.3 * len(found)), 4.2) as figure:
+    entries = report["groups"]
+    labels = [f"{entry['group']}\n{entry['role']}" for entry in entries]
+    with saved_figure(path, max(4.5, 1.3 * len(entries)), 4.2) as figure:
         axes = figure.subplots()
         for offset, scheme in ((-0.2, "power"), (0.2, "model")):
-            for place, entry in enumerate(found):
+            for place, entry in enumerate(entries):
                 one = entry["schemes"][scheme]
                 if one["skill"] is None:
                     continue
@@ -167,7 +167,7 @@ def skill_by_group(report: dict[str, Any], path: Path) -> None:
                     ends = [[one["skill"] - one["skill_interval"][0]], [one["skill_interval"][1] - one["skill"]]]
                     axes.errorbar(place + offset, one["skill"], np.maximum(ends, 0), color="k", capsize=3)
         axes.axhline(0, color=COLORS["box3d"], lw=1.5, label="Box3D")
-        axes.set_xticks(range(len(found)), labels, fontsize="small")
+        axes.set_xticks(range(len(entries)), labels, fontsize="small")
         axes.set(ylabel="skill against Box3D")
         axes.grid(alpha=0.3, axis="y")
         axes.legend(fontsize="small")

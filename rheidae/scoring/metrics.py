@@ -1,16 +1,16 @@
 """How far a predicted state is from the simulated one, how much nearer than Box3D's, and how physical it is.
 
-The functions take four-fluxes in any one unit. They are scikit-learn scorers too, by the names of `SCORERS`, as soon as
-this module (or `FluxRegressor`) is imported: ``cross_val_score(..., scoring="box3d_skill_score")``. Names may end
-in a species, a component or both, such as ``neg_flux_error_nu_e``, ``box3d_skill_score_t`` and
-``neg_flux_error_nubar_mu_z``; a ``neg_`` in front makes larger better, as scikit-learn has it.
+The functions take four-fluxes in any one unit; every score of the package is one of them. `FluxScorer` makes each a
+scorer of scikit-learn: ``cross_val_score(..., scoring=FluxScorer("box3d_skill_score"))``. `get_scorer` knows them by
+name, too: the metric's, with ``neg_`` before an error, as there larger is better, and a species, a component or both
+behind, such as ``neg_flux_error_nu_e``, ``box3d_skill_score_t`` and ``neg_flux_error_nubar_mu_z``.
 """
 
 from __future__ import annotations
 
-import sys
+import copy
+import difflib
 from itertools import product
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,12 @@ from sklearn.utils.metadata_routing import MetadataRequest
 
 from rheidae import fourflux
 from rheidae.exceptions import FourFluxError
+
+COVERAGE = 0.9
+"""A model's own interval: this part of the errors lies within `DEVIATIONS` of its standard deviations."""
+
+DEVIATIONS = 1.6448536269514722
+"""Of a normal distribution that hold `COVERAGE` between them."""
 
 Numbers = NDArray[np.float64]
 
@@ -137,14 +143,31 @@ def conservation_error(F_pred: fourflux.Float, F_init: fourflux.Float, *, compon
     FourFluxError
         As of `flux_error`.
     """
+    sums = flavor_sum_change(F_pred, F_init, component=component)
+    return np.maximum(sums, lepton_number_change(F_pred, F_init)) if component in (None, "t") else sums
+
+
+def flavor_sum_change(F_pred: fourflux.Float, F_init: fourflux.Float, *, component: str | None = None) -> Numbers:
+    """Largest change of a sum over flavors in each row, as of `conservation_error`."""
+    sums = np.abs(_change(F_pred, F_init).sum(axis=2))
+    return sums[:, :, _chosen(component, fourflux.COMPONENTS)].max(axis=(1, 2))
+
+
+def lepton_number_change(F_pred: fourflux.Float, F_init: fourflux.Float) -> Numbers:
+    """Largest change of a flavor's ``N - Nbar`` in each row, as of `conservation_error`."""
+    change = _change(F_pred, F_init)[..., fourflux.T]
+    return np.abs(change[:, 0] - change[:, 1]).max(axis=1)
+
+
+def _change(F_pred: fourflux.Float, F_init: fourflux.Float) -> Numbers:
+    """``(n, 2, 3, 4)``: neutrinos and antineutrinos, flavors, components, over the total density."""
     pred, init = _states(F_pred=F_pred, F_init=F_init)
-    change = ((pred - init) / _total(init)[:, None, None]).reshape(-1, 2, 3, 4)
-    columns = _chosen(component, fourflux.COMPONENTS)
-    sums = np.abs(change.sum(axis=2))[:, :, columns].max(axis=(1, 2))
-    if component not in (None, "t"):
-        return sums
-    lepton = np.abs(change[:, 0, :, fourflux.T] - change[:, 1, :, fourflux.T]).max(axis=1)
-    return np.maximum(sums, lepton)
+    return ((pred - init) / _total(init)[:, None, None]).reshape(-1, 2, 3, 4)
+
+
+def coverage(difference: Numbers, std: Numbers) -> float:
+    """Fraction of the errors within `DEVIATIONS` standard deviations, of one shape; `COVERAGE` is promised."""
+    return float((np.abs(difference) <= DEVIATIONS * std).mean())
 
 
 def physicality_rate(F_pred: fourflux.Float, *, sample_weight: Any = None, species: str | None = None) -> float:
@@ -288,42 +311,37 @@ _PARTS = {
 }
 
 
-def _make_scorers() -> dict[str, FluxScorer]:
+def _named_scorers() -> dict[str, FluxScorer]:
+    choices = {"species": (None, *fourflux.SPECIES), "component": (None, *fourflux.COMPONENTS)}
     scorers = {}
     for metric, parts in _PARTS.items():
-        names: list[tuple[str | None, ...]] = [
-            (None, *(fourflux.SPECIES if part == "species" else fourflux.COMPONENTS)) for part in parts
-        ]
         prefix = "neg_" if metric.endswith("error") else ""
-        for chosen in product(*names):
-            which = {part: name for part, name in zip(parts, chosen, strict=True) if name is not None}
-            scorers["_".join([prefix + metric, *which.values()])] = FluxScorer(metric, **which)
+        for names in product(*(choices[part] for part in parts)):
+            scorers["_".join(filter(None, (prefix + metric, *names)))] = FluxScorer(
+                metric, **dict(zip(parts, names, strict=True))
+            )
     return scorers
 
 
-SCORERS = _make_scorers()
-"""Scorers by the names that ``scoring=`` takes."""
+SCORERS = _named_scorers()
+"""Every scorer, by the name that `get_scorer` knows it by."""
 
 
-def register_scorers() -> None:
-    """Make scikit-learn know the names of `SCORERS`; importing this module does so.
+def get_scorer(name: str) -> FluxScorer:
+    """Return the scorer of a name; ``scoring=`` of scikit-learn's functions takes it.
 
-    scikit-learn has no way to add a name: it keeps the scorers in a private table, and its functions took a copy of the
-    names when they were imported. Both are added to; a test says so if a new release keeps them elsewhere.
+    Raises
+    ------
+    ValueError
+        If there is none.
+
+    Examples
+    --------
+    >>> from rheidae.scoring.metrics import get_scorer
+    >>> get_scorer("neg_flux_error_nu_e_t")
+    FluxScorer('flux_error', species='nu_e', component='t')
     """
-    from sklearn.metrics import _scorer
-    from sklearn.utils._param_validation import StrOptions
-
-    _scorer._SCORERS.update(SCORERS)
-    for name, module in list(sys.modules.items()):
-        if not name.startswith("sklearn."):
-            continue
-        for value in list(vars(module).values()):
-            attribute = {FunctionType: "_skl_parameter_constraints"}.get(type(value), "_parameter_constraints")
-            constraints = getattr(value, attribute, None) if isinstance(value, FunctionType | type) else None
-            for constraint in constraints.get("scoring", ()) if isinstance(constraints, dict) else ():
-                if isinstance(constraint, StrOptions):
-                    constraint.options.update(SCORERS)
-
-
-register_scorers()
+    if name not in SCORERS:
+        near = difflib.get_close_matches(name, SCORERS, n=1, cutoff=0.0)
+        raise ValueError(f"scorer {name!r} is not one of ours; the nearest is {near[0]!r}")
+    return copy.deepcopy(SCORERS[name])

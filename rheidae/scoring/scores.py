@@ -1,12 +1,11 @@
 """Scores of every scheme on rows whose answer is known: errors, skill, conservation, physicality, coverage.
 
-Pure functions of arrays; `rheidae.evaluate` says which model was asked about which rows, and writes the report.
+Pure functions of arrays by the formulas of `rheidae.scoring.metrics`; `rheidae.runs.score` says which model was asked
+about which rows, and `rheidae.runs.report` puts the scores into words.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,9 +15,16 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 from rheidae import fourflux
-from rheidae.estimator.uncertainty import COVERAGE, DEVIATIONS
 from rheidae.exceptions import FourFluxError
 from rheidae.mixing.box3d import box3d, mix
+from rheidae.scoring.metrics import (
+    coverage,
+    flavor_sum_change,
+    flux_error,
+    lepton_number_change,
+    physicality_rate,
+    skill,
+)
 
 Rows = NDArray[np.intp]
 Entry = dict[str, Any]
@@ -67,15 +73,26 @@ class Scored:
 
     @cached_property
     def errors(self) -> dict[str, NDArray[np.float64]]:
-        """Error of each row ``(r, n)`` by scheme: four-flux distance, mean over species."""
-        return {scheme: np.linalg.norm(F - self.F_true, axis=3).mean(axis=2) for scheme, F in self.F.items()}
+        """`flux_error` of each row ``(r, n)`` by scheme."""
+        return {
+            scheme: np.stack([flux_error(self.F_true, one, self.F_init) for one in F]) for scheme, F in self.F.items()
+        }
+
+    def skill(self, scheme: str, chosen: NDArray[np.bool_]) -> tuple[float | None, float | None]:
+        """Skill of a scheme on the chosen rows, mean over seeds, and its standard deviation between them.
+
+        None where it cannot be known: Box3D makes no error, or there is one seed.
+        """
+        reference = self.errors["box3d"][0, chosen]
+        skills = np.array([skill(error[chosen], reference) for error in self.errors[scheme]])
+        return (None, None) if np.isnan(skills).any() else (float(skills.mean()), seed_deviation(skills))
 
     @cached_property
     def depth(self) -> NDArray[np.float64]:
         """Depth of the crossing ``(n,)``: the smaller of the two integrals of G over the larger, 0 to 1."""
-        found = box3d(self.F_init)
-        large = np.maximum(found.I_plus, found.I_minus)
-        return np.minimum(found.I_plus, found.I_minus) / np.where(large > 0, large, 1.0)
+        answer = box3d(self.F_init)
+        large = np.maximum(answer.I_plus, answer.I_minus)
+        return np.minimum(answer.I_plus, answer.I_minus) / np.where(large > 0, large, 1.0)
 
     @cached_property
     def flux_factor(self) -> NDArray[np.float64]:
@@ -179,37 +196,41 @@ def summary(scored: Scored, chosen: NDArray[np.bool_], resamples: int = 2000) ->
           ``coverage_spread``.
     """
     schemes = {}
-    reference = scored.errors["box3d"][0, chosen]
+    reference, simulation = scored.errors["box3d"][0, chosen], scored.simulation[chosen]
     for scheme, F in scored.F.items():
-        F_final, error = F[:, chosen], scored.errors[scheme][:, chosen]
-        gained = skills(error, reference)
-        difference = F_final - scored.F_true[chosen]
-        sums, numbers = conservation(scored.F_init[chosen], F_final)
-        species = np.linalg.norm(difference, axis=3).mean(axis=(0, 1))
-        components = np.abs(difference).mean(axis=(0, 1, 2))
+        error = scored.errors[scheme][:, chosen]
+        # Rows of all seeds, one behind another.
+        pred = F[:, chosen].reshape(-1, 6, 4)
+        init, true = (np.tile(table[chosen], (len(F), 1, 1)) for table in (scored.F_init, scored.F_true))
+        mean_skill, skill_spread = scored.skill(scheme, chosen)
         one: Entry = {
             "error": float(error.mean()),
-            "skill": None if gained is None else float(gained.mean()),
+            "skill": mean_skill,
             "rows_better_than_box3d": float((error < reference).mean()),
-            "error_spread": spread(error.mean(axis=1)),
-            "skill_spread": None if gained is None else spread(gained),
-            "species_error": dict(zip(fourflux.SPECIES, species.tolist(), strict=True)),
-            "component_error": dict(zip(fourflux.COMPONENTS, components.tolist(), strict=True)),
-            "flavor_sum_change": sums,
-            "lepton_number_change": numbers,
-            "physical_fraction": physical_fraction(F_final),
+            "error_spread": seed_deviation(error.mean(axis=1)),
+            "skill_spread": skill_spread,
+            "species_error": {
+                name: float(flux_error(true, pred, init, species=name).mean()) for name in fourflux.SPECIES
+            },
+            "component_error": {
+                name: float(flux_error(true, pred, init, component=name).mean()) for name in fourflux.COMPONENTS
+            },
+            "flavor_sum_change": float(flavor_sum_change(pred, init).max()),
+            "lepton_number_change": float(lepton_number_change(pred, init).max()),
+            "physical_fraction": physicality_rate(pred),
             "coverage": None,
             "coverage_spread": None,
         }
-        simulation, mean = scored.simulation[chosen], error.mean(axis=0)
+        mean = error.mean(axis=0)
         one["error_interval"] = ratio_interval(mean, np.ones_like(mean), simulation, resamples)
         # Box3D's skill is zero by definition.
-        measured = gained is not None and scheme != "box3d"
-        found = ratio_interval(mean, reference, simulation, resamples) if measured else None
-        one["skill_interval"] = None if found is None else [1 - found[1], 1 - found[0]]
+        measured = mean_skill is not None and scheme != "box3d"
+        ratio = ratio_interval(mean, reference, simulation, resamples) if measured else None
+        one["skill_interval"] = None if ratio is None else [1 - ratio[1], 1 - ratio[0]]
         if scheme == "model" and scored.std is not None:
-            covered = coverage(difference, scored.std[:, chosen])
-            one |= {"coverage": float(covered.mean()), "coverage_spread": spread(covered)}
+            difference = F[:, chosen] - scored.F_true[chosen]
+            covered = np.array([coverage(*pair) for pair in zip(difference, scored.std[:, chosen], strict=True)])
+            one |= {"coverage": float(covered.mean()), "coverage_spread": seed_deviation(covered)}
         schemes[scheme] = one
     return {
         "rows": int(chosen.sum()),
@@ -228,9 +249,9 @@ def worst(scored: Scored, count: int = 10) -> list[Entry]:
         ``error`` of every scheme, ``depth`` of the crossing and largest ``flux_factor``.
     """
     order = np.argsort(-scored.errors["model"].mean(axis=0), kind="stable")
-    found = []
+    entries = []
     for role in sorted(set(scored.role.tolist())):
-        found += [
+        entries += [
             {
                 "row": int(scored.row[i]),
                 "simulation": str(scored.name[i]),
@@ -242,16 +263,10 @@ def worst(scored: Scored, count: int = 10) -> list[Entry]:
             }
             for i in order[scored.role[order] == role][:count]
         ]
-    return found
+    return entries
 
 
-def skills(error: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Skill of each seed, or None where Box3D makes no error."""
-    box = reference.mean()
-    return 1 - error.mean(axis=1) / box if box > 0 else None
-
-
-def spread(values: NDArray[np.float64]) -> float | None:
+def seed_deviation(values: NDArray[np.float64]) -> float | None:
     """Standard deviation of one number per seed; None for a single seed."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
@@ -286,7 +301,7 @@ def ratio_interval(
     above, below = (np.bincount(index, weights=values) for values in (numerator, denominator))
     if len(above) < 2 or not (below > 0).all():
         return None
-    found = bootstrap(
+    interval = bootstrap(
         (above, below),
         lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis),
         paired=True,
@@ -297,104 +312,4 @@ def ratio_interval(
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return [float(found.low), float(found.high)]
-
-
-def conservation(F_init: fourflux.Float, F_final: fourflux.Float) -> tuple[float, float]:
-    """Largest change of a flavor sum, and of the lepton number of a flavor.
-
-    Parameters
-    ----------
-    F_init, F_final : ndarray, shape (..., 6, 4)
-        Over the row's total density; they are broadcast.
-    """
-    change = (F_final - F_init).reshape(-1, 2, 3, 4)
-    sums = np.abs(change.sum(axis=2)).max(initial=0.0)
-    numbers = np.abs(change[:, 0, :, fourflux.T] - change[:, 1, :, fourflux.T]).max(initial=0.0)
-    return float(sums), float(numbers)
-
-
-def physical_fraction(F: fourflux.Float) -> float:
-    """Fraction of the four-fluxes ``(..., 4)`` with ``N >= 0`` and ``|F| <= N``, to rounding."""
-    density, length = F[..., fourflux.T], np.linalg.norm(F[..., : fourflux.T], axis=-1)
-    return float(((density >= 0) & (length <= density * (1 + fourflux.FLUX_TOLERANCE))).mean())
-
-
-def coverage(difference: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Fraction of the errors ``(r, n, 6, 4)`` of each seed within `DEVIATIONS` deviations; `COVERAGE` is promised."""
-    return (np.abs(difference) <= DEVIATIONS * std).mean(axis=(1, 2, 3))
-
-
-# --- as text ---------------------------------------------------------------------------------------------
-
-
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
-    """Return a Markdown table whose first `left` columns are text."""
-    rule = ["---"] * left + ["---:"] * (len(header) - left)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
-
-
-def with_doubt(value: float | None, spread: float | None, interval: Sequence[float] | None, digits: int) -> str:
-    """``0.811 ± 0.004 [0.780, 0.838]``, as far as it is known."""
-    if value is None or not math.isfinite(value):
-        return ""
-    text = f"{value:.{digits}f}"
-    if spread is not None:
-        text += f" ± {spread:.{digits}f}"
-    if interval is not None:
-        text += f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
-    return text
-
-
-def score_table(entries: Sequence[Entry]) -> str:
-    """Rows, error, skill, conservation, physicality and coverage of every scheme in every group."""
-    header = ["group", "role", "scheme", "rows", "error", "skill", "better than Box3D", "conserved to", "physical"]
-    lines = []
-    for entry in entries:
-        for scheme, one in entry["schemes"].items():
-            changed = max(one["flavor_sum_change"], one["lepton_number_change"])
-            lines.append(
-                [
-                    entry["group"], entry["role"], SCHEMES[scheme], str(entry["rows"]),
-                    with_doubt(one["error"], one["error_spread"], one["error_interval"], 5),
-                    with_doubt(one["skill"], one["skill_spread"], one["skill_interval"], 3),
-                    "" if scheme == "box3d" else f"{100 * one['rows_better_than_box3d']:.0f} %", f"{changed:.0e}",
-                    f"{100 * one['physical_fraction']:.2f} %",
-                ]
-            )  # fmt: skip
-    return markdown_table(header, lines, 3)
-
-
-def detail_table(entries: Sequence[Entry]) -> str:
-    """Errors of every species and component, in thousandths of the total density."""
-    lines = []
-    for entry in entries:
-        for scheme, one in entry["schemes"].items():
-            numbers = [*one["species_error"].values(), *one["component_error"].values()]
-            lines.append([entry["group"], entry["role"], SCHEMES[scheme], *(f"{1e3 * n:.2f}" for n in numbers)])
-    return markdown_table(["group", "role", "scheme", *fourflux.SPECIES, *fourflux.COMPONENTS], lines, 3)
-
-
-def coverage_table(entries: Sequence[Entry]) -> str:
-    """How many of the errors lie within the model's own 90 % interval; empty if it gives none."""
-    lines = [
-        [entry["group"], entry["role"], with_doubt(one["coverage"], one["coverage_spread"], None, 3)]
-        for entry in entries
-        if (one := entry["schemes"]["model"])["coverage"] is not None
-    ]
-    title = f"within the {100 * COVERAGE:.0f} % interval"
-    return markdown_table(["group", "role", title], lines, 2) if lines else ""
-
-
-def worst_table(found: Sequence[Entry]) -> str:
-    """The worst rows."""
-    lines = [
-        [
-            one["simulation"] or "-", one["group"], one["role"], str(one["row"]),
-            *(f"{one['error'][scheme]:.5f}" for scheme in ("model", "box3d", "power")),
-            f"{one['depth']:.3f}", f"{one['flux_factor']:.2f}",
-        ]
-        for one in found
-    ]  # fmt: skip
-    header = ["simulation", "group", "role", "row", "error", "Box3D's", "power scheme's", "depth", "flux factor"]
-    return markdown_table(header, lines, 3)
+    return [float(interval.low), float(interval.high)]

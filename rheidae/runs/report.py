@@ -1,0 +1,227 @@
+"""What is said about scored rows: a JSON-safe report, and its tables as Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rheidae
+from rheidae import fourflux
+from rheidae.exceptions import RunError
+from rheidae.scoring.metrics import COVERAGE
+from rheidae.scoring.scores import CONFIDENCE, SCHEMES, Entry, Scored, summary, worst
+from rheidae.system.outputs import write_text
+
+Report = dict[str, Any]
+
+
+def report_on(scored: Scored, data: Any, about: Report, resamples: int = 2000) -> Report:
+    """Put everything that is known of the scored rows into a JSON-safe dict.
+
+    Parameters
+    ----------
+    scored : Scored
+        Predictions.
+    data : Bunch
+        Where the rows come from.
+    about : dict
+        What to say of the model; put first.
+    resamples : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    dict
+        ``groups``: a `rheidae.scoring.scores.summary` for each group in each role, with ``group`` and ``role``;
+        ``roles``: the same for all groups of a role; ``worst``: the ten worst rows of each role.
+    """
+    groups, roles = [], []
+    for role in sorted(set(scored.role.tolist())):
+        in_role = scored.role == role
+        names = sorted(set(scored.group[in_role].tolist()))
+        for group in names:
+            chosen = in_role & (scored.group == group)
+            groups.append({"group": group, "role": role, **summary(scored, chosen, resamples)})
+        roles.append({"group": "all", "role": role, **summary(scored, in_role, resamples)})
+    return {
+        **about,
+        "data": str(data.filename),
+        "rheidae_version": rheidae.__version__,
+        "confidence_level": CONFIDENCE,
+        "groups": groups,
+        "roles": roles,
+        "worst": worst(scored),
+    }
+
+
+def entries(report: Report) -> list[Report]:
+    """Return the groups of each role, and behind them all of the role where it has several groups."""
+    lines = []
+    for whole in report["roles"]:
+        groups = [entry for entry in report["groups"] if entry["role"] == whole["role"]]
+        lines += [*groups, whole] if len(groups) > 1 else groups
+    return lines
+
+
+def notes(report: Report) -> str:
+    """Say what the numbers are."""
+    lines = [
+        "error: four-flux distance over the total density, mean over species and rows, the truth averaged over mu and "
+        "tau where the initial state has them alike; skill: 1 - error / Box3D's error.",
+        f"[a, b]: {100 * report['confidence_level']:.0f} % bootstrap interval, simulations drawn with replacement.",
+    ]
+    if len(report["seeds"]) > 1:
+        lines.append(
+            f"Means over {len(report['seeds'])} seeds ({report['seeds'][0]} to {report['seeds'][-1]}); "
+            "±: standard deviation between seeds."
+        )
+    lines.append(
+        "conserved to: largest change of a flavor sum or of a flavor's lepton number, over the total density; "
+        "physical: four-fluxes with N >= 0 and |F| <= N."
+    )
+    if report.get("rows_left_out"):
+        lines.append(f"{report['rows_left_out']} rows that the run was trained or selected on are left out.")
+    return "\n".join(lines)
+
+
+def text(report: Report) -> str:
+    """Return what a terminal shows: scores, coverage, and what the numbers are."""
+    lines = entries(report)
+    return "\n\n".join(filter(None, [score_table(lines), coverage_table(lines), notes(report)]))
+
+
+def check_outputs(json_path: Path | None, page: Path | None, figures: Path | None) -> None:
+    """Refuse impossible outputs before minutes of training, not after.
+
+    Raises
+    ------
+    RunError
+        If a file's name is that of a folder, or the folder's that of a file.
+    """
+    for path in filter(None, (json_path, page)):
+        if path.is_dir():
+            raise RunError(f"{path}: is a folder; name a file in it")
+    if figures and figures.exists() and not figures.is_dir():
+        raise RunError(f"{figures}: is a file; --figures takes a folder")
+
+
+def write_report(report: Report, json_path: Path | None = None, page: Path | None = None) -> list[Path]:
+    """Write the report as JSON, as a page, or both; return what was written."""
+    contents = {
+        json_path: lambda: json.dumps(report, indent=2, allow_nan=False) + "\n",
+        page: lambda: markdown(report),
+    }
+    written = []
+    for path, content in contents.items():
+        if path is not None:
+            write_text(path, content())
+            written.append(path)
+    return written
+
+
+def markdown(report: Report) -> str:
+    """Return the report as a page."""
+    lines = entries(report)
+    coverage = coverage_table(lines)
+    sections = [
+        "# Evaluation",
+        f"Model: {report['model']}. Data: {report['data']}. rheidae {report['rheidae_version']}.",
+        notes(report).replace("\n", "\n\n"),
+        "## Schemes",
+        score_table(lines),
+        "## Errors by species and component",
+        "In thousandths of the total density: four-flux distance of each species; absolute error of each component, "
+        "mean over species.",
+        detail_table(lines),
+    ]
+    if coverage:
+        sections += [
+            "## Coverage",
+            f"Fraction of the 24 numbers of a row that lie within the model's own {100 * COVERAGE:.0f} % interval.",
+            coverage,
+        ]
+    sections += [
+        "## Worst rows",
+        "depth: smaller over larger integral of the electron lepton number on both sides of the crossing; flux factor: "
+        "the largest of the six species.",
+        worst_table(report["worst"]),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+# --- tables ------------------------------------------------------------------------------------------------
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
+    """Return a Markdown table whose first `left` columns are text."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
+
+
+def with_doubt(value: float | None, spread: float | None, interval: Sequence[float] | None, digits: int) -> str:
+    """``0.811 ± 0.004 [0.780, 0.838]``, as far as it is known."""
+    if value is None or not math.isfinite(value):
+        return ""
+    text = f"{value:.{digits}f}"
+    if spread is not None:
+        text += f" ± {spread:.{digits}f}"
+    if interval is not None:
+        text += f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+    return text
+
+
+def score_table(entries: Sequence[Entry]) -> str:
+    """Rows, error, skill, conservation, physicality and coverage of every scheme in every group."""
+    header = ["group", "role", "scheme", "rows", "error", "skill", "better than Box3D", "conserved to", "physical"]
+    lines = []
+    for entry in entries:
+        for scheme, one in entry["schemes"].items():
+            changed = max(one["flavor_sum_change"], one["lepton_number_change"])
+            lines.append(
+                [
+                    entry["group"], entry["role"], SCHEMES[scheme], str(entry["rows"]),
+                    with_doubt(one["error"], one["error_spread"], one["error_interval"], 5),
+                    with_doubt(one["skill"], one["skill_spread"], one["skill_interval"], 3),
+                    "" if scheme == "box3d" else f"{100 * one['rows_better_than_box3d']:.0f} %", f"{changed:.0e}",
+                    f"{100 * one['physical_fraction']:.2f} %",
+                ]
+            )  # fmt: skip
+    return markdown_table(header, lines, 3)
+
+
+def detail_table(entries: Sequence[Entry]) -> str:
+    """Errors of every species and component, in thousandths of the total density."""
+    lines = []
+    for entry in entries:
+        for scheme, one in entry["schemes"].items():
+            numbers = [*one["species_error"].values(), *one["component_error"].values()]
+            lines.append([entry["group"], entry["role"], SCHEMES[scheme], *(f"{1e3 * n:.2f}" for n in numbers)])
+    return markdown_table(["group", "role", "scheme", *fourflux.SPECIES, *fourflux.COMPONENTS], lines, 3)
+
+
+def coverage_table(entries: Sequence[Entry]) -> str:
+    """How many of the errors lie within the model's own 90 % interval; empty if it gives none."""
+    lines = [
+        [entry["group"], entry["role"], with_doubt(one["coverage"], one["coverage_spread"], None, 3)]
+        for entry in entries
+        if (one := entry["schemes"]["model"])["coverage"] is not None
+    ]
+    title = f"within the {100 * COVERAGE:.0f} % interval"
+    return markdown_table(["group", "role", title], lines, 2) if lines else ""
+
+
+def worst_table(rows: Sequence[Entry]) -> str:
+    """The worst rows."""
+    lines = [
+        [
+            one["simulation"] or "-", one["group"], one["role"], str(one["row"]),
+            *(f"{one['error'][scheme]:.5f}" for scheme in ("model", "box3d", "power")),
+            f"{one['depth']:.3f}", f"{one['flux_factor']:.2f}",
+        ]
+        for one in rows
+    ]  # fmt: skip
+    header = ["simulation", "group", "role", "row", "error", "Box3D's", "power scheme's", "depth", "flux factor"]
+    return markdown_table(header, lines, 3)

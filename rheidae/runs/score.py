@@ -1,0 +1,262 @@
+"""Which model is asked about which rows: a run about those it has not seen, and cross-validation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rheidae.config import Config, TrainParms, read_config
+from rheidae.datasets import load_dataset
+from rheidae.estimator.regressor import FluxRegressor
+from rheidae.exceptions import RunError
+from rheidae.runs.build import build_regressor
+from rheidae.runs.folder import Run, load_run
+from rheidae.scoring.scores import Scored, score
+from rheidae.scoring.splits import (
+    Part,
+    Rows,
+    cross_validation_parts,
+    simulation_labels,
+    three_dimensional_groups,
+)
+
+log = logging.getLogger(__name__)
+
+
+About = dict[str, Any]
+"""What a report says of the model: ``model``, ``seeds``, and how it was scored."""
+
+
+def score_folder(folder: str | Path, source: str | Path) -> tuple[Scored, Any, About]:
+    """Score the run of a folder on a preprocessed file; also returns the data. See `score_run`."""
+    run = load_run(folder)
+    data = _load(source, run.config.data.target_scale)
+    scored, about = score_run(run, data)
+    return scored, data, about
+
+
+def score_run(run: Run, data: Any) -> tuple[Scored, About]:
+    """Score a run on the rows of a data set that it was neither trained nor selected on.
+
+    Parameters
+    ----------
+    run : Run
+        From `rheidae.runs.folder.load_run`.
+    data : Bunch
+        From `load_dataset`, with the run's `target_scale`. Rows are recognised by their numbers, whatever file
+        they come in.
+
+    Returns
+    -------
+    scored : Scored
+        In the roles "held out" (other rows of the families that were trained on) and "unseen family".
+    about : dict
+        Also ``rows_left_out``: how many rows took part in training or validation.
+
+    Raises
+    ------
+    RunError
+        If no row is left.
+    """
+    seen = run.has_seen(data)
+    if seen.all():
+        raise RunError(f"{data.filename}: the run was trained on every row of it; evaluate on other simulations")
+    rows = np.flatnonzero(~seen)
+    scored = score_rows(run.regressor, data, rows, run.role_of(data.groups[rows]))
+    about = {"model": f"run {run.folder}", "rows_left_out": int(seen.sum()), "seeds": [run.config.data.seed]}
+    return scored, about
+
+
+def score_rows(model: FluxRegressor, data: Any, rows: Rows, role: NDArray[np.str_]) -> Scored:
+    """Score a trained model on some rows, each in a role; see `rheidae.scoring.scores.score`."""
+    prediction, std = predict_rows(model, data.data[rows])
+    return score(
+        data, rows, role, simulation_labels(data)[rows], prediction[None], None if std is None else std[None],
+        mixing_parameters(model, data.data[rows]),
+    )  # fmt: skip
+
+
+def score_settings(
+    source: str | Path,
+    kinds: Sequence[str],
+    config_path: str | None = None,
+    parms_path: str | None = None,
+    *,
+    folds: int = 5,
+    seeds: int = 1,
+    test_only: Sequence[str] | None = None,
+    sample: int | None = None,
+) -> tuple[Scored, Any, About]:
+    """Cross-validate what configuration files describe, or the estimator's defaults; see `cross_validate`.
+
+    Parameters
+    ----------
+    source : path
+        Preprocessed file.
+    kinds, folds
+        As of `cross_validate`.
+    config_path, parms_path : str, optional
+        ``model.yaml`` and ``train_parms.yaml``.
+    seeds : int
+        How many, from 0.
+    test_only : sequence of str, optional
+        Groups that no model is trained on; by default those whose simulations are 3D by their names.
+    sample : int, optional
+        A row that will be drawn: refused before minutes of training, not after.
+
+    Returns
+    -------
+    scored : Scored
+    data : Bunch
+    about : dict
+    """
+    config = read_config(config_path, Config) if config_path else None
+    parms = read_config(parms_path, TrainParms) if parms_path else None
+    data = _load(source, (config or Config()).data.target_scale)
+    if sample is not None and not 0 <= sample < len(data.data):
+        raise RunError(f"row {sample} is not among the {len(data.data)} of {source} (--sample)")
+    if test_only is None:
+        test_only = three_dimensional_groups(data)
+    scored = cross_validate(
+        data, _maker(config, parms), kinds, folds=folds, seeds=range(seeds), test_only=test_only
+    )  # fmt: skip
+    files = [path for path in (config_path, parms_path) if path]
+    about = {
+        "model": f"{', '.join(files)}, cross-validated" if files else "FluxRegressor, defaults, cross-validated",
+        "cross_validation": list(kinds),
+        "folds": folds if "rows" in kinds else None,
+        "test_only": list(test_only),
+        "seeds": list(range(seeds)),
+    }
+    return scored, data, about
+
+
+def _load(path: str | Path, target_scale: float) -> Any:
+    data = load_dataset(path, target_scale)
+    if not len(data.data):
+        raise RunError(f"{path}: has no rows; preprocess raw files that hold some")
+    return data
+
+
+def _maker(config: Config | None, parms: TrainParms | None) -> Callable[[int], FluxRegressor]:
+    """Return what makes an untrained estimator for a seed: the default one, or as configuration files say."""
+    if config is None and parms is None:
+        return lambda seed: FluxRegressor(random_state=seed)
+    config, parms = config or Config(), parms or TrainParms()
+
+    def make(seed: int) -> FluxRegressor:
+        return build_regressor(config, parms).set_params(random_state=seed, val_split=config.data.val_split)
+
+    return make
+
+
+def cross_validate(
+    data: Any,
+    make: Callable[[int], FluxRegressor],
+    kinds: Sequence[str],
+    *,
+    folds: int = 5,
+    seeds: Sequence[int] = (0,),
+    test_only: Sequence[str] = (),
+    train_rows: int | None = None,
+) -> Scored:
+    """Train and score estimators so that no row is predicted by a model that has seen it.
+
+    Parameters
+    ----------
+    data : Bunch
+        From `load_dataset`.
+    make : callable
+        Returns an untrained estimator for a seed.
+    kinds, folds, test_only
+        See `rheidae.scoring.splits.cross_validation_parts`.
+    seeds : sequence of int
+        The whole procedure is done once for each: initial weights, order of the batches, and folds.
+    train_rows : int, optional
+        Train on so many rows of each part at most, drawn at random: a point of a learning curve.
+
+    Returns
+    -------
+    Scored
+        With one prediction of each row for every seed.
+
+    Raises
+    ------
+    RunError
+        If the data are too few for it.
+    """
+    simulations = simulation_labels(data)
+    position: dict[str, Rows] = {}  # of a row of the data among those scored in a role
+    rows: list[Rows] = []
+    roles: list[str] = []
+    per_seed = []
+    for seed in seeds:
+        parts = cross_validation_parts(data, kinds, folds, seed, test_only)
+        if not position:
+            for role in dict.fromkeys(part.role for part in parts):
+                tested = np.sort(np.concatenate([part.test for part in parts if part.role == role]))
+                position[role] = np.full(len(data.data), -1)
+                position[role][tested] = len(roles) + np.arange(len(tested))
+                rows.append(tested)
+                roles += [role] * len(tested)
+        predicted = np.full((len(roles), 24), np.nan)
+        deviations = np.full_like(predicted, np.nan)
+        parameters = np.full((len(roles), 6), np.nan)
+        for number, part in enumerate(parts):
+            log.info(
+                "seed %d, %d of %d: %d rows to train on, %d %s",
+                seed, number + 1, len(parts), len(part.train), len(part.test), part.role,
+            )  # fmt: skip
+            model = _fit(make(seed), data, simulations, _at_most(part, train_rows, seed))
+            where = position[part.role][part.test]
+            predicted[where], std = predict_rows(model, data.data[part.test])
+            deviations[where] = np.nan if std is None else std
+            theta = mixing_parameters(model, data.data[part.test])
+            parameters[where] = np.nan if theta is None else theta
+        per_seed.append((predicted, deviations, parameters))
+    every = np.concatenate(rows)
+    prediction, std, theta = (np.stack(tables) for tables in zip(*per_seed, strict=True))
+    return score(
+        data,
+        every,
+        np.array(roles),
+        simulations[every],
+        prediction,
+        std if np.isfinite(std).all() else None,
+        theta[0] if np.isfinite(theta[0]).all() else None,
+    )
+
+
+def _at_most(part: Part, rows: int | None, seed: int) -> Part:
+    if rows is None or rows >= len(part.train):
+        return part
+    return part._replace(train=np.sort(np.random.default_rng(seed).permutation(part.train)[:rows]))
+
+
+def _fit(model: FluxRegressor, data: Any, simulations: Rows, part: Part) -> FluxRegressor:
+    """Train; a validation part is drawn in whole simulations."""
+    options = {"groups": simulations[part.train]} if model.val_split else {}
+    return model.fit(data.data[part.train], data.target[part.train], **options)
+
+
+def predict_rows(model: FluxRegressor, X: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return predictions ``(n, 24)``, and standard deviations if the model was calibrated."""
+    if model.error_scale_ is None:
+        return model.predict(X), None
+    final, std = model.predict(X, return_std=True)
+    return final, std
+
+
+def mixing_parameters(model: FluxRegressor, X: NDArray[Any]) -> NDArray[np.float64] | None:
+    """Parameters ``(n, 6)`` that a mixing model sets for each row; None for another network."""
+    if not hasattr(model.module_, "parameters_of"):
+        return None
+    with torch.no_grad():
+        theta = model.module_.parameters_of(model.get_dataset(X).x.to(model.device))
+    return np.asarray(theta.cpu().numpy(), dtype=np.float64)

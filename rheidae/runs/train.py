@@ -1,0 +1,277 @@
+"""Training runs: from a preprocessed file to a run folder."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from skorch.helper import predefined_split
+
+from rheidae.config import Config, DataConfig, TrainParms
+from rheidae.datasets import load_dataset
+from rheidae.estimator.callbacks import EpochProgress, HistoryLog, RunCheckpoint, StopRequest
+from rheidae.estimator.processes import agreed, distribute, join, launched
+from rheidae.exceptions import DataError, RunError, RunStopped
+from rheidae.runs import modelcard
+from rheidae.runs.build import build_regressor
+from rheidae.runs.folder import (
+    Run,
+    check_same_run,
+    clear_run,
+    data_fingerprint,
+    load_state,
+    row_keys,
+    save_about,
+    save_config,
+    save_run,
+)
+from rheidae.scoring import plots
+from rheidae.scoring.splits import Rows, shuffled_split, simulation_labels
+from rheidae.system.h5 import open_h5
+from rheidae.system.outputs import write_text
+
+log = logging.getLogger(__name__)
+
+
+def split_rows(data: Any, config: DataConfig) -> dict[str, Rows]:
+    """Divide the rows of a data set into training, validation and test rows.
+
+    Parameters
+    ----------
+    data : Bunch
+        From `load_dataset`.
+    config : DataConfig
+        Rows whose group is in `holdout_groups` go nowhere. Of the others, `test_split` and `val_split` are
+        fractions, drawn at random from `seed`.
+
+    Returns
+    -------
+    dict of ndarray
+        Row numbers under "train", "valid" and "test". Rows of one simulation (same `groups` and `dirname`) stay
+        together.
+
+    Raises
+    ------
+    RunError
+        If a group to hold out is not in the data, or a part that was asked for would have no rows.
+    """
+    known = sorted(set(data.groups.tolist()))
+    for group in config.holdout_groups:
+        if group not in known:
+            near = difflib.get_close_matches(group, known, n=1, cutoff=0.0)
+            raise RunError(
+                f"data.holdout_groups: {group!r} is not in {data.filename}; the nearest is {near[0]!r}, "
+                f"all are {', '.join(known)}"
+            )
+    rows = np.flatnonzero(~np.isin(data.groups, config.holdout_groups))
+    simulations = simulation_labels(data)
+    parts = {}
+    left = rows
+    for part, fraction in (("test", config.test_split), ("valid", config.val_split)):
+        share = round(fraction * len(rows))
+        if fraction == 0:
+            parts[part] = rows[:0]
+            continue
+        if share < 1 or len(np.unique(simulations[left])) < 2:
+            raise RunError(
+                f"{data.filename}: {len(rows)} rows are too few for a {part} part of {fraction:g}; "
+                "preprocess more rows, or set the fraction to 0"
+            )
+        left, parts[part] = shuffled_split(left, simulations[left], share / len(left), config.seed)
+    if len(left) < 2:
+        raise RunError(f"{data.filename}: {len(left)} rows are left to train on; at least 2 are needed")
+    return {"train": left, **parts}
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], int | None]]:
+    """Note SIGTERM and SIGUSR1 instead of dying of them; yields a function that returns the one that came, or None.
+
+    SLURM warns by them before it kills. Outside the main thread Python allows no handlers; nothing is noted there.
+    """
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            before[number] = signal.signal(number, lambda n, _frame: came.append(n))
+    try:
+        yield lambda: came[0] if came else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def require_box3d(path: str | Path) -> None:
+    """Raise `DataError` if a preprocessed file has no answer of Box3D in it.
+
+    A file of ``diagnostics: minimal`` has it in `input` alone.
+    """
+    with open_h5(path, "make it with: python -m rheidae.preprocess") as file:
+        minimal = file.attrs.get("rheidae_version") and json.loads(file.attrs["config"])["diagnostics"] == "minimal"
+        if not minimal and "F_box" not in file and "F_box_flat" not in file:
+            raise DataError(
+                f"{path}: no dataset 'F_box'; training starts from Box3D's answer: make the file with: "
+                f"python -m rheidae.preprocess. The file holds: {', '.join(sorted(file)) or 'nothing'}"
+            )
+
+
+def train(config: Config, parms: TrainParms, run_id: str, threads: int | None = 1) -> Path:
+    """Train a model and write its run folder.
+
+    Parameters
+    ----------
+    config, parms : Config, TrainParms
+        ``config/model.yaml`` and ``config/train_parms.yaml``. With `resume_from`, the run in that folder goes on from
+        its last checkpoint, exactly as if it had not been stopped; configuration and data have to be those of then.
+    run_id : str
+        Name of the folder under `checkpoint_dir`; a run of that name is replaced. Not used with `resume_from`.
+    threads : int or None
+        Of `FluxRegressor`.
+
+    Returns
+    -------
+    Path
+        The run folder.
+
+    Raises
+    ------
+    RheidaeError
+        If the data or the configuration do not allow it; nothing is written then.
+    RunStopped
+        After SIGTERM or SIGUSR1; the last finished epoch is saved.
+    KeyboardInterrupt
+        After Ctrl-C; the run folder is complete, with the best weights so far.
+    """
+    # One of several processes: all train, the first writes.
+    accelerator = join(config.training.device) if launched() else None
+    writes = accelerator is None or accelerator.is_main_process
+    if not writes:
+        log.setLevel(logging.WARNING)
+    source = config.data.processed_path
+    require_box3d(source)
+    data = load_dataset(source, config.data.target_scale)
+    parts = split_rows(data, config.data)
+    train_rows, valid_rows = parts["train"], parts["valid"]
+    X, y = data.data[train_rows], data.target[train_rows]
+    regressor = build_regressor(config, parms).set_params(threads=threads)
+    if accelerator is not None:
+        regressor = distribute(regressor, accelerator)
+    regressor.check_rows(X, y)
+    if len(valid_rows):
+        valid = regressor.get_dataset(data.data[valid_rows], data.target[valid_rows])
+        regressor.set_params(train_split=predefined_split(valid))
+    if parms.logging.tensorboard:
+        _require_tensorboard()
+    fingerprint = data_fingerprint(data)
+    resume_from = config.training.resume_from
+    state = None
+    if resume_from is None:
+        folder = Path(config.training.checkpoint_dir) / run_id
+        if writes:
+            clear_run(folder)
+            save_config(folder, config, parms)
+    else:
+        folder = Path(resume_from)
+        check_same_run(folder, config, parms, fingerprint)
+        state = load_state(folder)
+    run_id = folder.name
+    log.info(
+        "%d rows: %s, held out %s", len(data.data), ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()),
+        ", ".join(config.data.holdout_groups) or "no group",
+    )  # fmt: skip
+    about = {
+        "run_id": run_id,
+        "data": source,
+        "data_fingerprint": fingerprint,
+        "seed": config.data.seed,
+        "groups": sorted(set(data.groups[train_rows].tolist())),
+        "training_range": modelcard.training_range(data, train_rows),
+    }
+    if writes:
+        save_about(folder, {**about, "status": "running"})
+    keys = row_keys(data.data, data.target)
+    saved_rows = {part: keys[rows] for part, rows in parts.items()}
+    checkpoint = RunCheckpoint(folder, parms.logging.save_every)
+    started = time.perf_counter()
+    with stop_signals() as asked:
+        if accelerator is not None:
+            asked = agreed(asked, accelerator)
+        extra: list[tuple[str, Any]] = [("stop", StopRequest(asked))]
+        if writes:
+            extra += [("progress", EpochProgress(config.training.epochs)), ("history_log", HistoryLog(folder))]
+            if parms.logging.tensorboard:
+                extra.append(("tensorboard", _tensorboard(folder)))
+            extra.append(("checkpoint", checkpoint))
+        regressor.set_params(callbacks=[*regressor.callbacks, *extra])
+        try:
+            if state is None:
+                regressor.fit(X, y)
+            else:
+                log.info("going on after epoch %d", state["epoch"])
+                regressor.resume(X, y, state)
+        except RunStopped as stop:
+            if writes:
+                checkpoint.write(regressor)
+                save_about(folder, {**about, "status": f"stopped by signal {stop.signal}"})
+            log.info("stopped by signal %d; go on with: --resume-from %s", stop.signal, folder)
+            raise
+        except RunError as error:
+            if writes:
+                save_about(folder, {**about, "status": f"failed: {error}"})
+            raise
+    seconds = time.perf_counter() - started
+    about |= {
+        "status": "interrupted" if regressor.interrupted_ else "finished",
+        "epochs": len(regressor.history),
+        "seconds": round(seconds, 2),
+        "parameters": sum(parameter.numel() for parameter in regressor.module_.parameters()),
+    }
+    if accelerator is not None:
+        accelerator.end_training()
+    if writes:
+        save_run(folder, regressor, saved_rows, about)
+        run = Run(folder, regressor, config, parms, saved_rows, frozenset(data.groups[train_rows].tolist()))
+        write_text(folder / modelcard.NAME, modelcard.model_card(run, data, about))
+        if len(regressor.history):
+            plots.loss_curve(regressor.history, Path(config.training.results_dir) / run_id / "loss.png")
+    log.info("%d epochs in %.1f s; run folder %s", len(regressor.history), seconds, folder)
+    if regressor.interrupted_:
+        raise KeyboardInterrupt
+    return folder
+
+
+def _require_tensorboard() -> Any:
+    """Return the writer of TensorBoard's files, or say what to install."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise RunError(
+            "logging.tensorboard: the package tensorboard is not installed; install the extra rheidae[tensorboard], "
+            "or set it to false"
+        ) from None
+    return SummaryWriter
+
+
+def _tensorboard(folder: Path) -> Any:
+    from skorch.callbacks import TensorBoard
+
+    return TensorBoard(_require_tensorboard()(str(folder / "tensorboard")))
+
+
+def smoke(config: Config, parms: TrainParms) -> float:
+    """One batch forward and backward; return its loss. Writes nothing."""
+    data = load_dataset(config.data.processed_path, config.data.target_scale)
+    rows = split_rows(data, config.data)["train"][: config.data.batch_size]
+    regressor = build_regressor(config, parms).initialize()
+    batch = regressor.get_dataset(data.data[rows], data.target[rows])
+    loss = regressor.train_step((batch.x, batch.y))["loss"].detach()
+    return float(loss)

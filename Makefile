@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SETUP := $(VENV)/.installed
 
 .PHONY: setup sample preprocess train train-residual smoke demo evaluate ablation plot-loss slurm-preprocess slurm-train \
-	test bench docs lint clean
+	test test-lowest bench docs lint clean
 .DEFAULT_GOAL := demo
 
 # Made anew when the requirements change.
@@ -61,6 +61,15 @@ slurm-train: setup
 test: setup
 	$(RUN) -m pytest
 
+# With the lowest versions that pyproject.toml allows: the tests that are quick, and touch every one of them.
+LOWEST := .venv-lowest
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . pytest hypothesis
+	$(LOWEST)/bin/python -m pytest -m 'not slow' $(LOWEST_TESTS)
+LOWEST_TESTS := tests/test_fourflux.py tests/test_quadrature.py tests/test_minerbo.py tests/test_config.py \
+	tests/test_datasets.py tests/test_regressor.py tests/test_train.py
+
 bench: setup
 	$(RUN) -m pytest benchmarks
 
@@ -73,5 +82,5 @@ lint: setup
 	$(RUN) -m mypy
 
 clean:
-	rm -rf $(VENV) .data .pdata results build docs/_build docs/_gallery *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(LOWEST) .data .pdata results build docs/_build docs/_gallery *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find rheidae tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

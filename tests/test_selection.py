@@ -356,7 +356,7 @@ def test_every_scorer_has_a_name(rows):
     ):
         with pytest.raises(ValueError, match=message):
             FluxScorer(**bad)
-    with pytest.raises(ValueError, match="'flux_error_nu_x' is not one of ours; the nearest is 'neg_flux_error_nu_e_x'"):
+    with pytest.raises(ValueError, match="'flux_error_nu_x' is not one of ours; the nearest is 'neg_flux"):
         get_scorer("flux_error_nu_x")
     get_scorer("neg_flux_error").set_score_request(sample_weight=True)
     assert get_scorer("neg_flux_error").get_metadata_routing().score.requests == {"sample_weight": None}

@@ -19,11 +19,11 @@ import numpy as np
 from rheidae.config import PreprocessConfig
 from rheidae.exceptions import DataError
 from rheidae.preprocess import shuffle
-from rheidae.preprocess.rows import RowSource, Table, columns_of, locate, read_rows, write_all
-from rheidae.preprocess.trainingset import CARRIED, MINIMAL, Arrays, Done, complete, example, finish, writing
+from rheidae.preprocess.rows import RowSource, columns_of, locate, read_rows
+from rheidae.preprocess.trainingset import CARRIED, MINIMAL, Arrays, Done, complete, example, writing
 from rheidae.system.cluster import Workers
 from rheidae.system.h5 import open_h5
-from rheidae.system.outputs import Outputs
+from rheidae.system.outputs import Outputs, write_all
 from rheidae.system.progress import Progress, Stages
 
 BUCKET_BYTES = 8 << 20
@@ -140,17 +140,10 @@ def combine(
             begins = _scatter(parts, rows, spill, record, config, workers, stages, step)
             read()
             work: Any = _sorted_bucket
-            blocks = (
-                (spill, begin, end, record, config, output.table, workers.remote)
-                for begin, end in itertools.pairwise(begins)
-            )
+            blocks = ((spill, begin, end, record, config) for begin, end in itertools.pairwise(begins))
         else:
             work = _copied_block
-            blocks = (
-                (part, start, stop, record, config, output.table, workers.remote)
-                for part in parts
-                for start, stop in _pieces(part.rows, step)
-            )
+            blocks = ((part, start, stop, record, config) for part in parts for start, stop in _pieces(part.rows, step))
         with Progress("all", rows) as progress:
             for done in workers.run(work, blocks):
                 output.take(done)
@@ -217,9 +210,7 @@ def _scatter_block(
     return time.perf_counter() - started, records.nbytes
 
 
-def _sorted_bucket(
-    spill: Path, begin: int, end: int, record: Any, config: PreprocessConfig, table: Table, durable: bool
-) -> Done:
+def _sorted_bucket(spill: Path, begin: int, end: int, record: Any, config: PreprocessConfig) -> Done:
     """Second pass: rows ``begin:end`` of the combined file."""
     stages = Stages()
     with stages.timed("gather"):
@@ -229,7 +220,7 @@ def _sorted_bucket(
             _fill(file, records)
         records = _taken(records, np.argsort(shuffle.keys(records["row"], config.seed)))
         arrays = _arrays(records, config)
-    return finish(arrays, begin, end - begin, table, durable, stages)
+    return Done(begin, end - begin, stages, arrays)
 
 
 def _taken(records: Any, order: Any) -> Any:
@@ -246,10 +237,8 @@ def _fill(file: Any, records: Any) -> None:
         view = view[count:]
 
 
-def _copied_block(
-    part: _Part, start: int, stop: int, record: Any, config: PreprocessConfig, table: Table, durable: bool
-) -> Done:
+def _copied_block(part: _Part, start: int, stop: int, record: Any, config: PreprocessConfig) -> Done:
     stages = Stages()
     with stages.timed("gather"):
         arrays = _arrays(_read_records(part, start, stop, record), config)
-    return finish(arrays, part.first + start, stop - start, table, durable, stages)
+    return Done(part.first + start, stop - start, stages, arrays)

@@ -21,7 +21,7 @@ from rheidae.exceptions import DataError, OutputError
 from rheidae.preprocess import badrows, fingerprint
 from rheidae.preprocess.combine import combine
 from rheidae.preprocess.rawfile import RawDatasets, inspect, linked_files, read_growth_rate, read_names
-from rheidae.preprocess.rows import Column, Table, columns_of
+from rheidae.preprocess.rows import Column, columns_of
 from rheidae.preprocess.trainingset import (
     Arrays,
     Done,
@@ -29,7 +29,6 @@ from rheidae.preprocess.trainingset import (
     complete,
     evaluate,
     example,
-    finish,
     output_columns,
     writing,
 )
@@ -238,8 +237,6 @@ class _Block(NamedTuple):
     sim_id: bytes
     names: Any
     """Directory names of the rows; None: to be read."""
-    table: Table
-    durable: bool
 
 
 def _preprocess_file(
@@ -257,10 +254,10 @@ def _preprocess_file(
         if kept == 0:
             raise DataError(f"{simulation.source}: all {rows} rows are bad, none is left; disable the file")
         columns = output_columns(example(config, datasets, len(raw.sim_id.encode()), survey.name_bytes), config)
-        said = attributes(config, [simulation.source], simulation.fingerprint, survey.counts)
+        described = attributes(config, [simulation.source], simulation.fingerprint, survey.counts)
         dropped = {raw.output_name: survey.dropped} if config.on_bad_rows == "drop" else {}
-        with writing(simulation.target, kept, columns, said, dropped, config, stages, finished=finished) as output:
-            blocks = _blocks(simulation, config, survey, output.table, workers.remote)
+        with writing(simulation.target, kept, columns, described, dropped, config, stages, finished=finished) as output:
+            blocks = _blocks(simulation, config, survey)
             try:
                 for done in workers.run(_process_block, ((block,) for block in blocks)):
                     output.take(done)
@@ -304,9 +301,7 @@ def _block_rows(datasets: RawDatasets, config: PreprocessConfig) -> int:
     return math.ceil(rows / chunk) * chunk if chunk <= 2 * rows else rows
 
 
-def _blocks(
-    simulation: _Simulation, config: PreprocessConfig, survey: _Survey, table: Table, durable: bool
-) -> Iterator[_Block]:
+def _blocks(simulation: _Simulation, config: PreprocessConfig, survey: _Survey) -> Iterator[_Block]:
     step = _block_rows(simulation.datasets, config)
     sim_id = simulation.raw.sim_id.encode()
     for start in range(0, simulation.rows, step):
@@ -314,11 +309,11 @@ def _blocks(
         low, high = np.searchsorted(survey.dropped, [start, stop])
         drop, first = survey.dropped[low:high], start - int(low)
         names = survey.names[start // step] if survey.names else None
-        yield _Block(simulation.datasets, start, stop, drop, first, config, sim_id, names, table, durable)
+        yield _Block(simulation.datasets, start, stop, drop, first, config, sim_id, names)
 
 
 def _process_block(block: _Block) -> Done:
-    """Read, evaluate and write the rows of a block; runs in a thread or on a cluster."""
+    """Read and evaluate the rows of a block; runs in a thread or on a cluster."""
     config, datasets, start, stop = block.config, block.datasets, block.start, block.stop
     stages = Stages()
     with stages.timed("read"):
@@ -337,7 +332,7 @@ def _process_block(block: _Block) -> Done:
         if kinds.any():
             raise _BadRowError(_first_bad(datasets, F_init, F_true, kinds, start, config.tolerances))
         arrays = complete({**evaluate(F_init, F_true, config), **extra}, config)
-    return finish(arrays, block.first, len(F_init), block.table, block.durable, stages)
+    return Done(block.first, len(F_init), stages, arrays)
 
 
 def _extra(datasets: RawDatasets, sim_id: bytes, names: Any, start: int, stop: int) -> Arrays:

@@ -1,17 +1,16 @@
-"""Rows of HDF5 datasets, read and written in pieces by many threads or processes at once.
+"""Rows of HDF5 datasets, read in pieces by many threads or processes at once, and written by one.
 
 h5py lets one thread of a process into HDF5 at a time. Datasets that lie in one piece in the file, which large arrays
-without compression do, need no HDF5 once their place is known: they are read and written directly, at the speed of
-the disk. Everything else goes through h5py.
+without compression do, need no HDF5 once their place is known: they are read directly, at the speed of the disk, and a
+file that ends early is an error, where HDF5 would give zeros. Everything else goes through h5py.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
@@ -19,7 +18,6 @@ import numpy as np
 
 from rheidae.exceptions import DataError
 from rheidae.system.h5 import FETCH_AGAIN, H5_ERRORS, open_h5, read
-from rheidae.system.outputs import start_writing_back, write_all
 from rheidae.system.signals import uninterrupted
 
 # HDF5's own cache of 1 MB holds less than one chunk of many files, which would then be unpacked again for every
@@ -170,32 +168,13 @@ class Storage(NamedTuple):
     """Level of compression; None: not compressed."""
 
 
-class Table(NamedTuple):
-    """Datasets of equal length in a file that is being written."""
-
-    path: str
-    rows: int
-    columns: tuple[Column, ...]
-    offsets: tuple[int, ...]
-    """Where each dataset lies; empty if they do not lie in one piece."""
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all rows, before compression."""
-        return self.rows * sum(column.row_bytes for column in self.columns)
-
-
 def columns_of(arrays: dict[str, Any]) -> tuple[Column, ...]:
     """Return the columns of a table that takes `arrays`."""
     return tuple(Column(name, values.dtype.str, values.shape[1:]) for name, values in arrays.items())
 
 
-def create_table(file: h5py.File, path: str | Path, rows: int, columns: Sequence[Column], storage: Storage) -> Table:
-    """Create the datasets of a table in the newly made `file`, which lies at `path`.
-
-    Without chunks their place is reserved at once, and `write_rows` fills them when `file` is closed.
-    """
-    offsets = []
+def create_datasets(file: h5py.File, rows: int, columns: Sequence[Column], storage: Storage) -> None:
+    """Create datasets of equal length in the newly made `file`; without chunks their place is reserved at once."""
     for column in columns:
         shape = (rows, *column.shape)
         if storage.chunk_rows is not None:
@@ -210,36 +189,13 @@ def create_table(file: h5py.File, path: str | Path, rows: int, columns: Sequence
         creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         creation.set_obj_track_times(False)  # the same input gives the same bytes
         kind = h5py.h5t.py_create(np.dtype(column.dtype), logical=True)
-        made = h5py.h5d.create(file.id, column.name.encode(), kind, h5py.h5s.create_simple(shape), dcpl=creation)
-        offsets.append(made.get_offset())
-    return Table(str(path), rows, tuple(columns), tuple(offsets))
+        h5py.h5d.create(file.id, column.name.encode(), kind, h5py.h5s.create_simple(shape), dcpl=creation)
 
 
-def write_rows(table: Table, arrays: dict[str, Any], start: int, durable: bool = False) -> int:
-    """Write arrays from row `start` on, directly into the closed file; return the number of bytes.
-
-    `durable` waits until they are on the disk, which other machines cannot be asked for later.
-    """
-    descriptor = os.open(table.path, os.O_WRONLY)
+def write_rows(file: h5py.File, arrays: dict[str, Any], start: int) -> int:
+    """Write arrays from row `start` on into the datasets of the same names; return the number of bytes."""
     total = 0
-    try:
-        for column, offset in zip(table.columns, table.offsets, strict=True):
-            data = np.ascontiguousarray(arrays[column.name], dtype=column.dtype).reshape(-1).view(np.uint8)
-            write_all(descriptor, data, offset + start * column.row_bytes)
-            start_writing_back(descriptor, offset + start * column.row_bytes, len(data))
-            total += len(data)
-        if durable:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return total
-
-
-def write_chunked(file: h5py.File, arrays: dict[str, Any], start: int, names: Iterable[str]) -> int:
-    """Write arrays from row `start` on through HDF5, into the open file; return the number of bytes."""
-    total = 0
-    for name in names:
-        values = arrays[name]
+    for name, values in arrays.items():
         with uninterrupted():
             file[name][start : start + len(values)] = values
         total += values.nbytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from rheidae.config import PreprocessConfig
 from rheidae.mixing.box3d import box3d, mix
 from rheidae.preprocess import fingerprint
 from rheidae.preprocess.rawfile import RawDatasets
-from rheidae.preprocess.rows import Column, Storage, Table, columns_of, create_table, write_chunked, write_rows
+from rheidae.preprocess.rows import Column, Storage, columns_of, create_datasets, write_rows
 from rheidae.system.h5 import create_h5
 from rheidae.system.outputs import Finished, Outputs, not_written
 from rheidae.system.progress import Stages
@@ -111,37 +111,27 @@ class Done(NamedTuple):
     start: int
     rows: int
     stages: Stages
-    arrays: Arrays | None
-    """The arrays, if they could not be written into the file directly."""
-
-
-def finish(arrays: Arrays, first: int, rows: int, table: Table, durable: bool, stages: Stages) -> Done:
-    """Write arrays from row `first` on, or hand them back if they have to go through HDF5."""
-    if not table.offsets:
-        return Done(first, rows, stages, arrays)
-    with stages.timed("write"):
-        count = write_rows(table, arrays, first, durable)
-    stages.add("write", 0.0, count)
-    return Done(first, rows, stages, None)
+    arrays: Arrays
+    """What goes into the file from row `start` on."""
 
 
 class Output:
-    """A file that is being written."""
+    """A file that is being written, by the process that gave out the blocks, in their order."""
 
-    def __init__(self, table: Table, file: h5py.File | None, stages: Stages) -> None:
-        self.table = table
-        self._file = file
+    def __init__(
+        self, file: h5py.File, require_written: Callable[[], None], columns: Sequence[Column], stages: Stages
+    ) -> None:
+        self._file, self._require_written = file, require_written
+        self._names = [column.name for column in columns]
         self._stages = stages
 
     def take(self, done: Done) -> None:
-        """Account for a block, and write what it could not write itself."""
+        """Write a block, and account for it."""
         self._stages.update(done.stages)
-        if done.arrays is not None:
-            assert self._file is not None
-            names = [column.name for column in self.table.columns]
-            with self._stages.timed("write"):
-                count = write_chunked(self._file, done.arrays, done.start, names)
-            self._stages.add("write", 0.0, count)
+        with self._stages.timed("write"):
+            count = write_rows(self._file, {name: done.arrays[name] for name in self._names}, done.start)
+        self._stages.add("write", 0.0, count)
+        self._require_written()
 
 
 @contextmanager
@@ -190,16 +180,13 @@ def writing(
         with ExitStack() as stack:
             outputs = stack.enter_context(Outputs())
             path = outputs.path(target)
-            with create_h5(path) as file:
+            with create_h5(path) as (file, require_written):
                 with uninterrupted():
-                    table = create_table(file, path.absolute(), rows, columns, storage)
+                    create_datasets(file, rows, columns, storage)
                     file.attrs.update(attributes)
                     for name, numbers in dropped.items():
                         file.create_dataset(f"dropped_rows/{name}", data=numbers)
-                if storage.chunk_rows is not None:
-                    yield Output(table, file, stages)
-            if storage.chunk_rows is None:
-                yield Output(table, None, stages)
+                yield Output(file, require_written, columns, stages)
             if finished is not None:
                 with uninterrupted():
                     finished.add(outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,11 @@ class _Sink:
         self.position = 0
         self.failure: OSError | None = None
 
+    def require(self) -> None:
+        """Raise the first failure, if there was one."""
+        if self.failure is not None:
+            raise self.failure
+
     def read(self, size: int = -1) -> bytes:
         data = os.pread(self.descriptor, size, self.position)
         self.position += len(data)
@@ -166,8 +171,10 @@ class _Sink:
 
 
 @contextmanager
-def create_h5(path: str | Path) -> Iterator[h5py.File]:
+def create_h5(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
     """Create an HDF5 file at `path`, usually one that `Outputs.path` returned; large datasets begin on a page.
+
+    Yields the file, and a function that raises what went wrong in writing so far, before all is computed.
 
     Raises
     ------
@@ -186,7 +193,7 @@ def create_h5(path: str | Path) -> Iterator[h5py.File]:
                 file = h5py.File(
                     sink, "w", libver="v110", locking=_LOCKING, alignment_threshold=1 << 16, alignment_interval=1 << 12
                 )
-            yield file
+            yield file, sink.require
         finally:
             if file is not None:
                 with uninterrupted():
@@ -198,5 +205,4 @@ def create_h5(path: str | Path) -> Iterator[h5py.File]:
         raise
     finally:
         os.close(descriptor)
-    if sink.failure is not None:
-        raise sink.failure
+    sink.require()

@@ -163,13 +163,6 @@ def write_all(descriptor: int, data: Any, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def start_writing_back(descriptor: int, offset: int, length: int) -> None:
-    """Tell the system to begin to move these bytes to the disk, so that the sync at the end finds little to do."""
-    if hasattr(os, "posix_fadvise"):
-        # Linux starts to write what is dirty; the pages themselves stay until that is done.
-        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
-
-
 # --- locks and leftovers ---------------------------------------------------------------------------------
 #
 # A lock (flock) belongs to the process that took it and ends with it, however it ends: whoever can lock another's

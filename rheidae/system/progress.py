@@ -48,11 +48,11 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def finish(self, said: str) -> None:
+    def finish(self, summary: str) -> None:
         """Say in a log what was done, and how fast."""
         if self._bar is None:
             seconds = max(time.perf_counter() - self.started, 1e-9)
-            log.info("%s, %.1f s, %.0f rows/s", said, seconds, self.done / seconds)
+            log.info("%s, %.1f s, %.0f rows/s", summary, seconds, self.done / seconds)
 
     def advance(self, rows: int) -> None:
         """Count more rows as done."""

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from rheidae import box3d_flux, moments
+from rheidae.exceptions import FourFluxError
+from rheidae.relaxation import relax, source
+from tests.states import random_states
+
+NUMBERS = st.floats(-10, 10)
+
+
+@given(st.sampled_from([3, 4, 6]), st.booleans(), st.data())
+def test_there_and_back(species, summed, data):
+    heavy_sum = None if summed else 1
+    density = data.draw(arrays(float, (species, 2, 3), elements=NUMBERS))
+    flux = data.draw(arrays(float, (species, 3, 2, 3), elements=NUMBERS))
+    options = {"species": species, "heavy_sum": heavy_sum}
+    F = moments.to_six(density, flux, **options)
+    assert F.shape == (2, 3, 6, 4)
+    back = moments.from_six(F, **options)
+    np.testing.assert_allclose(back.density, density, rtol=1e-15, atol=1e-14)
+    np.testing.assert_allclose(back.flux, flux, rtol=1e-15, atol=1e-14)
+    # What a code sums over its species is what six species sum to, unless one stands for several.
+    if heavy_sum is None:
+        np.testing.assert_allclose(F[..., 3].sum(axis=-1), density.sum(axis=0), atol=1e-13)
+
+
+def test_nu_x_is_a_sum_of_four():
+    F = moments.to_six([1.0, 2.0, 8.0], np.zeros((3, 3)))
+    assert F[:, 3].tolist() == [1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    F = moments.to_six([1.0, 2.0, 8.0, 4.0], np.zeros((4, 3)), species=4)
+    assert F[:, 3].tolist() == [1.0, 4.0, 4.0, 2.0, 2.0, 2.0]
+
+
+def test_axes_anywhere():
+    six = random_states(10, alike=True).reshape(2, 5, 6, 4)
+    n, f = moments.from_six(six, species=4)
+    np.testing.assert_array_equal(moments.to_six(n, f, species=4), six)
+    np.testing.assert_array_equal(
+        moments.to_six(
+            np.moveaxis(n, 0, -1), np.moveaxis(f, (0, 1), (-1, 0)), species=4, species_axis=-1, component_axis=0
+        ),
+        six,
+    )
+    together = np.concatenate([np.moveaxis(f, (0, 1), (-2, -1)), np.moveaxis(n, 0, -1)[..., None]], axis=-1)
+    np.testing.assert_array_equal(moments.to_six(together, species=4), six)
+
+
+def test_a_codes_totals_survive_mixing():
+    rng = np.random.default_rng(1)
+    n = rng.uniform(0.5, 1.0, (3, 40))
+    f = rng.normal(size=(3, 3, 40))
+    f *= n[:, None] * rng.uniform(0, 0.3, (3, 1, 40)) / np.linalg.norm(f, axis=1, keepdims=True)
+    mixed = moments.from_six(box3d_flux(moments.to_six(n, f).reshape(-1, 6, 4)))
+    np.testing.assert_allclose(mixed.density.sum(axis=0), n.sum(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(mixed.density[0] - mixed.density[1], n[0] - n[1], atol=1e-14)
+    np.testing.assert_allclose(mixed.flux.sum(axis=0), f.sum(axis=0), atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((np.ones((2, 5)), np.ones((2, 3, 5))), {}, FourFluxError, r"density has shape \(2, 5\); expected 3 species"),
+        ((np.ones((3, 5)), np.ones((3, 2, 5))), {}, FourFluxError, "expected 3 species along axis 0 and 3 components"),
+        ((np.ones((3, 5)), np.ones((3, 3, 4))), {}, FourFluxError, "have to be the same"),
+        ((np.ones((3, 5)), np.ones((3, 3, 5))), {"species": 5}, ValueError, "not 3, 4 or 6"),
+        ((np.ones((3, 5)), np.ones((3, 3, 5))), {"heavy_sum": 3}, ValueError, "neither 1 nor 4"),
+        ((np.ones((3, 5), dtype=complex),), {}, FourFluxError, "real numbers"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        moments.to_six(*arguments, **options)
+
+
+def test_relaxation_solves_its_equation():
+    F, end = random_states(5, 1), random_states(5, 2)
+    rate = np.array([0.0, 1.0, 1e3, 1e9, 1e300])
+    assert (relax(F, end, rate, 0.0) == F).all()
+    np.testing.assert_allclose(relax(F, end, rate, 1e-3)[3:], end[3:], rtol=1e-14)
+    assert (relax(F, end, rate, 10.0)[0] == F[0]).all()
+    # Two steps are one, and a short one follows the source.
+    np.testing.assert_allclose(relax(relax(F, end, rate, 1e-3), end, rate, 2e-3), relax(F, end, rate, 3e-3), atol=1e-14)
+    change = relax(F[:3], end[:3], rate[:3], 1e-9) - F[:3]
+    np.testing.assert_allclose(change, 1e-9 * source(F[:3], end[:3], rate[:3]), atol=2e-12)
+    with pytest.raises(ValueError, match="negative"):
+        relax(F, end, -rate, 1.0)

@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from rheidae.datasets import load_dataset
     from rheidae.estimator.regressor import FluxRegressor
-    from rheidae.mixing.box3d import Box3D, box3d, box3d_flux, mix
+    from rheidae.mixing.box3d import Box3D, box3d, box3d_flux
+    from rheidae.mixing.schemes import mix
 
 __all__ = ["Box3D", "FluxRegressor", "__version__", "box3d", "box3d_flux", "load_dataset", "mix"]
 
@@ -24,7 +25,7 @@ _HOME = {
     "Box3D": "rheidae.mixing.box3d",
     "box3d": "rheidae.mixing.box3d",
     "box3d_flux": "rheidae.mixing.box3d",
-    "mix": "rheidae.mixing.box3d",
+    "mix": "rheidae.mixing.schemes",
     "load_dataset": "rheidae.datasets",
 }
 

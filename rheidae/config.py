@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from rheidae.exceptions import ConfigError
 from rheidae.mixing.quadrature import LEBEDEV_ORDERS
+from rheidae.mixing.schemes import STORED
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -125,7 +126,9 @@ class RawFile(Section):
         return data
 
 
-def _with_box3d(schemes: object) -> object:
+def _known_schemes(schemes: object) -> object:
+    if isinstance(schemes, list) and not set(map(str, schemes)) <= set(STORED):
+        raise ValueError(f"must be some of {', '.join(STORED)}")
     if isinstance(schemes, list) and ("box3d" not in schemes or len(set(map(str, schemes))) < len(schemes)):
         raise ValueError("must name box3d, which the inputs of a model hold, and each scheme once")
     return schemes
@@ -141,9 +144,11 @@ class PreprocessConfig(Section):
     on_bad_rows: Literal["error", "drop", "clip"] = "error"
     tolerances: Tolerances = Tolerances()
     files: Annotated[list[RawFile], Field(min_length=1)]
+    box3d_crossing: Literal["shared", "sharp"] = "shared"
+    box3d_order: Annotated[int | None, BeforeValidator(_known_order)] = None
     lebedev_order: Annotated[int, BeforeValidator(_known_order)] = 31
     box3d_mu_fraction: Fraction | None = None
-    schemes: Annotated[list[Literal["box3d", "power"]], BeforeValidator(_with_box3d)] = ["box3d"]
+    schemes: Annotated[list[str], BeforeValidator(_known_schemes)] = ["box3d"]
     output_filename: FileName = "preprocessed_all.h5"
     shuffle: bool = True
     seed: Annotated[int, Field(ge=0)] = 0

@@ -15,7 +15,8 @@ from rheidae.config import Config, PreprocessConfig, TrainParms, check_config
 from rheidae.estimator.networks import ResidualFFIModel
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.mixing import sphere
-from rheidae.mixing.power import power_change
+from rheidae.mixing.box3d import box3d_survival
+from rheidae.mixing.power import power_change, power_survival
 from rheidae.mixing.quadrature import lebedev
 from rheidae.preprocess import preprocess
 from rheidae.runs import ablation, train
@@ -547,13 +548,14 @@ def test_survival_probability_moves_what_the_scheme_moves(axial):
     for F in random_states(8, seed=4, alike=True):
         state = F / F[:, 3].sum()
         theta = np.array([-0.1, *(rng.normal(0.2, 0.3, 2)), axial, *(rng.normal(0.2, 0.3, 2))])
-        P = sphere.power_survival(F, nodes, theta)
+        P = power_survival(F, nodes, theta)
         assert P.min() > 0
         assert P.max() <= 1
         expected = power_change(state[None], theta[None], order=131).D[0]
         np.testing.assert_allclose(moved(state, P, nodes, weights), expected, atol=1e-4)
-        box = moved(state, sphere.box3d_survival(F, lebedev(31).nodes), *lebedev(31))
-        np.testing.assert_allclose(box, (state - mix(state[None])[0])[[0, 3]].reshape(-1), atol=1e-12)
+        box = moved(state, box3d_survival(F, lebedev(31).nodes, crossing="sharp"), *lebedev(31))
+        expected = (state - mix(state[None], crossing="sharp")[0])[[0, 3]].reshape(-1)
+        np.testing.assert_allclose(box, expected, atol=1e-12)
 
 
 def test_survival_probability_fades_with_the_crossing_and_with_the_axis():
@@ -567,7 +569,7 @@ def test_survival_probability_fades_with_the_crossing_and_with_the_axis():
     for state, axial, tolerance in ((F, 0.0, 1e-9), (weak, 0.9, 1e-3)):
         state = state / state[:, 3].sum()
         theta = (0.0, 0.0, np.log(2), axial, 0.0, np.log(2))
-        P = sphere.power_survival(state, nodes, theta)
+        P = power_survival(state, nodes, theta)
         expected = power_change(state[None], np.array([theta]), order=31).D[0]
         np.testing.assert_allclose(moved(state, P, nodes, weights), expected, atol=tolerance)
         assert np.abs(expected).max() > 1e-3
@@ -577,8 +579,8 @@ def test_without_a_crossing_everything_survives():
     F = np.zeros((6, 4))
     F[:, 3] = [2.0, 0.5, 0.5, 1.0, 0.5, 0.5]
     nodes = lebedev(7).nodes
-    assert (sphere.box3d_survival(F, nodes) == 1).all()
-    assert (sphere.power_survival(F, nodes) == 1).all()
+    assert (box3d_survival(F, nodes) == 1).all()
+    assert (power_survival(F, nodes) == 1).all()
 
 
 def test_parameters_are_those_of_the_model(run, small):
@@ -588,7 +590,7 @@ def test_parameters_are_those_of_the_model(run, small):
     for row in range(5):
         state = small.data[row, :24].reshape(6, 4).astype(float)
         lost = (state - final[row].reshape(6, 4))[[0, 3]].reshape(-1) / state[:, 3].sum()
-        mine = moved(state / state[:, 3].sum(), sphere.power_survival(state, nodes, theta[row]), nodes, weights)
+        mine = moved(state / state[:, 3].sum(), power_survival(state, nodes, theta[row]), nodes, weights)
         np.testing.assert_allclose(mine, lost, atol=1e-3)
     network = FluxRegressor(ResidualFFIModel).initialize()
     assert mixing_parameters(network, small.data[:5]) is None

@@ -25,7 +25,7 @@ from rheidae.export.box3d import Box3DTerms
 from rheidae.export.graph import keep_physical
 from rheidae.export.mixing import ContinuousMixing
 from rheidae.export.states import made_states, sample_states
-from rheidae.mixing.power import keep_physical as keep_physical_of_kernels
+from rheidae.mixing.physical import keep_physical as keep_physical_of_kernels
 from rheidae.mixing.power import power_change, power_invariants
 from rheidae.runs import folder as runs
 from rheidae.runs import train
@@ -86,12 +86,14 @@ def test_continuous_mixing_of_any_state(F):
     np.testing.assert_allclose(change, power_change(F, theta, order=17, tolerance=1e-12).D, atol=1e-7)
 
 
-@pytest.mark.parametrize(("order", "mu_fraction"), [(13, None), (31, None), (17, 0.5)])
-def test_box3d(order, mu_fraction):
+@pytest.mark.parametrize("crossing", ["shared", "sharp"])
+@pytest.mark.parametrize(("order", "mu_fraction"), [(13, None), (None, None), (17, 0.5)])
+def test_box3d(order, crossing, mu_fraction):
     F = np.concatenate([random_states(300, 1), made_states()[:60].reshape(-1, 6, 4) / 1e33])
+    options = {"order": order, "crossing": crossing, "mu_fraction": mu_fraction}
     with torch.no_grad():
-        found = Box3DTerms(order, mu_fraction)(torch.from_numpy(F)).numpy()
-    assert difference(F, found, box3d_flux(F, order=order, mu_fraction=mu_fraction)) < 1e-13
+        found = Box3DTerms(**options)(torch.from_numpy(F)).numpy()
+    assert difference(F, found, box3d_flux(F, **options)) < 1e-13
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e33, 1e-40])
@@ -279,7 +281,7 @@ def test_metadata(exported, mixing, residual):
         assert metadata["network"]["base_state"] == "box3d"
         assert metadata["format"] == format
     within = load_exported(exported("residual", "onnx")).metadata["box3d"]
-    assert within == {"inside": True, "crossing": "sharp", "order": 31, "mu_fraction": None}
+    assert within == {"inside": True, "crossing": "shared", "order": 23, "mu_fraction": None}
 
 
 def test_onnx_file_names_nothing_of_the_machine(exported):
@@ -399,7 +401,7 @@ def test_command(processed, tmp_path, capsys):
     assert exported.metadata["training_range"] == about["training_range"]
     assert exported.metadata["run"]["data"] == "preprocessed_all.h5"
     assert exported.metadata["run"]["data_fingerprint"] == about["data_fingerprint"]
-    assert exported.metadata["box3d"]["order"] == 31  # of the preprocessed file
+    assert exported.metadata["box3d"]["order"] == 23
     F = random_states(20, 4).reshape(-1, 24)
     expected = runs.load_run(run).regressor.predict(with_box3d(F))
     assert difference(F, exported.predict(F), expected) < 1e-6

@@ -13,7 +13,8 @@ from scipy.integrate import lebedev_rule
 
 import rheidae
 from rheidae.mixing.closure import inverse_langevin
-from rheidae.mixing.power import keep_physical, power_change
+from rheidae.mixing.physical import keep_physical
+from rheidae.mixing.power import power_change
 
 REFERENCE = Path(__file__).parents[1] / "reference_julia"
 GOLDEN = Path(__file__).parent / "golden"

@@ -13,7 +13,8 @@ from rheidae.estimator.networks import _PowerMixing
 from rheidae.exceptions import FourFluxError
 from rheidae.mixing import _power_kernels as kernels
 from rheidae.mixing.closure import inverse_langevin
-from rheidae.mixing.power import keep_physical, power_change, power_flux, power_invariants
+from rheidae.mixing.physical import keep_physical
+from rheidae.mixing.power import power_change, power_flux, power_invariants
 from tests.states import conservation_error, random_rotation, random_states, states, turn
 
 EXCHANGES = {"mu-tau": [0, 2, 1, 3, 5, 4], "nu-nubar": [3, 4, 5, 0, 1, 2]}
@@ -372,7 +373,7 @@ def test_parameters_out_of_range(options, message):
 
 def test_mix_refuses_what_it_does_not_know():
     F = random_states(3)
-    with pytest.raises(ValueError, match="'box4d' is not one of box3d, power"):
+    with pytest.raises(ValueError, match="'box4d' is not one of none, box3d, power"):
         rheidae.mix(F, "box4d")
     with pytest.raises(TypeError, match="mu_fraction"):
         rheidae.mix(F, "power", mu_fraction=0.5)

@@ -12,8 +12,8 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from skorch.callbacks import Callback
 
 from rheidae import FluxRegressor
-from rheidae.mixing import box3d as mixing
 from rheidae.scoring.metrics import FluxScorer
+from rheidae.system import threads as sharing
 from rheidae.system.threads import default_threads, limited
 
 GRID = {"lr": [1e-3, 1e-2], "module__hidden_dim": [4, 8]}
@@ -130,12 +130,12 @@ def test_threads_of_the_training_alone(rows):
 
 def test_threads_of_the_schemes(monkeypatch):
     used = []
-    monkeypatch.setattr(mixing, "ThreadPoolExecutor", lambda count: used.append(count) or pytest.fail("asked"))
+    monkeypatch.setattr(sharing, "ThreadPoolExecutor", lambda count: used.append(count) or pytest.fail("asked"))
     monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
     many = 1 << 20
     calls = []
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
-    mixing.share_rows(lambda start, stop: calls.append((start, stop)), many, None)
+    sharing.share_rows(lambda start, stop: calls.append((start, stop)), many, None)
     assert (calls, used) == ([(0, many)], [])
     monkeypatch.setenv("NUMBA_NUM_THREADS", "2")
     assert default_threads() == numba.get_num_threads()

@@ -16,7 +16,7 @@ from rheidae.estimator.losses import FourFluxLoss
 from rheidae.estimator.networks import MixingModel, MultilayerPerceptron
 from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import FourFluxError
-from rheidae.mixing.power import keep_physical
+from rheidae.mixing.physical import keep_physical
 
 Table = NDArray[Any]
 

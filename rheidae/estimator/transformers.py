@@ -41,9 +41,9 @@ class AppendBox3D(_StateTransformer):
 
     Parameters
     ----------
-    order : int
-        Order of the Lebedev rule.
-    crossing : {"sharp", "resolved"}
+    order : int or None
+        Order of the Lebedev rule; None for that of `rheidae.box3d_flux`.
+    crossing : {"shared", "sharp"}
         See `rheidae.box3d_flux`.
     mu_fraction : float or None
         Likewise.
@@ -60,8 +60,8 @@ class AppendBox3D(_StateTransformer):
 
     def __init__(
         self,
-        order: int = 31,
-        crossing: str = "sharp",
+        order: int | None = None,
+        crossing: str = "shared",
         mu_fraction: float | None = None,
         threads: int | None = None,
     ) -> None:

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         "--box3d-order",
         type=_order,
         metavar="N",
-        help="Lebedev order of Box3D inside (default: that of the run's data file, else 31)",
+        help="Lebedev order of Box3D inside (default: that of the run's data file, else that of box3d_flux)",
     )
     parser.set_defaults(with_box3d=True)
     arguments = parser.parse_args(argv)

@@ -1,7 +1,8 @@
-"""Box3D with a sharp crossing as tensor operations; arithmetic of `rheidae.mixing._box3d_kernels`.
+"""Box3D as tensor operations; derivation and arithmetic of `rheidae.mixing._box3d_kernels`.
 
 The exponent is taken relative to its largest value for every species, as the kernels do for beams: where they do not,
-both ways agree to rounding. A node on which G vanishes to rounding may be counted to the other side here.
+both ways agree to rounding. With a sharp crossing a node on which G vanishes to rounding may be counted to the other
+side here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from rheidae.export.minerbo import distributions, exponents, four_vectors, moments_of, peak
 from rheidae.mixing import _box3d_kernels as kernels
+from rheidae.mixing.box3d import ORDERS
 from rheidae.mixing.quadrature import lebedev
 
 
@@ -20,24 +22,34 @@ class Box3DTerms(nn.Module):
 
     Parameters
     ----------
-    order : int
+    order : int, optional
         Of the Lebedev rule.
-    mu_fraction : float, optional
+    crossing, mu_fraction
         As in `rheidae.box3d_flux`.
     """
 
     nodes: Tensor
     weights: Tensor
+    per_cell: Tensor
+    signs: Tensor
 
-    def __init__(self, order: int, mu_fraction: float | None = None) -> None:
+    def __init__(self, order: int | None = None, crossing: str = "shared", mu_fraction: float | None = None) -> None:
         super().__init__()
-        nodes, weights = lebedev(order)
-        self.mu_fraction = mu_fraction
+        nodes, weights = lebedev(ORDERS[crossing] if order is None else order)
+        self.crossing, self.mu_fraction = crossing, mu_fraction
         self.register_buffer("nodes", four_vectors(nodes))
         self.register_buffer("weights", torch.from_numpy(np.array(weights)))
+        self.register_buffer("signs", torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)[:, None])
+        self.register_buffer("per_cell", torch.from_numpy(kernels.CELL / np.sqrt(np.abs(weights))))
 
     def forward(self, state: Tensor) -> Tensor:
         """Final four-fluxes ``(n, 6, 4)``."""
+        D = (self._shared(state) if self.crossing == "shared" else self._sharp(state))[:, :, None]
+        final = state + torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 6, 4)
+        return final if self.mu_fraction is None else self._divide(state, final, self.mu_fraction)
+
+    def _sharp(self, state: Tensor) -> Tensor:
+        """What nu_e and nubar_e lose, ``(n, 2, 4)``."""
         vectors, Z, density = exponents(moments_of(state))
         g = distributions(vectors, Z, density * peak(Z) / kernels.FOUR_PI, self.nodes)
         difference = g[:, :2] - g[:, 2:]
@@ -47,10 +59,33 @@ class Box3DTerms(nn.Module):
         I_plus = torch.where(plus, G, 0.0).sum(dim=1, keepdim=True)
         I_minus = I_plus - G.sum(dim=1, keepdim=True)
         loss = torch.where(plus, *_loss(I_plus, I_minus, kernels.NOISE * density.sum(dim=1, keepdim=True)))
-        moved = difference * loss[:, None]
-        D = (moved @ self.nodes.T)[:, :, None]
-        final = state + torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 6, 4)
-        return final if self.mu_fraction is None else self._divide(state, final, self.mu_fraction)
+        return (difference * loss[:, None]) @ self.nodes.T
+
+    def _shared(self, state: Tensor) -> Tensor:
+        """The same, weights of nodes shared between both sides."""
+        moments = moments_of(state)
+        total = moments[:, :, 3].sum(dim=1)[:, None, None]
+        moments = moments / torch.where(total > 0.0, total, 1.0)
+        vectors, Z, density = exponents(moments)
+        vectors = vectors * (kernels.SHARED_Z / Z.clamp(min=kernels.SHARED_Z))[..., None]
+        Z = Z.clamp(max=kernels.SHARED_Z)
+        g = distributions(vectors, Z, density * peak(Z) / kernels.FOUR_PI, self.nodes)
+        change = moments[:, :2] - moments[:, 2:]
+        L = change[:, 0, 3:] - change[:, 1, 3:]
+        # Positive on the side with the smaller integral.
+        sign = torch.where(L > 0.0, -1.0, 1.0)
+        signs = sign[:, :, None] * self.signs
+        along = vectors @ self.nodes[:3]
+        gradient = (signs * g).transpose(1, 2) @ vectors
+        slope = gradient.square().sum(dim=2) - (signs * g * along).sum(dim=1).square()
+        G = (signs * g).sum(dim=1)
+        s = (0.5 + G * self.per_cell / slope.clamp(min=kernels.FLAT).sqrt()).clamp(0.0, 1.0)
+        moved = ((g[:, :2] - g[:, 2:]) * (s * self.weights)[:, None]) @ self.nodes.T
+        small = sign * (moved[:, 0, 3:] - moved[:, 1, 3:])
+        crossing = small > kernels.NOISE
+        near = 2.0 / 3.0 * crossing.to(small.dtype)
+        away = near * small / torch.where(crossing, small + L.abs(), 1.0)
+        return total * (away[:, :, None] * change + (near - away)[:, :, None] * moved)
 
     def _divide(self, state: Tensor, final: Tensor, fraction: float) -> Tensor:
         """Give mu that part of the heavy total, tau the rest, where there is a crossing."""

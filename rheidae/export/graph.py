@@ -81,7 +81,7 @@ class MixingNetwork(nn.Module):
 
 
 def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor) -> Tensor:
-    """Shorten each row's change ``(n, 24)``, of size `scale`, as `rheidae.mixing.power.keep_physical` does."""
+    """Shorten each row's change ``(n, 24)``, of size `scale`, as `rheidae.mixing.physical.keep_physical` does."""
     start, end = (F_init / scale).reshape(-1, 6, 4), (F_final / scale).reshape(-1, 6, 4)
     step = end - start
     inside = (start[..., 3].square() - start[..., :3].square().sum(dim=2)).clamp(min=0.0)

@@ -20,7 +20,7 @@ from rheidae.export.formats import FORMATS, Function, Metadata, load, require, t
 from rheidae.export.graph import FluxGraph
 from rheidae.export.states import made_states, sample_states
 from rheidae.fourflux import COMPONENTS, SPECIES
-from rheidae.mixing.box3d import box3d_flux
+from rheidae.mixing.box3d import ORDERS, box3d_flux
 from rheidae.system.h5 import open_h5
 from rheidae.system.outputs import Outputs
 
@@ -29,9 +29,6 @@ TOLERANCE = 1e-6
 
 VERSION = 1
 """Of the metadata."""
-
-BOX3D_ORDER = 31
-"""What `rheidae.box3d_flux` and preprocessing take if they are not told otherwise."""
 
 
 class Exported:
@@ -118,7 +115,8 @@ def export_regressor(
     format: str = "onnx",
     *,
     with_box3d: bool = True,
-    box3d_order: int = BOX3D_ORDER,
+    box3d_order: int | None = None,
+    box3d_crossing: str = "shared",
     mu_fraction: float | None = None,
     about: Metadata | None = None,
     tolerance: float = TOLERANCE,
@@ -137,9 +135,8 @@ def export_regressor(
     with_box3d : bool
         Compute Box3D's answer inside. False: the graph takes it as its second input. `MixingModel` does not use it;
         its graph has one input either way.
-    box3d_order, mu_fraction : int, float or None
-        Box3D inside: with a sharp crossing, as in `rheidae.box3d_flux`. Take those that the training data were
-        preprocessed with.
+    box3d_order, box3d_crossing, mu_fraction : int or None, str, float or None
+        Box3D inside, as in `rheidae.box3d_flux`. Take those that the training data were preprocessed with.
     about : dict, optional
         Put into the metadata: ``run``, ``training_range``.
     tolerance : float
@@ -168,15 +165,17 @@ def export_regressor(
     if getattr(regressor, "layout", "four_flux") != "four_flux":
         raise ExportError(f"layout={regressor.layout!r}: only models of four-fluxes can be exported")
     states = np.concatenate([sample_states(), made_states()])
-    F_box = fourflux.flatten(box3d_flux(fourflux.unflatten(states), order=box3d_order, mu_fraction=mu_fraction))
+    used: dict[str, Any] = {"order": box3d_order, "crossing": box3d_crossing, "mu_fraction": mu_fraction}
+    F_box = fourflux.flatten(box3d_flux(fourflux.unflatten(states), **used))
+    used["order"] = ORDERS[box3d_crossing] if box3d_order is None else box3d_order
     expected = regressor.predict(np.concatenate([states, F_box], axis=1))
-    inside = Box3DTerms(box3d_order, mu_fraction) if with_box3d else None
+    inside = Box3DTerms(**used) if with_box3d else None
     graph = FluxGraph(regressor, inside).eval()
     tables = {"F_init": states, "F_box": F_box}
     rows = [torch.from_numpy(tables[name][:3].copy()) for name in graph.inputs]
     program = trace(graph, rows)
     made = FORMATS[format].convert(program, graph.inputs)
-    metadata = {**_describe(regressor, graph, box3d_order, mu_fraction), **(about or {}), "format": format}
+    metadata = {**_describe(regressor, graph, used), **(about or {}), "format": format}
     with Outputs() as outputs:
         temporary, beside = outputs.path(path), outputs.path(f"{path}.json")
         # Once to learn how near it comes, once more with that in it.
@@ -203,8 +202,8 @@ def export_regressor(
 def export_run(run: Any, path: str | Path, format: str = "onnx", **options: Any) -> Metadata:
     """Write the model of a run folder; see `export_regressor`.
 
-    Box3D's order and `mu_fraction` are those of the run's data file where it still lies where it was, else the
-    defaults of preprocessing, unless they are given.
+    Box3D's order, crossing and `mu_fraction` are those of the run's data file where it still lies where it was, else
+    the defaults of preprocessing, unless they are given.
 
     Parameters
     ----------
@@ -239,24 +238,17 @@ def _preprocessing(path: str) -> dict[str, Any]:
             config = json.loads(file.attrs.get("config", "{}"))
     except (DataError, ValueError):
         return {}
-    names = {"lebedev_order": "box3d_order", "box3d_mu_fraction": "mu_fraction"}
+    names = {"box3d_order": "box3d_order", "box3d_crossing": "box3d_crossing", "box3d_mu_fraction": "mu_fraction"}
     return {name: config[key] for key, name in names.items() if key in config}
 
 
-def _describe(regressor: Any, graph: FluxGraph, box3d_order: int, mu_fraction: float | None) -> Metadata:
+def _describe(regressor: Any, graph: FluxGraph, box3d: dict[str, Any]) -> Metadata:
     module = regressor.module_
     columns = "row, 4 * species + component"
     tensor = {"shape": ["n", 24], "type": "float64", "axes": columns}
     used: Any = "not used"
     if graph.needs_box3d:
-        used = {
-            "inside": graph.box3d is not None,
-            "crossing": "sharp",
-            "order": box3d_order,
-            "mu_fraction": mu_fraction,
-        }
-    if graph.needs_box3d and graph.box3d is None:
-        used = {"inside": False}
+        used = {"inside": False} if graph.box3d is None else {"inside": True, **box3d}
     return {
         "metadata_version": VERSION,
         "what": "final four-fluxes of the fast flavor instability from initial ones",

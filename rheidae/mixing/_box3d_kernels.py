@@ -1,18 +1,16 @@
-"""Numba kernels of Box3D: sharp crossing. No validation here; see the public function beside it.
+"""Numba kernels of Box3D. No validation here; see the public function beside it.
 
 Interface
 ---------
-Nodes are given as antipodal pairs: ``nodes (7, m)`` has rows ``x, y, z, w, w x, w y, w z`` of one node of each pair
-``n, -n`` of an inversion-symmetric rule; ``w`` is the weight of each of the two. `antipodal_pairs` makes it, padded
-with ``w = 0`` to a multiple of 16 so that no remainder loop runs.
+Nodes are given as antipodal pairs: ``nodes (8, m)`` has rows ``x, y, z, w, w x, w y, w z`` of one node of each pair
+``n, -n`` of an inversion-symmetric rule; ``w`` is the weight of each of the two; the last row is the inverse size of
+the node's cell. `antipodal_pairs` makes it, padded with ``w = 0`` to a multiple of 16 so that no remainder loop runs.
 
-sharp_rows(F, nodes, out, start, stop)
-    rows ``start:stop`` of ``F (n, 6, 4)`` (float64 or float32) -> ``out``. Releases the GIL; rows are independent, so
-    ranges can run in threads and the result does not depend on how they are cut.
-sharp_rows_diagnosed(F, nodes, out, crossing, start, stop)
-    the same, and ``crossing (n, 4)`` = ``(I_plus, I_minus, P_plus, P_minus)``; P = 1 on both sides without crossing.
-sharp_flux(F, nodes, out) -> (I_plus, I_minus, P_plus, P_minus)
-    one sample, ``F`` and ``out`` ``(6, 4)``; for user ``@njit`` code.
+box3d_rows(F, nodes, shared, out, sides, start, stop)
+    rows ``start:stop`` of ``F (n, 6, 4)`` (float64 or float32) -> ``out``; the crossing is shared or, ``shared=False``,
+    sharp. ``sides (n, 4)``, or of no rows where nobody wants it, takes ``(I_plus, I_minus, P_plus, P_minus)``; P = 1 on
+    both sides without crossing. Releases the GIL; rows are independent, so ranges can run in threads and the result
+    does not depend on how they are cut. Callable from user ``@njit`` code.
 divide_heavy(F, out, mu_fraction, start, stop)
     afterwards: mu takes that fraction of the heavy total, tau the rest, where there is a crossing.
 """
@@ -27,18 +25,24 @@ from rheidae.system.numba import driver, inlined_kernel, kernel, scalar_kernel, 
 FOUR_PI = 12.566370614359172
 #: Above this Z the pair trick nears the range of a double.
 BEAM_Z = 300.0
+#: With a shared crossing, a beam with more than this Z (flux factor 0.9975) is replaced by one of this Z.
+SHARED_Z = 400.0
+#: Size of a node's cell: the square root of its weight over this.
+CELL = 1.25
+#: Squares of the slope of G below this are its rounding, in units of the total density.
+FLAT = 1e-30
 #: I+ or I- below this fraction of the total density is rounding noise of G, not a crossing.
 NOISE = 1e-14
 
 
 def antipodal_pairs(nodes, weights, multiple=16):
-    """Return the ``(7, m)`` array of antipodal pairs of a rule: nodes ``(3, points)`` and weights."""
+    """Return the ``(8, m)`` array of antipodal pairs of a rule: nodes ``(3, points)`` and weights."""
     x, y, z = nodes
     upper = (z > 0) | ((z == 0) & ((y > 0) | ((y == 0) & (x > 0))))
     if 2 * np.count_nonzero(upper) != weights.size:
         raise ValueError("the rule is not symmetric under inversion")
     pad = -np.count_nonzero(upper) % multiple
-    rows = (x, y, z, weights, weights * x, weights * y, weights * z)
+    rows = (x, y, z, weights, weights * x, weights * y, weights * z, CELL / np.sqrt(np.abs(weights)))
     return np.ascontiguousarray([np.pad(np.asarray(a, dtype=np.float64)[upper], (0, pad)) for a in rows])
 
 
@@ -59,8 +63,8 @@ def exponent(Fx, Fy, Fz, N):
     return ux * ratio, uy * ratio, uz * ratio, A, Z
 
 
-# The node loop
-# -------------
+# The node loop, sharp crossing
+# -----------------------------
 # Let d = g_e - g_x and b = gbar_e - gbar_x, so G = d - b. Whatever P is on the two sides, 1 - P is constant on each,
 #     D = (1-P+) int_{G>0} d (n,1) + (1-P-) int_{G<0} d (n,1),       Dbar alike with b,
 # so one pass that sums d (n,1) and b (n,1) over all nodes and over the nodes with G > 0 is enough: no value is stored
@@ -184,18 +188,23 @@ def _loss(I_plus, I_minus, noise):
 
 
 @inlined_kernel
-def _sharp(F, ax, ay, az, A, bx, by, bz, B, cx, cy, cz, C, dx, dy, dz, D, Ne, Nb, Nx, Ny, Za, Zb, Zc, Zd, nodes, out):
-    """Box3D of one sample from exponents, amplitudes, densities and Z of e, ebar, x, xbar."""
-    if max(max(Za, Zb), max(Zc, Zd)) > BEAM_Z:
+def _sharp(F, work, k, nodes, out):
+    """Box3D of one sample, columns ``k:k + 4`` of `work`, by the published formula; returns its sides."""
+    x, y, z, A, N, Z = work[0], work[1], work[2], work[3], work[4], work[5]
+    a, b, c, d = k, k + 1, k + 2, k + 3
+    if max(max(Z[a], Z[b]), max(Z[c], Z[d])) > BEAM_Z:
         sums = _sum_beams(
-            ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, Ne, Nb, Nx, Ny, Za, Zb, Zc, Zd, nodes
+            x[a], y[a], z[a], x[b], y[b], z[b], x[c], y[c], z[c], x[d], y[d], z[d],
+            N[a], N[b], N[c], N[d], Z[a], Z[b], Z[c], Z[d], nodes,
         )  # fmt: skip
     else:
-        sums = _sum_pairs(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, nodes)
+        sums = _sum_pairs(
+            x[a], y[a], z[a], x[b], y[b], z[b], x[c], y[c], z[c], x[d], y[d], z[d], A[a], A[b], A[c], A[d], nodes
+        )
     (tdx, tdy, tdz, tdt, tbx, tby, tbz, tbt, pdx, pdy, pdz, pdt, pbx, pby, pbz, pbt) = sums
     I_plus = pdt - pbt
     I_minus = I_plus - (tdt - tbt)
-    plus, minus = _loss(I_plus, I_minus, NOISE * (Ne + Nb + Nx + Ny))
+    plus, minus = _loss(I_plus, I_minus, NOISE * (N[a] + N[b] + N[c] + N[d]))
     _convert(
         F,
         minus * (tdx - pdx) + plus * pdx,
@@ -211,6 +220,127 @@ def _sharp(F, ax, ay, az, A, bx, by, bz, B, cx, cy, cz, C, dx, dy, dz, D, Ne, Nb
     return I_plus, I_minus, 1.0 - plus, 1.0 - minus
 
 
+# The node loop, shared crossing
+# ------------------------------
+# A node beside the crossing stands for a cell that lies on both sides of it. At the signed distance G/|grad G| from
+# the crossing it gets the part s = 1/2 + (distance / size of its cell) of its weight on the side G > 0, within [0, 1]:
+# two to three times nearer to the converged answer than counting each node to the side on which it lies.
+# The gradient is the tangential one: grad exp(a.n) = ln 2 (a - (a.n) n) 2**(a.n).
+@inlined_kernel
+def _share(G, e, f, g, h, ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, ta, tb, tc, td, per_cell):
+    """Part of a node's weight on the side ``G > 0``; ``ta .. td`` are the exponents up to a common sign."""
+    vx = e * ax - f * bx - g * cx + h * dx
+    vy = e * ay - f * by - g * cy + h * dy
+    vz = e * az - f * bz - g * cz + h * dz
+    along = e * ta - f * tb - g * tc + h * td
+    slope = vx * vx + vy * vy + vz * vz - along * along
+    s = 0.5 + G * (per_cell * LOG2_E) / np.sqrt(slope if slope > FLAT else FLAT)
+    s = s if s > 0.0 else 0.0
+    return s if s < 1.0 else 1.0
+
+
+@kernel
+def _sum_shared(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, nodes):
+    """Sums of ``d`` and ``b`` over ``G > 0``, weights shared, each ``(x, y, z, t)``."""
+    simd_function()
+    x, y, z, w, wx, wy, wz, per_cell = nodes[0], nodes[1], nodes[2], nodes[3], nodes[4], nodes[5], nodes[6], nodes[7]
+    dt = bt = Dx = Dy = Dz = Bx = By = Bz = 0.0
+    for i in range(x.shape[0]):
+        X, Y, Z, p = x[i], y[i], z[i], per_cell[i]
+        ta, tb = ax * X + ay * Y + az * Z, bx * X + by * Y + bz * Z
+        tc, td = cx * X + cy * Y + cz * Z, dx * X + dy * Y + dz * Z
+        e1, e2 = pow2_pair(ta)
+        f1, f2 = pow2_pair(tb)
+        g1, g2 = pow2_pair(tc)
+        h1, h2 = pow2_pair(td)
+        e1, e2, f1, f2, g1, g2, h1, h2 = A * e1, A * e2, B * f1, B * f2, C * g1, C * g2, D * h1, D * h2
+        d1, d2, b1, b2 = e1 - g1, e2 - g2, f1 - h1, f2 - h2
+        s1 = _share(d1 - b1, e1, f1, g1, h1, ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, ta, tb, tc, td, p)
+        s2 = _share(d2 - b2, e2, f2, g2, h2, ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, ta, tb, tc, td, p)
+        d1, d2, b1, b2 = d1 * s1, d2 * s2, b1 * s1, b2 * s2
+        dt += w[i] * (d1 + d2)
+        bt += w[i] * (b1 + b2)
+        d1, b1 = d1 - d2, b1 - b2
+        Dx += wx[i] * d1
+        Dy += wy[i] * d1
+        Dz += wz[i] * d1
+        Bx += wx[i] * b1
+        By += wy[i] * b1
+        Bz += wz[i] * b1
+    return Dx, Dy, Dz, dt, Bx, By, Bz, bt
+
+
+@inlined_kernel
+def _clamp_beams(work, k, total):
+    """Bring columns ``k:k + 4`` of `work` to units of the total density and beams to `SHARED_Z`.
+
+    In these units squares of slopes neither over- nor underflow.
+    """
+    unit = 1.0 / total if total > 0.0 else 0.0
+    for i in range(k, k + 4):
+        work[3, i] *= unit
+        Z = work[5, i]
+        if Z > BEAM_Z:
+            scale = 1.0 if Z <= SHARED_Z else SHARED_Z / Z
+            Z *= scale
+            for row in range(3):
+                work[row, i] *= scale
+            # Beyond BEAM_Z, Z/sinh(Z) = 2 Z exp(-Z) to rounding.
+            work[3, i] = work[4, i] * unit * (2.0 * Z / FOUR_PI) * pow2(-LOG2_E * Z)
+
+
+# Every integral over the whole sphere is known exactly from the four-fluxes, and with
+#     int G = L = (N_e - Nbar_e) - (N_x - Nbar_x),   int d (n, 1) = F_e - F_x
+# so is the side that has the smaller integral, and I_large = I_small + abs(L). Only that side is summed. With
+# 1 - P = 2/3 on it and q = (2/3) I_small / I_large on the other, D = q (F_e - F_x) + (2/3 - q) int_small d (n, 1):
+# D_t - Dbar_t = 0 to rounding, whatever the quadrature error. If G > 0 is the larger side, e and ebar, x and xbar
+# change places in the loop.
+@inlined_kernel
+def _shared(F, work, k, nodes, out):
+    """Box3D of one sample, columns ``k:k + 4`` of `work`, which it changes; returns its sides."""
+    N = work[4]
+    total = N[k] + N[k + 1] + N[k + 2] + N[k + 3]
+    L = (N[k] - N[k + 2]) - (N[k + 1] - N[k + 3])
+    _clamp_beams(work, k, total)
+    other = 1 if L > 0.0 else 0
+    a, b, c, d = k + other, k + 1 - other, k + 2 + other, k + 3 - other
+    x, y, z, A = work[0], work[1], work[2], work[3]
+    dx, dy, dz, dt, bx, by, bz, bt = _sum_shared(
+        x[a], y[a], z[a], x[b], y[b], z[b], x[c], y[c], z[c], x[d], y[d], z[d], A[a], A[b], A[c], A[d], nodes
+    )
+    small = (dt - bt) * total
+    large = small + abs(L)
+    near = 2.0 / 3.0
+    away = near * (small / large)
+    # A NaN is not below the noise: it goes on into every species instead of passing for a stable state.
+    if small <= NOISE * total:
+        small, large, near, away = 0.0, abs(L), 0.0, 0.0
+    kept = (near - away) * total
+    if L > 0.0:
+        dx, dy, dz, dt, bx, by, bz, bt = bx, by, bz, bt, dx, dy, dz, dt
+    _convert(
+        F,
+        away * _mean_difference(F, 0, 0) + kept * dx,
+        away * _mean_difference(F, 0, 1) + kept * dy,
+        away * _mean_difference(F, 0, 2) + kept * dz,
+        away * _mean_difference(F, 0, 3) + kept * dt,
+        away * _mean_difference(F, 3, 0) + kept * bx,
+        away * _mean_difference(F, 3, 1) + kept * by,
+        away * _mean_difference(F, 3, 2) + kept * bz,
+        away * _mean_difference(F, 3, 3) + kept * bt,
+        out,
+    )
+    if L > 0.0:
+        return large, small, 1.0 - away, 1.0 - near
+    return small, large, 1.0 - near, 1.0 - away
+
+
+@inlined_kernel
+def _mean_difference(F, e, c):
+    """Component ``c`` of the e minus the heavy four-flux, ``e`` 0 or 3: an integral over the sphere, known exactly."""
+    return np.float64(F[e, c]) - 0.5 * (np.float64(F[e + 1, c]) + np.float64(F[e + 2, c]))
+
+
 @inlined_kernel
 def _species(F, first, second):
     """Mean four-flux of two species as float64 scalars; ``first == second`` for one species."""
@@ -220,22 +350,6 @@ def _species(F, first, second):
         0.5 * (np.float64(F[first, 2]) + np.float64(F[second, 2])),
         0.5 * (np.float64(F[first, 3]) + np.float64(F[second, 3])),
     )
-
-
-@inlined_kernel
-def sharp_flux(F, nodes, out):
-    """Box3D of one sample ``F (6, 4)`` into ``out``; returns ``I_plus, I_minus, P_plus, P_minus``."""
-    ax, ay, az, Ne = _species(F, 0, 0)
-    bx, by, bz, Nb = _species(F, 3, 3)
-    cx, cy, cz, Nx = _species(F, 1, 2)
-    dx, dy, dz, Ny = _species(F, 4, 5)
-    ax, ay, az, A, Za = exponent(ax, ay, az, Ne)
-    bx, by, bz, B, Zb = exponent(bx, by, bz, Nb)
-    cx, cy, cz, C, Zc = exponent(cx, cy, cz, Nx)
-    dx, dy, dz, D, Zd = exponent(dx, dy, dz, Ny)
-    return _sharp(
-        F, ax, ay, az, A, bx, by, bz, B, cx, cy, cz, C, dx, dy, dz, D, Ne, Nb, Nx, Ny, Za, Zb, Zc, Zd, nodes, out
-    )  # fmt: skip
 
 
 @inlined_kernel
@@ -270,42 +384,21 @@ def prepare_block(F, start, stop, work):
         x[k], y[k], z[k], A[k], Z[k] = exponent(x[k], y[k], z[k], N[k])
 
 
-@inlined_kernel
-def _sharp_from_block(F, work, k, nodes, out):
-    a, b, c, d = k, k + 1, k + 2, k + 3
-    return _sharp(
-        F,
-        work[0, a], work[1, a], work[2, a], work[3, a], work[0, b], work[1, b], work[2, b], work[3, b],
-        work[0, c], work[1, c], work[2, c], work[3, c], work[0, d], work[1, d], work[2, d], work[3, d],
-        work[4, a], work[4, b], work[4, c], work[4, d],
-        work[5, a], work[5, b], work[5, c], work[5, d], nodes, out,
-    )  # fmt: skip
-
-
 @driver
-def sharp_rows(F, nodes, out, start, stop):
-    """`sharp_flux` for rows ``start:stop`` of ``F (n, 6, 4)``."""
+def box3d_rows(F, nodes, shared, out, sides, start, stop):
+    """Box3D of rows ``start:stop`` of ``F (n, 6, 4)``; see above."""
     work = np.empty((6, 4 * BLOCK))
     for begin in range(start, stop, BLOCK):
         end = min(begin + BLOCK, stop)
         prepare_block(F, begin, end, work)
         for i in range(begin, end):
-            _sharp_from_block(F[i], work, 4 * (i - begin), nodes, out[i])
-
-
-@driver
-def sharp_rows_diagnosed(F, nodes, out, crossing, start, stop):
-    """As `sharp_rows`; ``crossing (n, 4)`` takes ``I_plus, I_minus, P_plus, P_minus``."""
-    work = np.empty((6, 4 * BLOCK))
-    for begin in range(start, stop, BLOCK):
-        end = min(begin + BLOCK, stop)
-        prepare_block(F, begin, end, work)
-        for i in range(begin, end):
-            I_plus, I_minus, P_plus, P_minus = _sharp_from_block(F[i], work, 4 * (i - begin), nodes, out[i])
-            crossing[i, 0] = I_plus
-            crossing[i, 1] = I_minus
-            crossing[i, 2] = P_plus
-            crossing[i, 3] = P_minus
+            k = 4 * (i - begin)
+            if shared:
+                I_plus, I_minus, P_plus, P_minus = _shared(F[i], work, k, nodes, out[i])
+            else:
+                I_plus, I_minus, P_plus, P_minus = _sharp(F[i], work, k, nodes, out[i])
+            if sides.shape[0] > 0:
+                sides[i, 0], sides[i, 1], sides[i, 2], sides[i, 3] = I_plus, I_minus, P_plus, P_minus
 
 
 @kernel

@@ -4,7 +4,6 @@ Interface (all callable from user ``@njit`` code)
 -------------------------------------------------
 pow2_pair(t)             -> 2**t, 2**-t                 abs(t) < 1022; 6e-16 relative
 pow2(t)                  -> 2**t                        abs(t) < 1022; 6e-16 relative
-rough_pow2_pair(t)       -> 2**t, 2**-t                 abs(t) < 1022; 5e-9 relative
 langevin_ratio(f)        -> Z/f with coth(Z) - 1/Z = f  f in [0, 1]; 5e-16 relative
 inverse_langevin(f)      -> Z
 z_over_sinh(Z)           -> Z / sinh(Z), for Z < 690
@@ -77,29 +76,6 @@ def pow2(t):
     odd = r * (_S1 + s * (_S3 + s * (_S5 + s * (_S7 + s * _S9))))
     k = np.float64(rounded).view(np.int64) << 52
     return np.int64(np.float64(even + odd).view(np.int64) + k).view(np.float64)
-
-
-@scalar_kernel
-def rough_pow2_pair(t):
-    """Return ``2**t`` and ``2**-t`` with relative error 5e-9, for signs and start values.
-
-    Requires ``abs(t) < 1022``.
-    """
-    rounded = t + _ROUND
-    r = t - (rounded - _ROUND)
-    s = r * r
-    even = 1.0 + s * (0.240226507606458 + s * (0.009618082519994195 + s * 0.00015453182827971455))
-    odd = r * (0.6931471880351994 + s * (0.05550357071156815 + s * 0.0013390886329810183))
-    k = np.float64(rounded).view(np.int64) << 52
-    up = np.int64(np.float64(even + odd).view(np.int64) + k)
-    down = np.int64(np.float64(even - odd).view(np.int64) - k)
-    return up.view(np.float64), down.view(np.float64)
-
-
-@scalar_kernel
-def rough_pow2(t):
-    """Return ``2**t`` with relative error 5e-9, for signs and start values; requires ``abs(t) < 1022``."""
-    return rough_pow2_pair(t)[0]
 
 
 @scalar_kernel

@@ -10,8 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from rheidae import fourflux
 from rheidae.mixing import _power_kernels as kernels
-from rheidae.mixing.box3d import share_rows
+from rheidae.mixing.physical import keep_physical
 from rheidae.mixing.quadrature import lebedev
+from rheidae.system.threads import share_rows
+
+Array = NDArray[np.float64]
 
 AXIAL_POINTS = 24
 """Gauss-Legendre nodes along the axis."""
@@ -21,6 +24,9 @@ TOLERANCE = 1e-10
 
 PARAMETERS = ("log_c", "log_p", "log_a", "axial", "log_p_axial", "log_a_axial")
 """Columns of `theta`."""
+
+LITERATURE = (0.0, 0.0, float(np.log(2.0)), 0.0, 0.0, float(np.log(2.0)))
+"""Parameters of the power scheme of the literature: ``c = p = 1, a = 2``, no axial component."""
 
 INVARIANTS = ("axial_depth", "depth", "net_number", "net_flux", "net_quadrupole")
 """Columns of `power_invariants`."""
@@ -172,10 +178,10 @@ def power_flux(
     Xiong et al. (arXiv:2307.11129) and George et al. (arXiv:2409.08833), written for one angle, to the sphere. What is
     moved is applied in conservative form, so that flavor sums and lepton numbers hold to rounding. Where mu and tau are
     alike, the answer is a convex mixture of the initial distributions, and physical. Where they are not, or a flux
-    factor near 1 makes a beam that the quadrature does not resolve, `keep_physical` sees to that. As the crossing
-    closes, the change is faded out by ``1 - exp(-I_small/(1e-4 N_total))``, a quadrature being unable to see a crossing
-    close smoothly, and the axial component by ``1 - exp(-(|int G n|/(0.1 int |Gbar|))^2)`` as its axis loses its
-    meaning.
+    factor near 1 makes a beam that the quadrature does not resolve, `rheidae.mixing.physical.keep_physical` sees to it.
+    As the crossing closes, the change is faded out by ``1 - exp(-I_small/(1e-4 N_total))``, a quadrature being unable
+    to see a crossing close smoothly, and the axial component by ``1 - exp(-(|int G n|/(0.1 int |Gbar|))^2)`` as its
+    axis loses its meaning.
 
     Examples
     --------
@@ -204,30 +210,65 @@ def power_flux(
     out = np.empty(F.shape)
     change = power_change(F, theta, order=order, threads=threads)
 
-    def work(start: int, stop: int) -> None:
-        kernels.share_change(F, change.D, out, start, stop)
-        kernels.limit_rows(F, out, start, stop)
-
-    share_rows(work, len(F), threads)
+    share_rows(lambda start, stop: kernels.share_change(F, change.D, out, start, stop), len(F), threads)
+    keep_physical(F, out, threads)
     return out.astype(F.dtype, copy=False)
 
 
-def keep_physical(F_init: NDArray[np.float64], F_final: NDArray[np.float64], threads: int | None = 1) -> None:
-    """Shorten, in place, the change of each row that would leave ``N >= 0`` and ``|F| <= N``.
+def power_survival(F: fourflux.Float, directions: Array, theta: Array | tuple[float, ...] = LITERATURE) -> Array:
+    """``P(n)`` of continuous mixing, the axial component included.
 
     Parameters
     ----------
-    F_init : ndarray, shape (n, 6, 4)
-        Physical four-fluxes, float64 and C-contiguous, any one unit.
-    F_final : ndarray, shape (n, 6, 4)
-        Likewise; becomes ``F_init + t (F_final - F_init)`` with the largest t in [0, 1] that keeps all six species
-        physical. One t for the row, so that every linear conservation law survives. Rows that are physical stay as they
-        are, bit for bit; a species that `F_init` has outside, by rounding or more, does not get further out.
-    threads : int, optional
-        To share the rows among.
-    """
-    share_rows(lambda start, stop: kernels.limit_rows(F_init, F_final, start, stop), len(F_init), threads)
+    F : ndarray, shape (6, 4)
+        A state, any unit.
+    directions : ndarray, shape (3, m)
+        Unit vectors.
+    theta : sequence of 6 numbers
+        Parameters, in the order of `PARAMETERS`.
 
+    Returns
+    -------
+    ndarray, shape (m,)
+        Of `power_flux` at order 31; 1 without a crossing.
+    """
+    from rheidae.mixing import sphere
+
+    log_c, log_p, log_a, axial, log_p_axial, log_a_axial = theta
+    state = np.ascontiguousarray(F[None], dtype=np.float64)
+    state /= fourflux.total_density(state)[:, None, None]
+    s, s_axial = power_change(state, np.array([theta], dtype=np.float64)).scales[0]
+    e, ebar, x, xbar = sphere.electron_and_heavy(state[0])
+    net = (e - ebar) - (x - xbar)
+    sign = 1.0 if net[fourflux.T] >= 0 else -1.0
+    nodes, weights = lebedev(_ORDER)
+    G_nodes = weights * sign * sphere.lepton_number(state[0], nodes)
+    on_sphere = _fall_off(sign * sphere.lepton_number(state[0], directions), G_nodes, s, log_p, log_a)
+    # About the net flux; its part of the mixture is small where that is.
+    size = np.linalg.norm(net[: fourflux.T])
+    if axial == 0 or not size > kernels.NO_DIRECTION:
+        return 1 - 2 / 3 * np.exp(log_c) * on_sphere
+    axis = sign * net[: fourflux.T] / size
+    zeta, zeta_weights = np.polynomial.legendre.leggauss(AXIAL_POINTS)
+    G_axis = 2 * np.pi * zeta_weights * sign * sphere.mean_lepton_number(state[0], axis, zeta)
+    G_here = sign * sphere.mean_lepton_number(state[0], axis, axis @ directions)
+    on_axis = _fall_off(G_here, G_axis, s_axial, log_p_axial, log_a_axial)
+    b = axial * -np.expm1(-((size / (kernels.AXIS * np.abs(G_axis).sum())) ** 2))
+    return 1 - 2 / 3 * np.exp(log_c) * ((1 - b) * on_sphere + b * on_axis)
+
+
+def _fall_off(G: Array, weighted: Array, s: float, log_p: float, log_a: float) -> Array:
+    """``h``: 1 on the smaller side, ``(1 + (G/s)^a)^-p`` on the larger, faded as the crossing closes."""
+    if not np.isfinite(s):
+        return np.zeros_like(G)
+    large, small = np.maximum(weighted, 0).sum(), np.maximum(-weighted, 0).sum()
+    if small > large:  # a beam between the nodes; the kernel goes by the quadrature, too
+        G, small = -G, large
+    ratio = np.maximum(G, 0) / s
+    return -np.expm1(-small / kernels.FADE) * (1 + ratio ** np.exp(log_a)) ** -np.exp(log_p)
+
+
+_ORDER = 31
 
 # Of p and a: the kernel finds the scale s between them.
 _LEAST, _MOST = 1e-2, 1e2

@@ -15,7 +15,8 @@ import numpy as np
 import rheidae
 from rheidae import fourflux
 from rheidae.config import PreprocessConfig
-from rheidae.mixing.box3d import box3d, mix
+from rheidae.mixing.box3d import box3d
+from rheidae.mixing.schemes import STORED, mix
 from rheidae.preprocess import fingerprint
 from rheidae.preprocess.rawfile import RawDatasets
 from rheidae.preprocess.rows import Column, Storage, columns_of, create_datasets, write_rows
@@ -39,7 +40,13 @@ Arrays = dict[str, Any]
 def evaluate(F_init: fourflux.Float, F_true: fourflux.Float, config: PreprocessConfig) -> Arrays:
     """Return what is computed from the states of some rows: all arrays that are not copies of one another."""
     # One thread, since blocks are worked on side by side.
-    result = box3d(F_init, order=config.lebedev_order, mu_fraction=config.box3d_mu_fraction, threads=1)
+    result = box3d(
+        F_init,
+        order=config.box3d_order,
+        crossing=config.box3d_crossing,
+        mu_fraction=config.box3d_mu_fraction,
+        threads=1,
+    )
     F_box = result.F_box
     x, y, z, N = np.moveaxis(F_init, 2, 0)
     invariants = np.stack([N, np.sqrt(x * x + y * y + z * z)], axis=2, dtype=np.float32)
@@ -48,7 +55,7 @@ def evaluate(F_init: fourflux.Float, F_true: fourflux.Float, config: PreprocessC
         "F_true": F_true.astype(np.float32),
         "F_box": F_box.astype(np.float32),
         **{
-            f"F_{name}": mix(F_init, name, order=config.lebedev_order, threads=1).astype(np.float32)
+            STORED[name]: mix(F_init, name, order=config.lebedev_order, threads=1).astype(np.float32)
             for name in _others(config)
         },
         "residual": fourflux.flatten((F_true - F_box).astype(np.float32)),
@@ -85,7 +92,7 @@ def example(
     def empty(*shape: int) -> Any:
         return np.zeros((0, *shape), dtype=np.float32)
 
-    arrays = {name: empty(6, 4) for name in ("F_init", "F_true", "F_box", *(f"F_{name}" for name in _others(config)))}
+    arrays = {name: empty(6, 4) for name in ("F_init", "F_true", "F_box", *(STORED[name] for name in _others(config)))}
     arrays |= {"residual": empty(24), "invariants": empty(12), "growth_rate": empty()}
     arrays["has_crossing"] = np.zeros(0, dtype=np.bool_)
     if datasets is not None and datasets.F_true_stddev is not None:
@@ -201,7 +208,7 @@ def writing(
 def attributes(config: PreprocessConfig, sources: Sequence[Path], mark: str, bad_rows: dict[str, Any]) -> Arrays:
     """Return the attributes of a file made from `sources`, whose fingerprint is `mark`."""
     described = {
-        "F_init, F_true, F_box, F_power, F_true_stddev": "(row, species, component)",
+        f"F_init, F_true, {', '.join(STORED.values())}, F_true_stddev": "(row, species, component)",
         "*_flat, residual, target": "(row, 4 * species + component)",
         "input": "(row, [F_init_flat, F_box_flat])",
         "invariants": "(row, per species (N, |F|) of F_init)",

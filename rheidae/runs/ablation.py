@@ -16,6 +16,7 @@ import rheidae
 from rheidae.datasets import load_dataset
 from rheidae.estimator.networks import ResidualFFIModel
 from rheidae.estimator.regressor import FluxRegressor
+from rheidae.mixing import schemes
 from rheidae.runs import score
 from rheidae.runs.report import markdown_table, with_doubt
 from rheidae.scoring.plots import saved_figure
@@ -145,7 +146,7 @@ def score_variants(
                 train_rows=variant.rows,
             )  # fmt: skip
             known[setting] = skills(scored, "model")
-            analytic = analytic or {scheme: skills(scored, scheme) for scheme in ("none", "box3d", "power")}
+            analytic = analytic or {scheme: skills(scored, scheme) for scheme in schemes.SCHEMES}
             log.info(
                 "%d of %d, %s, %s: %s (%.0f s)",
                 len(learned) + 1, len(chosen), variant.section, variant.name,

@@ -11,6 +11,7 @@ from typing import Any
 import rheidae
 from rheidae import fourflux
 from rheidae.exceptions import RunError
+from rheidae.mixing.schemes import STORED
 from rheidae.scoring.metrics import COVERAGE
 from rheidae.scoring.scores import CONFIDENCE, SCHEMES, Entry, Scored, summary, worst
 from rheidae.system.outputs import write_text
@@ -218,10 +219,11 @@ def worst_table(rows: Sequence[Entry]) -> str:
     lines = [
         [
             one["simulation"] or "-", one["group"], one["role"], str(one["row"]),
-            *(f"{one['error'][scheme]:.5f}" for scheme in ("model", "box3d", "power")),
+            *(f"{one['error'][scheme]:.5f}" for scheme in ("model", *STORED)),
             f"{one['depth']:.3f}", f"{one['flux_factor']:.2f}",
         ]
         for one in rows
     ]  # fmt: skip
-    header = ["simulation", "group", "role", "row", "error", "Box3D's", "power scheme's", "depth", "flux factor"]
+    others = [f"by {SCHEMES[scheme]}" for scheme in STORED]
+    header = ["simulation", "group", "role", "row", "error", *others, "depth", "flux factor"]
     return markdown_table(header, lines, 3)

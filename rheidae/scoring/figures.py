@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from rheidae import fourflux
 from rheidae.exceptions import RunError
-from rheidae.mixing import sphere
+from rheidae.mixing import power, schemes, sphere
 from rheidae.scoring.plots import saved_figure
 from rheidae.scoring.scores import SCHEMES, Scored
 
 _POINTS = 5000
 
-COLORS = {"none": "0.6", "box3d": "C0", "power": "C1", "model": "C2"}
+COLORS = {**{name: scheme.color for name, scheme in schemes.SCHEMES.items()}, "model": "C2"}
 
 
 def write_figures(scored: Scored, report: dict[str, Any], folder: Path, sample: int | None = None) -> list[Path]:
@@ -132,7 +132,7 @@ def error_by_state(scored: Scored, path: Path) -> None:
     with saved_figure(path, 10.0, 4.2) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, x in ((left, scored.depth[rows]), (right, scored.flux_factor[rows])):
-            for scheme in ("box3d", "power", "model"):
+            for scheme in (*schemes.STORED, "model"):
                 error = scored.errors[scheme][:, rows].mean(axis=0)
                 _with_median(axes, x, error, COLORS[scheme], SCHEMES[scheme])
             axes.set_yscale("log")
@@ -151,18 +151,21 @@ def _with_median(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], col
 
 
 def skill_by_group(report: dict[str, Any], path: Path) -> None:
-    """Skill of the power scheme and of the model in each group, with bootstrap intervals."""
+    """Skill over Box3D of the other schemes and of the model in each group, with bootstrap intervals."""
     entries = report["groups"]
     labels = [f"{entry['group']}\n{entry['role']}" for entry in entries]
     with saved_figure(path, max(4.5, 1.3 * len(entries)), 4.2) as figure:
         axes = figure.subplots()
-        for offset, scheme in ((-0.2, "power"), (0.2, "model")):
+        compared = [*(scheme for scheme in schemes.STORED if scheme != "box3d"), "model"]
+        width = 0.8 / len(compared)
+        for number, scheme in enumerate(compared):
+            offset = (number + 0.5) * width - 0.4
             for place, entry in enumerate(entries):
                 one = entry["schemes"][scheme]
                 if one["skill"] is None:
                     continue
                 label = SCHEMES[scheme] if place == 0 else None
-                axes.bar(place + offset, one["skill"], 0.38, color=COLORS[scheme], label=label)
+                axes.bar(place + offset, one["skill"], 0.95 * width, color=COLORS[scheme], label=label)
                 if one["skill_interval"] is not None:
                     ends = [[one["skill"] - one["skill_interval"][0]], [one["skill_interval"][1] - one["skill"]]]
                     axes.errorbar(place + offset, one["skill"], np.maximum(ends, 0), color="k", capsize=3)
@@ -183,9 +186,9 @@ def survival_on_sphere(scored: Scored, index: int, path: Path) -> None:
     longitude, latitude = np.meshgrid(np.linspace(-np.pi, np.pi, 181), np.linspace(-np.pi / 2, np.pi / 2, 91))
     cos = np.cos(latitude)
     directions = np.stack([cos * np.cos(longitude), cos * np.sin(longitude), np.sin(latitude)]).reshape(3, -1)
-    maps = {"box3d": sphere.box3d_survival(F, directions), "power": sphere.power_survival(F, directions)}
+    maps = {name: schemes.SCHEMES[name].survival(F, directions) for name in schemes.STORED}
     if scored.theta is not None:
-        maps["model"] = sphere.power_survival(F, directions, scored.theta[index])
+        maps["model"] = power.power_survival(F, directions, scored.theta[index])
     G = sphere.lepton_number(F, directions).reshape(longitude.shape)
     lowest = min(1 / 3, *(P.min() for P in maps.values()))
     with saved_figure(path, 5.0 * len(maps), 3.4) as figure:

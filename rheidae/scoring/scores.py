@@ -16,7 +16,8 @@ from scipy.stats import bootstrap
 
 from rheidae import fourflux
 from rheidae.exceptions import FourFluxError
-from rheidae.mixing.box3d import box3d, mix
+from rheidae.mixing import schemes
+from rheidae.mixing.box3d import box3d
 from rheidae.scoring.metrics import (
     coverage,
     flavor_sum_change,
@@ -29,7 +30,7 @@ from rheidae.scoring.metrics import (
 Rows = NDArray[np.intp]
 Entry = dict[str, Any]
 
-SCHEMES = {"none": "no mixing", "box3d": "Box3D", "power": "power", "model": "model"}
+SCHEMES = {**{name: scheme.title for name, scheme in schemes.SCHEMES.items()}, "model": "model"}
 """What is compared, by its name in a report and in a table."""
 
 CONFIDENCE = 0.95
@@ -158,9 +159,7 @@ def score(
         F_init=init,
         F_true=fourflux.average_heavy(true, init),
         F={
-            "none": init[None],
-            "box3d": box[None],
-            "power": mix(init, "power")[None],
+            **{name: (box if name == "box3d" else schemes.mix(init, name))[None] for name in schemes.SCHEMES},
             "model": prediction.reshape(len(prediction), len(rows), 6, 4).astype(np.float64) / total,
         },
         std=None if std is None else std.reshape(len(std), len(rows), 6, 4).astype(np.float64) / total,

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+
+# Below this a thread costs more to hand its rows to than it saves.
+_ROWS_PER_THREAD = 1024
 
 
 @contextmanager
@@ -53,3 +57,28 @@ def default_threads() -> int:
     if multiprocessing.parent_process() is not None and "NUMBA_NUM_THREADS" not in os.environ:
         return 1
     return numba.get_num_threads()
+
+
+def share_rows(work: Callable[[int, int], None], rows: int, threads: int | None) -> None:
+    """Call ``work(start, stop)`` so that all `rows` are covered, from as many threads as pay off.
+
+    A pool of Python threads around kernels that release the interpreter lock, and not ``prange``: Numba's own threads
+    do not survive a fork, and its parallel kernels take seconds to load.
+
+    Raises
+    ------
+    ValueError
+        If `threads` is not at least 1, or None for `default_threads`.
+    """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads={threads!r} must be at least 1")
+    count = max(1, rows // _ROWS_PER_THREAD)
+    if count > 1:
+        count = min(threads or default_threads(), count)
+    if count == 1:
+        work(0, rows)
+        return
+    bounds = [rows * i // count for i in range(count + 1)]
+    with ThreadPoolExecutor(count) as pool:
+        # list() so that an exception in a thread is raised here.
+        list(pool.map(work, bounds[:-1], bounds[1:]))

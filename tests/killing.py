@@ -1,35 +1,55 @@
 """Driver of the SIGKILL test: one process that has everything loaded forks a child per trial.
 
-    python -m tests.killing CONFIG OLDER TRIALS SEED
+    python -m tests.killing CONFIG OLDER TRIALS
 
-CONFIG is preprocessed once without disturbance. Each trial starts from an empty folder or from the finished outputs of
-the configuration OLDER, kills the command at a random moment, looks at what is there, runs it again, and compares.
+CONFIG is preprocessed once without disturbance, and its calls that change files are counted. Each trial starts from an
+empty folder or from the finished outputs of the configuration OLDER, kills the command at one of these calls, evenly
+spread over them, looks at what is there, runs it again, and compares.
 """
 
+import itertools
 import os
-import random
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 from rheidae.config import PreprocessConfig, read_config
 from rheidae.preprocess.__main__ import main as command
 
+CALLS = ("open", "pwrite", "ftruncate", "truncate", "fsync", "replace", "unlink", "close")
+"""Functions of `os` at which a child may die."""
 
-def start(config):
+
+def count_calls(after):
+    """Call `after(number)` once each of the `CALLS` is done."""
+    numbers = itertools.count(1)
+
+    def counted(function):
+        def call(*arguments, **options):
+            result = function(*arguments, **options)
+            after(next(numbers))
+            return result
+
+        return call
+
+    for name in CALLS:
+        setattr(os, name, counted(getattr(os, name)))
+
+
+def start(config, after=None):
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        if after is not None:
+            count_calls(after)
         os._exit(command(["--config", str(config)]))
     return pid
 
 
-def complete(config):
-    pid = start(config)
-    _, status = os.waitpid(pid, 0)
+def complete(config, after=None):
+    _, status = os.waitpid(start(config, after), 0)
     assert status == 0, status
 
 
@@ -37,16 +57,15 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def main(config, older, trials, seed):
+def main(config, older, trials):
     out = Path(read_config(config, PreprocessConfig).output_root)
-    choose = random.Random(seed)
     # Loads and compiles everything that a child will need.
     assert command(["--config", str(older)]) == 0
     before = contents(out)
     shutil.rmtree(out)
-    started = time.perf_counter()
-    complete(config)
-    took = time.perf_counter() - started
+    reading, writing = os.pipe()
+    complete(config, lambda number: os.write(writing, b"."))
+    calls = len(os.read(reading, 1 << 16))
     wanted = contents(out)
     assert before.keys() == wanted.keys()
     killed = leftovers = 0
@@ -56,21 +75,24 @@ def main(config, older, trials, seed):
         first = before if trial % 2 else {}
         for name, data in first.items():
             (out / name).write_bytes(data)
-        pid = start(config)
-        time.sleep(choose.uniform(0, 1.1 * took))
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
+        last = 1 + trial * calls // trials
+
+        def die(number, last=last):
+            if number == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        _, status = os.waitpid(start(config, die), 0)
         killed += os.WIFSIGNALED(status)
-        found = contents(out)
-        leftovers += any(name.startswith(".") for name in found)
-        for name, data in found.items():
+        left = contents(out)
+        leftovers += any(name.startswith(".") for name in left)
+        for name, data in left.items():
             if not name.startswith("."):
                 assert data in (wanted[name], first.get(name)), f"trial {trial}: {name} is neither old nor new"
-        assert found.keys() >= first.keys(), f"trial {trial}: an older file is gone"
+        assert left.keys() >= first.keys(), f"trial {trial}: an older file is gone"
         complete(config)
         assert contents(out) == wanted, f"trial {trial}: the second run did not make the same files"
-    print(f"{trials} trials, {killed} killed, {leftovers} left something behind, undisturbed run {took:.2f} s")
+    print(f"{trials} trials, {killed} killed, {leftovers} left something behind, {calls} calls in an undisturbed run")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

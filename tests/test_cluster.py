@@ -21,6 +21,7 @@ import rheidae
 from rheidae import fourflux
 from rheidae.exceptions import ClusterError, DataError
 from rheidae.preprocess import pipeline
+from rheidae.system.cluster import Cluster, _greet
 from tests.states import random_states
 from tests.test_preprocess import INIT, NAMES, TRUE, config_for, spoil_many
 
@@ -52,7 +53,7 @@ def raw(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
@@ -60,23 +61,23 @@ def cluster():
         yield running
 
 
-def test_a_worker_killed_in_the_middle_changes_nothing(raw, cluster):
-    config = config_for(raw, "a", chunk_rows=500, schemes=["box3d", "power"])
+def test_a_worker_killed_in_the_middle_changes_nothing(raw, cluster, monkeypatch):
+    config = config_for(raw, "a", chunk_rows=2000, schemes=["box3d", "power"])
     pipeline.preprocess(config)
     expected = contents(raw / "out")
     with distributed.Client(cluster) as client:
         before = client.run(os.getpid)
 
-        def kill():
-            # The file is there, under its temporary name, once the first rows are about to be written.
-            wait_until(lambda: list((raw / "out").glob(".a_preprocessed.h5.*.tmp")))
-            time.sleep(0.3)
-            os.kill(next(iter(before.values())), signal.SIGKILL)
+        run = Cluster.run
 
-        killer = threading.Thread(target=kill)
-        killer.start()
+        def killing(self, work, blocks):
+            for number, result in enumerate(run(self, work, blocks)):
+                if number == 5 and work is pipeline._process_block:
+                    os.kill(next(iter(before.values())), signal.SIGKILL)
+                yield result
+
+        monkeypatch.setattr(Cluster, "run", killing)
         pipeline.preprocess(config, resume=False, scheduler=cluster.scheduler_address)
-        killer.join()
         client.wait_for_workers(2, timeout=30)
         after = client.run(os.getpid)
     assert set(before.values()) != set(after.values())
@@ -167,8 +168,6 @@ def test_ctrl_c_with_processes(raw):
 
 
 def test_workers_have_to_see_the_same_files_and_version(tmp_path, monkeypatch, cluster):
-    from rheidae.system.cluster import Cluster, _greet
-
     path = tmp_path / "a"
     path.write_bytes(b"1234")
     assert _greet(rheidae.__version__, {str(path): 4}) is None

@@ -562,11 +562,11 @@ def test_outputs_are_files_of_the_output_folder(tmp_path, name):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_clean_up_and_tell_by_the_status(tmp_path, number):
-    n = 300_000
+    n = 50_000
     with h5py.File(tmp_path / "a.h5", "w") as file:
         raw = np.resize(fourflux.to_emu(random_states(50)), (n, 4, 2, 3))
         file[INIT], file[TRUE] = raw, raw
-    config = config_for(tmp_path, "a", chunk_rows=500)
+    config = config_for(tmp_path, "a", chunk_rows=50)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
     command = [sys.executable, "-m", "rheidae.preprocess", "--config", str(tmp_path / "config.yaml")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

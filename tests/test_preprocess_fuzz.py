@@ -212,7 +212,7 @@ def test_fuzz(tmp_path, monkeypatch):
     # What is tested is what is read; a sync takes longer than the rest.
     monkeypatch.setattr(outputs.os, "fsync", lambda _: None)
     # One run of hypothesis is not meant for so many examples.
-    for number in range(4):
+    for number in range(2):
 
         @seed(number)
         @settings(max_examples=650, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -222,8 +222,8 @@ def test_fuzz(tmp_path, monkeypatch):
 
         check()
     print(COUNT)
-    assert COUNT["refused"] >= 2000
-    assert COUNT["processed"] >= 300
+    assert COUNT["refused"] >= 1000
+    assert COUNT["processed"] >= 150
 
 
 def one_file(folder, case):
@@ -323,7 +323,7 @@ def test_flipped_bytes(tmp_path, monkeypatch):
             sound.append(path.read_bytes())
     choose = random.Random(0)
     outcomes = {"processed": 0, "refused": 0}
-    for _ in range(300):
+    for _ in range(150):
         damaged = bytearray(choose.choice(sound))
         for _ in range(choose.choice([1, 2, 5])):
             place = choose.randrange(len(damaged))
@@ -344,4 +344,4 @@ def test_flipped_bytes(tmp_path, monkeypatch):
         with h5py.File(path) as file:
             for name, key in ((INIT, "F_init"), (TRUE, "F_true")):
                 np.testing.assert_array_equal(values[key], fourflux.from_emu(file[name][()]).astype(np.float32))
-    assert min(outcomes.values()) >= 60
+    assert min(outcomes.values()) >= 30

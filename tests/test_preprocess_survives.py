@@ -38,12 +38,12 @@ def many_rows(path, n, **options):
 
 
 def test_sigkill_at_any_moment_leaves_nothing_wrong_and_nothing_in_the_way(tmp_path):
-    many_rows(tmp_path / "a.h5", 20_000)
-    many_rows(tmp_path / "b.h5", 12_000)
-    config = write_config(tmp_path / "new.yaml", config_for(tmp_path, "a", "b", lebedev_order=17, chunk_rows=2000))
+    many_rows(tmp_path / "a.h5", 2000)
+    many_rows(tmp_path / "b.h5", 1200)
+    config = write_config(tmp_path / "new.yaml", config_for(tmp_path, "a", "b", lebedev_order=17, chunk_rows=500))
     older = write_config(tmp_path / "old.yaml", config_for(tmp_path, "a", "b", lebedev_order=7))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killing", str(config), str(older), "50", "1"],
+        [sys.executable, "-m", "tests.killing", str(config), str(older), "40"],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],
@@ -51,9 +51,8 @@ def test_sigkill_at_any_moment_leaves_nothing_wrong_and_nothing_in_the_way(tmp_p
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout)
     trials, killed, leftovers = map(int, re.findall(r"(\d+) (?:trials|killed|left)", done.stdout))
-    assert trials == 50
-    assert killed > 20  # the moments fall within the run
-    assert leftovers > 5
+    assert trials == killed == 40
+    assert leftovers > 20
 
 
 # --- a full disk -------------------------------------------------------------------------------------------
@@ -107,8 +106,10 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("options", [{}, {"compression": "gzip"}, {"shuffle": False, "diagnostics": "minimal"}])
-@pytest.mark.parametrize("asks", [True, False])
+@pytest.mark.parametrize(
+    ("options", "asks"),
+    [({}, True), ({}, False), ({"compression": "gzip"}, False), ({"shuffle": False, "diagnostics": "minimal"}, False)],
+)
 def test_a_full_disk_is_an_error_and_leaves_no_partial_file(tmp_path, small_disk, capfd, monkeypatch, options, asks):
     many_rows(tmp_path / "a.h5", 1500)
     many_rows(tmp_path / "b.h5", 500)
@@ -120,7 +121,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_partial_file(tmp_path, small_disk
         # What fills up is found when it happens: someone else may need the space meanwhile.
         monkeypatch.setattr(pipeline, "require_space", lambda *_: None)
     outcomes = set()
-    for share in (0, 0.005, 0.02, 0.1, 0.3, 0.37, 0.45, 0.52, 0.7, 0.85, 0.95, 0.99, 2):
+    for share in (0, 0.02, 0.3, 0.37, 0.52, 0.7, 0.95, 2):
         with small_disk(max(4, int(total * share))) as (disk, expected):
             config = write_config(tmp_path / "c.yaml", reference.model_copy(update={"output_root": str(disk)}))
             capfd.readouterr()
@@ -172,7 +173,7 @@ def test_a_file_truncated_anywhere_is_an_error(tmp_path, capfd, options):
     whole = (tmp_path / "a.h5").read_bytes()
     config = str(write_config(tmp_path / "c.yaml", config_for(tmp_path, "a", chunk_rows=50)))
     rng = np.random.default_rng(3)
-    for length in [0, 1, 8, 96, len(whole) - 1, *rng.integers(0, len(whole), 60).tolist()]:
+    for length in [0, 1, 8, 96, len(whole) - 1, *rng.integers(0, len(whole), 25).tolist()]:
         (tmp_path / "a.h5").write_bytes(whole[:length])
         capfd.readouterr()
         assert main(["--config", config]) == 2

@@ -1,3 +1,5 @@
+import os
+import shutil
 import subprocess
 import sys
 from importlib import resources
@@ -106,6 +108,21 @@ def test_growth_rate_and_crossing(processed, data, tmp_path):
 def test_numbers_as_sim_id(tmp_path):
     write(tmp_path / "a.h5", 3, sim_id=[3, 3, 7])
     assert list(load_dataset(tmp_path / "a.h5").groups) == ["3", "3", "7"]
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_names_that_are_not_utf_8_come_through(sample, tmp_path, fixed):
+    name = b"run-\xff\xfe"
+    shutil.copy(sample / "emu_three_d.h5", tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        rows = len(file["directorynames"])
+        del file["directorynames"]
+        kind = f"S{len(name)}" if fixed else h5py.string_dtype()
+        file.create_dataset("directorynames", data=[name] * rows, dtype=kind)
+    config = {"data_root": str(tmp_path), "output_root": str(tmp_path / "out"), "files": [{"name": "a.h5"}]}
+    preprocess(check_config(config, PreprocessConfig))
+    bunch = load_dataset(tmp_path / "out" / "preprocessed_all.h5")
+    assert {os.fsencode(each) for each in bunch.dirname} == {name}
 
 
 def test_48_rows_without_another_clue_are_refused_unless_the_file_says(tmp_path):

@@ -163,7 +163,9 @@ def _read_strings(file: h5py.File, name: str, rows: int) -> np.ndarray:
     if strings.shape != (rows,):
         raise DataError(f"{file.filename}: dataset {name!r} has shape {strings.shape}; expected ({rows},)")
     values = strings[()]
-    return np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()], dtype=np.str_)
+    # Names of folders may be any bytes, as in `os.fsdecode`.
+    decoded = [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else str(v) for v in values.tolist()]
+    return np.array(decoded, dtype=np.str_)
 
 
 def _describe(path: str | Path, groups: np.ndarray, scale: float) -> str:

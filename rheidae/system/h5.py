@@ -53,6 +53,11 @@ def open_h5(path: str | Path, remedy: str = "check the path") -> Iterator[h5py.F
     except PermissionError as error:
         raise DataError(f"{path}: may not be read; ask its owner for the permission") from error
     except H5_ERRORS as error:
+        if "file is already open for write" in str(error) or "consistency flags" in str(error):
+            raise DataError(
+                f"{path}: is marked as open for writing; wait until its writer has finished, or if that one crashed, "
+                f"clear the mark with: h5clear -s {path}"
+            ) from error
         if "unable to lock" in str(error):
             raise DataError(
                 f"{path}: another program has it open for writing ({error}); wait until that has finished"
@@ -100,10 +105,25 @@ def read(source: h5py.Dataset, start: int, stop: int, axis: int = 0, remedy: str
     try:
         return source[(slice(None),) * axis + (slice(start, stop),)]
     except H5_ERRORS as error:
-        raise DataError(
-            f"{source.file.filename}: dataset {source.name.lstrip('/')!r}, rows {start} to {stop - 1}: "
-            f"cannot be read ({error}); {remedy}"
-        ) from error
+        where = f"{source.file.filename}: dataset {source.name.lstrip('/')!r}"
+        missing = _missing_filters(source)
+        if missing:
+            raise DataError(
+                f"{where} is compressed with {missing}, which this HDF5 lacks; install the package hdf5plugin and "
+                "set HDF5_PLUGIN_PATH to its hdf5plugin.PLUGIN_PATH, or repack the file: h5repack -f GZIP=1"
+            ) from error
+        raise DataError(f"{where}, rows {start} to {stop - 1}: cannot be read ({error}); {remedy}") from error
+
+
+def _missing_filters(source: h5py.Dataset) -> str:
+    """Names of the filters that a dataset was written with and that are not installed."""
+    try:
+        creation = source.id.get_create_plist()
+        filters = [creation.get_filter(index) for index in range(creation.get_nfilters())]
+        missing = [(number, name) for number, _, _, name in filters if not h5py.h5z.filter_avail(number)]
+    except H5_ERRORS:
+        return ""
+    return ", ".join(f"{name.decode(errors='replace') or 'filter'} (number {number})" for number, name in missing)
 
 
 # --- writing ---------------------------------------------------------------------------------------------

@@ -1,0 +1,38 @@
+"""Opening and reading HDF5 files that something is odd about."""
+
+import h5py
+import numpy as np
+import pytest
+
+from rheidae.exceptions import DataError
+from rheidae.system.h5 import dataset, open_h5, read
+
+ZSTD = 32015
+
+
+def test_a_missing_filter_is_named(tmp_path):
+    """As h5py reads what a program with the plugin has written: the file is sound."""
+    assert not h5py.h5z.filter_avail(ZSTD)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        creation.set_chunk((10,))
+        creation.set_filter(ZSTD, h5py.h5z.FLAG_OPTIONAL, ())
+        made = h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_DOUBLE, h5py.h5s.create_simple((10,)), dcpl=creation)
+        made.write_direct_chunk((0,), b"compressed")
+    with open_h5(tmp_path / "a.h5") as file, pytest.raises(DataError, match=rf"{ZSTD}.*hdf5plugin"):
+        read(dataset(file, "x"), 0, 10)
+
+
+@pytest.mark.parametrize("swmr", [True, False])
+def test_a_file_left_open_by_a_crashed_writer(tmp_path, swmr):
+    with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
+        file["x"] = np.arange(3.0)
+        if swmr:
+            file.swmr_mode = True
+        file.flush()
+        (tmp_path / "b.h5").write_bytes((tmp_path / "a.h5").read_bytes())
+    with (
+        pytest.raises(DataError, match=r"b\.h5: is marked as open for writing; .*h5clear -s"),
+        open_h5(tmp_path / "b.h5"),
+    ):
+        pass

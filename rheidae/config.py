@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -157,7 +158,7 @@ class PreprocessConfig(Section):
     compression_level: Annotated[int, Field(ge=1, le=9)] = 1
     h5_chunk_rows: Annotated[int, Field(gt=0)] | None = None
     chunk_rows: Annotated[int, Field(gt=0)] | None = None
-    threads: Annotated[int, Field(gt=0)] | None = None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = None
 
     @model_validator(mode="after")
     def _outputs_differ(self) -> PreprocessConfig:
@@ -194,8 +195,8 @@ class ModelConfig(Section):
     """`rheidae.estimator.networks.MixingModel` or `ResidualFFIModel`; None: as the architecture has it by default."""
 
     architecture: Literal["mixing", "residual"] = "mixing"
-    hidden_dim: Annotated[int, Field(gt=0)] | None = None
-    hidden_layers: Annotated[int, Field(ge=0)] | None = None
+    hidden_dim: Annotated[int, Field(gt=0, le=16384)] | None = None
+    hidden_layers: Annotated[int, Field(ge=0, le=256)] | None = None
     activation: Literal["relu", "gelu", "silu", "tanh", "elu"] = "silu"
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     use_batch_norm: bool | None = None
@@ -400,25 +401,42 @@ class TrainParms(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with two of its traps closed: ``1e-3`` is a number, and a repeated key is an error."""
+    """YAML 1.1 with its traps closed.
+
+    ``1e-3`` is a number; a repeated key is an error; numbers are decimal, and what YAML 1.1 takes for one of another
+    base (``12:30``, ``007``, ``0x1F``, ``1_000``) stays text, as do dates: a name keeps its spelling, and where a
+    number is expected it is refused.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice", node.value[index][0].start_mark
-                )
+        keys = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 
+_NUMBERS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9]\d*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
     list("-+0123456789."),
 )
 
 Model = TypeVar("Model", bound=Section)
+
+MOST_FINDINGS = 20
+"""So many are reported at once."""
+
+_REPR = reprlib.Repr()
+_REPR.maxstring, _REPR.maxlevel, _REPR.maxlist = 200, 2, 10
 
 
 def read_config(path: str | Path, schema: type[Model]) -> Model:
@@ -444,7 +462,10 @@ def read_config(path: str | Path, schema: type[Model]) -> Model:
         raise ConfigError(f"{path}: no such file; give an existing one with its option") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path}: is nested too deeply for a configuration") from error
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        # PyYAML lets through what Python's own constructors raise, as of a number of 5000 digits.
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     return check_config({} if data is None else data, schema, str(path))
 
@@ -456,8 +477,11 @@ def check_config(data: Any, schema: type[Model], source: str = "configuration") 
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        findings = "\n".join(f"  {_explain(finding, schema)}" for finding in error.errors())
-        raise ConfigError(f"{source}:\n{findings}") from None
+        errors = error.errors(include_url=False, include_context=False)
+        findings = [f"  {_explain(finding, schema)}" for finding in errors[:MOST_FINDINGS]]
+        if len(errors) > MOST_FINDINGS:
+            findings.append(f"  and {len(errors) - MOST_FINDINGS} more")
+        raise ConfigError("\n".join([f"{source}:", *findings])) from None
 
 
 def _explain(finding: Any, schema: type[BaseModel]) -> str:
@@ -472,7 +496,8 @@ def _explain(finding: Any, schema: type[BaseModel]) -> str:
     message = finding["msg"].removeprefix("Value error, ")
     if finding["type"] == "value_error" and isinstance(finding["input"], dict):
         return f"{where}: {message}"
-    return f"{where}: {message} (found {finding['input']!r})"
+    # A few aliases may stand for gigabytes.
+    return f"{where}: {message} (found {_REPR.repr(finding['input'])})"
 
 
 def _keys_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

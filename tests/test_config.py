@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,9 @@ def test_defaults_come_from_the_name():
         (PreprocessConfig, {}, "files: missing"),
         (PreprocessConfig, {"files": [{"name": "a", "max_rows": "3"}]}, r"max_rows: .*integer \(found '3'\)"),
         (PreprocessConfig, {"files": [{"name": "a", "max_rows": 0}]}, "max_rows: .*greater than 0"),
+        (PreprocessConfig, {"files": [{"name": "a"}], "threads": 100_000}, "threads: .*less than or equal to 1024"),
+        (Config, {"model": {"hidden_layers": 10**9}}, "hidden_layers: .*less than or equal to 256"),
+        (Config, {"model": {"hidden_dim": 200_000}}, "hidden_dim: .*less than or equal to 16384"),
         (PreprocessConfig, {"files": [{"name": "a"}], "lebedev_order": 14}, "no Lebedev rule of that order"),
         (PreprocessConfig, {"files": [{"name": "a"}], "box3d_mu_fraction": 1.5}, "box3d_mu_fraction: .*less than or"),
         (PreprocessConfig, {"files": [{"name": "a"}], "shuffle": "yes"}, "shuffle: .*boolean"),
@@ -109,3 +113,48 @@ def test_unreadable_files(tmp_path):
 
 def test_an_empty_file_means_defaults(tmp_path):
     assert read_config(written(tmp_path, ""), Config) == Config()
+
+
+ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ALIASES + "data: *a11\n", r"data: "),
+        (ALIASES + "data: {seed: *a11}\n", r"data\.seed: "),
+        ("".join(f"key{i}: 0\n" for i in range(4000)), "and 3980 more"),
+        ("[" * 3000, "nested too deeply|not valid YAML"),
+        ("data: {seed: " + "9" * 5000 + "}", "not valid YAML|data.seed"),
+        ("data: {seed: 2001-13-45}", "data.seed: .*integer"),
+        ("data: {seed: !!int abc}", "not valid YAML"),
+        ("data: {seed: !!timestamp abc}", "not valid YAML"),
+        ("data: {? [a] : 1}", "not valid YAML|data"),
+    ],
+    ids=["aliases", "aliases in a value", "keys", "deep", "digits", "date", "int", "timestamp", "list as key"],
+)
+def test_small_files_neither_hang_nor_end_in_a_traceback(tmp_path, text, message):
+    started = time.process_time()
+    with pytest.raises(ConfigError, match=message) as error:
+        read_config(written(tmp_path, text), Config)
+    assert time.process_time() - started < 60  # seconds; without bounds some took minutes
+    assert len(str(error.value)) < 10_000
+
+
+@pytest.mark.parametrize("name", ["12:30", "007", "0x1F", "1_000", "2001-01-01", "0b11", "1:00", "1e"])
+def test_a_name_keeps_its_spelling(tmp_path, name):
+    text = f"files: [{{name: a, sim_id: {name}}}]"
+    assert read_config(written(tmp_path, text), PreprocessConfig).files[0].sim_id == name
+    for key in ("seed", "batch_size"):
+        with pytest.raises(ConfigError, match=rf"data\.{key}: .*integer"):
+            read_config(written(tmp_path, f"data: {{{key}: {name}}}"), Config)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.", 0.0), ("-0.5", -0.5), (".5", 0.5), ("5.", 5.0), ("+3.0", 3.0), ("1.5E+2", 150.0)]
+)
+def test_plain_numbers_are_numbers(tmp_path, text, value):
+    parms = f"weighting: {{scheme: kendall_gal, params: {{initial: {text}}}}}"
+    assert read_config(written(tmp_path, parms), TrainParms).weighting.params["initial"] == value

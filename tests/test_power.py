@@ -97,10 +97,10 @@ def brute_force(F, c, p, a, axial, p_axial, a_axial, points=96):
 
 
 def test_is_the_definition():
-    F = random_states(40, max_flux_factor=0.7)
-    theta = random_theta(40)
+    F = random_states(20, max_flux_factor=0.7)
+    theta = random_theta(20)
     options = given_as_options(theta)
-    expected = np.array([brute_force(F[i], *(column[i] for column in options.values())) for i in range(40)])
+    expected = np.array([brute_force(F[i], *(column[i] for column in options.values())) for i in range(20)])
     error = np.abs(power_flux(F, order=131, **options) / total(F) - expected).max(axis=(1, 2))
     assert np.abs(expected - F / total(F)).max() > 0.05
     assert np.median(error) < 1e-6
@@ -271,7 +271,7 @@ EXTREMES = st.tuples(st.floats(0, 1.5), *[st.floats(0.01, 100)] * 2, st.floats(0
 
 
 @given(states(max_flux_factor=1.0), EXTREMES, st.sampled_from([13, 17, 31]))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_any_state_and_parameters_stay_physical(F, parameters, order):
     names = ("c", "p", "a", "axial", "p_axial", "a_axial")
     after = power_flux(F, order=order, **dict(zip(names, parameters, strict=True)))
@@ -309,8 +309,8 @@ def test_beams_stay_physical(axial):
 @pytest.mark.parametrize("a", [0.01, 2.0, 100.0])
 def test_scale_is_found_for_every_allowed_parameter(p, a):
     # The powers themselves leave the range of a double: (G/s)^a with p = 0.01 up to 2^5000.
-    F = random_states(20, max_flux_factor=0.6)
-    expected = np.array([brute_force(F[i], 1.0, p, a, 0.3, p, a) for i in range(20)])
+    F = random_states(8, max_flux_factor=0.6)
+    expected = np.array([brute_force(F[i], 1.0, p, a, 0.3, p, a) for i in range(8)])
     found = power_flux(F, order=131, p=p, a=a, axial=0.3) / total(F)
     assert np.median(np.abs(found - expected).max(axis=(1, 2))) < 1e-4
     assert np.abs(expected - F / total(F)).max() > 0.03

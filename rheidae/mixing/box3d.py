@@ -70,7 +70,8 @@ def box3d_flux(
         the crossing between both sides by its distance to it, and takes what is known exactly, integrals over the whole
         sphere, from the four-fluxes. "sharp", the published formula, counts each node to the side on which it lies. On
         states with random flux directions (``pytest benchmarks/test_box3d.py``) the 95th percentile of the error is
-        2.5e-4 of the total density by default and 6e-4 with the sharp crossing.
+        3e-4 of the total density by default and 6e-4 with the sharp crossing. A crossing so shallow that its region is
+        smaller than a node's cell is seen, or not, as the nodes happen to lie.
     mu_fraction : float, optional
         None (default): mu and tau take equal parts of the change, so that an initial difference between
         them survives. A number in [0, 1]: mu gets that fraction of the final heavy total, tau the rest,
@@ -114,8 +115,9 @@ def box3d_flux(
     With equal mu and tau the exact answer is physical, being a mixture of the initial distributions. Where they
     differ, the mean of both is mixed and each takes half of the change: the conservation laws stay exact, but a
     species that starts much emptier than its partner can end up with ``N < 0`` or ``|F| > N``. Sharing the heavy
-    part in another way would break the lepton number of mu or tau. The same befalls beams, flux factors above about
-    0.99, which lie between the nodes, whichever the crossing. `rheidae.mixing.physical.keep_physical` mends both.
+    part in another way would break the lepton number of mu or tau. Beams, flux factors above about 0.99, lie between
+    the nodes: with either crossing their answers may be unphysical, too. `rheidae.mixing.physical.keep_physical` mends
+    both.
 
     Examples
     --------

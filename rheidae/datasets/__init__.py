@@ -13,6 +13,7 @@ from sklearn.utils import Bunch
 
 from rheidae import fourflux
 from rheidae.exceptions import DataError
+from rheidae.mixing.schemes import SCHEMES
 from rheidae.system.h5 import dataset, open_h5, read
 from rheidae.system.outputs import Outputs
 
@@ -113,9 +114,8 @@ def load_dataset(path: str | Path, target_scale: float = 1e-33, *, return_X_y: b
 
 def _more(file: h5py.File) -> list[str]:
     """Names of what is handed out beside inputs and targets: the other schemes, and two numbers per row."""
-    known = {*fourflux.INPUT, *fourflux.TARGET, "F_true_stddev"}
-    schemes = [name for name in file if name.startswith("F_") and not name.endswith("_flat") and name not in known]
-    return [*schemes, *(name for name in ("growth_rate", "has_crossing") if name in file)]
+    schemes = [scheme.dataset for scheme in SCHEMES.values() if scheme.dataset and scheme.dataset not in fourflux.INPUT]
+    return [name for name in (*schemes, "growth_rate", "has_crossing") if name in file]
 
 
 def _has_reversed_axes(file: h5py.File, inputs: h5py.Dataset) -> bool:

@@ -36,3 +36,16 @@ def test_a_file_left_open_by_a_crashed_writer(tmp_path, swmr):
         open_h5(tmp_path / "b.h5"),
     ):
         pass
+
+
+def test_rows_that_were_never_written_are_not_read(tmp_path):
+    """A file of 2 kB that declares 1e15 rows, or as many as fill the memory."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, rows in (("input", 10**15), ("target", 2 * 10**7)):
+            file.create_dataset(name, shape=(rows, 48), dtype="f4", chunks=(1024, 48), compression="gzip")
+        file.create_dataset("zeros", data=np.zeros((500_000, 48), "f4"), chunks=(10_000, 48), compression="gzip")
+    with open_h5(tmp_path / "a.h5") as file:
+        for name in ("input", "target"):
+            with pytest.raises(DataError, match=rf"a\.h5: dataset '{name}' declares .* 0 bytes were written; fetch"):
+                dataset(file, name)
+        assert dataset(file, "zeros").shape == (500_000, 48)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,7 +87,30 @@ def dataset(file: h5py.File, name: str, remedy: str = "check the name") -> h5py.
         )
     if not isinstance(member, h5py.Dataset):
         raise DataError(f"{file.filename}: no dataset {name!r}; {remedy}. The file holds: {_names(file)}")
+    _require_stored(member, name)
     return member
+
+
+_MOST_UNPACKED = 1100
+"""Bytes that a stored byte may stand for: gzip ends at 1032. Rows beyond were never written: zeros."""
+
+_SMALL = 64 << 20
+"""Bytes that are read without asking how they are stored."""
+
+
+def _require_stored(member: h5py.Dataset, name: str) -> None:
+    """Refuse a few bytes of file that declare rows for more than the memory, or the patience, of a machine."""
+    try:
+        if not member.chunks or member.shape is None:
+            return
+        declared, stored = member.dtype.itemsize * math.prod(member.shape), member.id.get_storage_size()
+    except H5_ERRORS:  # a type that cannot be read: the caller says so
+        return
+    if declared > _SMALL and declared > _MOST_UNPACKED * stored:
+        raise DataError(
+            f"{member.file.filename}: dataset {name!r} declares {declared:.3g} bytes in {len(member)} rows, of which "
+            f"{stored} bytes were written; {FETCH_AGAIN}"
+        )
 
 
 def _names(file: h5py.File) -> str:

@@ -26,9 +26,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-# --- config/pre_process.yaml -----------------------------------------------------------------------------
-
-
 def _known_order(order: object) -> object:
     if isinstance(order, int) and order not in LEBEDEV_ORDERS:
         raise ValueError(f"no Lebedev rule of that order; known: {', '.join(map(str, LEBEDEV_ORDERS))}")
@@ -170,9 +167,6 @@ class PreprocessConfig(Section):
         return self
 
 
-# --- config/model.yaml -----------------------------------------------------------------------------------
-
-
 class DataConfig(Section):
     """What to train on, and which rows to keep out of it."""
 
@@ -267,9 +261,6 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     loss: LossConfig = LossConfig()
-
-
-# --- config/train_parms.yaml -----------------------------------------------------------------------------
 
 
 class NoParams(Section):
@@ -395,9 +386,6 @@ class TrainParms(Section):
     lr_warmup: LRWarmupConfig = LRWarmupConfig()
     bn_recalibrate: BNRecalibrateConfig = BNRecalibrateConfig()
     logging: LoggingConfig = LoggingConfig()
-
-
-# --- reading ---------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):

@@ -22,8 +22,14 @@ _CHUNK_ROWS = 1 << 18
 WIDTH = fourflux.FLAT * len(fourflux.INPUT)
 """Columns of `input`."""
 
-SAMPLE = ("emu_random.h5", "emu_nsm_a.h5", "emu_nsm_b.h5", "emu_three_d.h5")
-"""Raw files that ship with the package; the README beside them says how each was made."""
+SETTLED = (
+    "asymptotic_random.h5", "asymptotic_nsm_a.h5", "asymptotic_nsm_b.h5", "asymptotic_mutau.h5",
+    "asymptotic_published.h5", "asymptotic_three_d.h5",
+)  # fmt: skip
+"""Raw files of the sample: three-dimensional simulations run until they settle, which is what a model must predict."""
+
+EMU = ("emu_random.h5", "emu_nsm_a.h5", "emu_nsm_b.h5", "emu_three_d.h5")
+"""Raw files of particle-in-cell runs that stop soon after saturation, for comparison."""
 
 
 def write_sample(folder: str | Path) -> list[Path]:
@@ -41,7 +47,7 @@ def write_sample(folder: str | Path) -> list[Path]:
     """
     written = []
     with Outputs() as outputs:
-        for name in (*SAMPLE, "README.md"):
+        for name in (*SETTLED, *EMU, "README.md"):
             target = Path(folder) / name
             with resources.as_file(resources.files(__name__) / "data" / name) as source:
                 shutil.copyfile(source, outputs.path(target))

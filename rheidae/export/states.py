@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rheidae import fourflux
-from rheidae.datasets import SAMPLE
+from rheidae.datasets import EMU
 from rheidae.system.h5 import dataset, open_h5
 
 MERGER = 1e33
@@ -20,7 +20,7 @@ MERGER = 1e33
 def sample_states() -> NDArray[np.float64]:
     """Initial states ``(576, 24)`` of the simulations that ship with the package, in 1/cm^3."""
     found = []
-    for name in SAMPLE:
+    for name in EMU:
         with (
             resources.as_file(resources.files("rheidae.datasets") / "data" / name) as path,
             open_h5(path) as file,

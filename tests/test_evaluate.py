@@ -153,10 +153,10 @@ def test_worst_rows_come_first():
     assert first["simulation"] == data.dirname[first["row"]]
     state = data.data[first["row"], :24].reshape(6, 4)
     assert first["flux_factor"] == pytest.approx(max(np.linalg.norm(s[:3]) / s[3] for s in state))
-    nodes, weights = lebedev(31)
+    nodes, weights = lebedev(131)
     G = sphere.lepton_number(state, nodes)
     sides = [weights[G > 0] @ G[G > 0], -weights[G < 0] @ G[G < 0]]
-    assert first["depth"] == pytest.approx(min(sides) / max(sides), rel=1e-6)
+    assert first["depth"] == pytest.approx(min(sides) / max(sides), rel=1e-2)
 
 
 # --- intervals -------------------------------------------------------------------------------------------

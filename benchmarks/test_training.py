@@ -11,7 +11,6 @@ import torch
 from benchmarks.loops import obvious_epoch, sliced_epoch
 from rheidae import FluxRegressor, box3d_flux
 from rheidae.estimator.networks import MixingModel, ResidualFFIModel
-from rheidae.estimator.products import product
 from tests.states import random_states
 
 ROWS = 12_800
@@ -20,7 +19,6 @@ BATCH = 256
 EPOCHS = 3
 ALL = "training with Kendall-Gal, PCGrad and constraints: batches of 256, one thread"
 SUM = "training on the sum of the losses: batches of 256, one thread"
-PRODUCTS = "product of matrices (1280, 128) and (128, 128), one thread"
 PREDICT = "prediction: batches of 256, one thread"
 SCHEMES = {"weighting": "kendall_gal", "pcgrad": True, "constraints": True}
 
@@ -76,18 +74,6 @@ def test_sum_of_losses(in_turns, table):
             sliced_epoch(network, criterion, optimizer, x, y, BATCH)
 
     in_turns(SUM, EPOCHS * ROWS, {"loop over sliced tensors": loop, "FluxRegressor": lambda: model.partial_fit(*table)})
-
-
-def test_products(in_turns):
-    """The product that takes most of a step: the cotangents of five tasks through a layer."""
-    torch.set_num_threads(1)
-    c, weight = torch.randn(5 * BATCH, 128), torch.randn(128, 128)
-
-    def repeat(multiply):
-        for _ in range(500):
-            multiply(c, weight)
-
-    in_turns(PRODUCTS, 500 * len(c), {"torch.mm": lambda: repeat(torch.mm), "oneDNN's": lambda: repeat(product)})
 
 
 @pytest.mark.skipif("RHEIDAE_BENCH_THREADS" not in os.environ, reason="takes minutes: RHEIDAE_BENCH_THREADS=1,2")

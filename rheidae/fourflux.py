@@ -7,6 +7,7 @@ A four-flux is the number density ``N`` and the number flux over c, ``F``, of on
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,13 +27,46 @@ FLUX_TOLERANCE = 1e-6
 FLAT = len(SPECIES) * len(COMPONENTS)
 """Columns of a flat four-flux array."""
 
-INPUT = {"F_init": slice(0, FLAT), "F_box": slice(FLAT, 2 * FLAT)}
+Float = NDArray[Any]
+
+
+class Columns(dict[str, slice]):
+    """What the columns of a flat table are: blocks by their names, one after the other.
+
+    Parameters
+    ----------
+    **shapes : tuple of int
+        Shape of a row's part of each block, ``(6, 4)`` for the four-fluxes of six species.
+
+    Attributes
+    ----------
+    width : int
+        Number of columns.
+
+    Examples
+    --------
+    >>> from rheidae.fourflux import INPUT
+    >>> INPUT.width, INPUT["F_box"]
+    (48, slice(24, 48, None))
+    """
+
+    def __init__(self, **shapes: tuple[int, ...]) -> None:
+        self.shapes = shapes
+        self.width = 0
+        for name, shape in shapes.items():
+            self[name] = slice(self.width, self.width + math.prod(shape))
+            self.width = self[name].stop
+
+    def part(self, table: Any, name: str) -> Any:
+        """Return a block of ``table (n, width)``, an array or a tensor, as ``(n, *shape)``."""
+        return table[:, self[name]].reshape(-1, *self.shapes[name])
+
+
+INPUT = Columns(F_init=(6, 4), F_box=(6, 4))
 """Columns of `input`, the features of a model: the initial four-flux, then Box3D's final one."""
 
-TARGET = {"F_true": slice(0, FLAT)}
-"""Columns of `target`, what a model predicts: the simulated final four-flux."""
-
-Float = NDArray[Any]
+TARGET = Columns(F_true=(6, 4))
+"""Columns of `target`, what a model predicts: the simulated final four-flux. A further head is one more entry here."""
 
 
 def column_names(prefix: str) -> list[str]:

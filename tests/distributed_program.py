@@ -107,7 +107,7 @@ def check_batch_norm(rank):
 def main(path, folder):
     from accelerate import Accelerator
 
-    from rheidae.estimator.processes import DistributedFluxRegressor
+    from rheidae.estimator.distributed import DistributedFluxRegressor
 
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index

@@ -1,5 +1,4 @@
 import inspect
-import json
 
 import numpy as np
 import pytest
@@ -8,8 +7,8 @@ from skorch.callbacks import Callback
 
 from rheidae import FluxRegressor
 from rheidae.estimator import callbacks
-from rheidae.estimator.callbacks import BatchNormRecalibration, EpochProgress, PeriodicSave, WarmupLR
-from tests.test_regressor import SMALL
+from rheidae.estimator.callbacks import BatchNormRecalibration, EpochProgress, RunCheckpoint
+from tests.estimators import SMALL
 
 ALL = [
     value
@@ -28,25 +27,6 @@ def test_constructors_only_store_and_hooks_have_skorch_signatures(callback):
             signature = list(inspect.signature(method).parameters.values())
             assert signature[1].name == "net"
             assert signature[-1].kind is inspect.Parameter.VAR_KEYWORD
-
-
-class Recorder(Callback):
-    def on_train_begin(self, net, **kwargs):
-        self.rates = []
-
-    def on_batch_end(self, net, training=False, **kwargs):
-        if training:
-            self.rates.append(net.optimizer_.param_groups[0]["lr"])
-
-
-def test_warmup_by_hand(data):
-    recorder = Recorder()
-    net = FluxRegressor(
-        **{**SMALL, "max_epochs": 6}, lr=0.01, batch_size=50, callbacks__lr_schedule=None,
-        callbacks=[("warmup", WarmupLR(4, 0.2)), ("recorder", recorder)],
-    )  # fmt: skip
-    net.fit(data.data[:50], data.target[:50])
-    np.testing.assert_allclose(recorder.rates, [0.002, 0.004, 0.006, 0.008, 0.01, 0.01], rtol=1e-12)
 
 
 @pytest.mark.parametrize("max_batches", [None, 1])
@@ -77,20 +57,9 @@ def test_recalibration_waits_for_its_warmup_and_does_not_touch_weights(data):
     assert (calibrated.predict(X) != plain.predict(X)).any()
 
 
-def test_periodic_save(data, tmp_path):
-    X, y = data.data[:50], data.target[:50]
-    net = FluxRegressor(**{**SMALL, "max_epochs": 5}, callbacks=[("save", PeriodicSave(tmp_path, 2))]).fit(X, y)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "last.safetensors"]
-    assert [row["epoch"] for row in json.loads((tmp_path / "history.json").read_text())] == [1, 2, 3, 4]
-    from safetensors.torch import load_file
-
-    saved = load_file(tmp_path / "last.safetensors")
-    assert saved.keys() == net.module_.state_dict().keys()
-
-
 def test_an_error_while_saving_is_not_swallowed(data, tmp_path):
     (tmp_path / "file").write_text("")
-    net = FluxRegressor(**SMALL, callbacks=[("save", PeriodicSave(tmp_path / "file" / "folder", 1))])
+    net = FluxRegressor(**SMALL, callbacks=[("save", RunCheckpoint(tmp_path / "file" / "folder", 1))])
     with pytest.raises(OSError, match="file"):
         net.fit(data.data[:50], data.target[:50])
 

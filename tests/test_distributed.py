@@ -126,7 +126,7 @@ def accelerator():
 
 
 def test_alone_it_is_the_estimator(accelerator, data, capsys):
-    from rheidae.estimator.processes import DistributedFluxRegressor
+    from rheidae.estimator.distributed import DistributedFluxRegressor
 
     X, y = data.data[:60], data.target[:60]
     options = {"random_state": 0, "max_epochs": 2, "batch_size": 16, "weighting": "gradnorm", "val_split": 0.2}
@@ -145,7 +145,7 @@ def test_alone_it_is_the_estimator(accelerator, data, capsys):
     ],
 )
 def test_accelerators_that_would_be_ignored(accelerator, data, settings, message):
-    from rheidae.estimator.processes import DistributedFluxRegressor
+    from rheidae.estimator.distributed import DistributedFluxRegressor
 
     for name, value in settings.items():
         if name == "mixed_precision":
@@ -157,7 +157,7 @@ def test_accelerators_that_would_be_ignored(accelerator, data, settings, message
 
 
 def test_processes_that_do_not_know_each_other(accelerator, data, monkeypatch):
-    from rheidae.estimator.processes import DistributedFluxRegressor
+    from rheidae.estimator.distributed import DistributedFluxRegressor
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RunError, match="2 processes were started, but the accelerator knows of one"):

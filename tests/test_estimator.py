@@ -21,7 +21,7 @@ from rheidae import FluxRegressor
 from rheidae.estimator.losses import FourFluxLoss, SingleTerm
 from rheidae.estimator.networks import MixingModel, MultilayerPerceptron
 from rheidae.exceptions import FourFluxError
-from tests.test_regressor import SMALL
+from tests.estimators import SMALL
 
 TINY = {"layout": "generic", "module__hidden_dim": 8, "max_epochs": 3, "random_state": 0}
 

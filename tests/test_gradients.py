@@ -9,9 +9,11 @@ from torch import nn
 
 from rheidae import FluxRegressor
 from rheidae.estimator.callbacks import GradientCombiner, KendallGal, PCGrad
-from rheidae.estimator.callbacks.gradients import _coefficients_by_tensors, conflicts, pcgrad_coefficients
-from tests.test_regressor import SMALL
-from tests.test_weighting import prepared
+from rheidae.estimator.callbacks.gradients import _coefficients_by_tensors, pcgrad_coefficients
+from rheidae.estimator.gradients import conflicts, jacobian
+from rheidae.estimator.networks import ACTIVATIONS, MixingModel, ResidualFFIModel
+from tests.estimators import SMALL, inputs, prepared
+from tests.states import random_states
 
 
 def from_the_paper(table, orders):
@@ -102,8 +104,74 @@ def test_accelerators_get_the_same_coefficients(seed):
     torch.testing.assert_close(_coefficients_by_tensors(gramian, orders), pcgrad_coefficients(gramian, orders))
 
 
+# --- the tasks' gradients ------------------------------------------------------------------------------------
+
+
+def compare(model, dtype=torch.float64, rows=70, tasks=4, **tolerances):
+    """One pass for all tasks is a pass for each."""
+    x = inputs(random_states(rows)).to(dtype)
+    cotangents = torch.randn(tasks, rows, 24, dtype=dtype)
+    cotangents[1] = 0
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    outputs = model.train()(x)
+    table = jacobian(outputs, cotangents, parameters)
+    torch.testing.assert_close(table, jacobian(outputs, cotangents, parameters, together=False), **tolerances)
+    assert (table[1] == 0).all()
+    assert (table[0] != 0).any()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("options", [{}, {"frame": "lab"}, {"use_batch_norm": False, "conserve": False}])
+def test_all_tasks_in_one_pass(activation, options):
+    torch.manual_seed(0)
+    model = ResidualFFIModel(8, 2, activation, dropout=0.1, **options).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    model.blocks[0].layers[0].weight.requires_grad_(False)
+    compare(model, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("hidden_layers", [0, 2])
+def test_all_tasks_in_one_pass_through_the_mixing_scheme(hidden_layers):
+    torch.manual_seed(0)
+    model = MixingModel(hidden_dim=8, hidden_layers=hidden_layers).double()
+    model.prepare(inputs(random_states(50, 1)))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    compare(model, rtol=1e-8, atol=1e-10)
+
+
+class Halved(torch.autograd.Function):
+    """Something that torch cannot do for several tasks at once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 0.5 * x
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return torch.from_numpy(0.5 * gradients[0].numpy())
+
+
+class OneByOne(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(48, 24)
+        self.unused = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        return 0.01 * Halved.apply(self.layer(x))
+
+
+def test_a_network_whose_tasks_have_to_go_one_by_one(data):
+    net = FluxRegressor(OneByOne, pcgrad=True, weighting="gradnorm", max_epochs=2, random_state=0)
+    net.fit(data.data[:60], data.target[:60])
+    assert net.history[-1, "train_loss"] < net.history[0, "train_loss"]
+    assert (net.module_.unused == 0).all()
+
+
 def test_clipping_sees_the_network_alone(data):
-    """By pieces and by the flat gradient alike."""
+    """With gradients of tasks and without."""
     for pcgrad in (False, True):
         net, batch = prepared(data, pcgrad=pcgrad, grad_clip=1e-3, weighting=KendallGal(initial=0.0))
         net.train_step(batch)

@@ -6,7 +6,7 @@ import torch
 from benchmarks.loops import obvious_epoch, sliced_epoch
 from rheidae import FluxRegressor
 from rheidae.estimator.callbacks import KendallGal, gradients
-from tests.test_regressor import SMALL
+from tests.estimators import SMALL
 
 LR, BATCH = 2e-3, 32
 

@@ -9,7 +9,7 @@ from scipy.optimize import brentq
 from scipy.special import ive
 
 import rheidae
-from rheidae.estimator.networks import _PowerMixing
+from rheidae.estimator.networks.mixing import _PowerMixing
 from rheidae.exceptions import FourFluxError
 from rheidae.mixing import _power_kernels as kernels
 from rheidae.mixing.closure import inverse_langevin

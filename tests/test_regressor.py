@@ -13,12 +13,8 @@ from rheidae import FluxRegressor, box3d_flux, mix
 from rheidae.estimator.networks import MixingModel, ResidualFFIModel
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.scoring.metrics import flux_error
+from tests.estimators import SMALL
 from tests.states import random_states
-
-SMALL = {
-    "module": ResidualFFIModel, "module__hidden_dim": 16, "module__hidden_layers": 1,
-    "max_epochs": 3, "random_state": 0,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
-from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch import nn
+from torch.optim.lr_scheduler import LinearLR
 from torch.utils.data import Subset
 
 from rheidae import FluxRegressor, fourflux
@@ -21,13 +22,12 @@ from rheidae.estimator.callbacks import (
     KendallGal,
     LagrangianConstraints,
     PCGrad,
-    WarmupLR,
 )
 from rheidae.estimator.losses import TERMS
 from rheidae.estimator.networks import MixingModel
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.scoring.metrics import flux_error, skill
-from tests.test_regressor import SMALL
+from tests.estimators import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +163,17 @@ def test_the_mixing_model_trains_with_every_scheme(small, weighting):
     np.testing.assert_array_equal(again.predict(small[0]), net.predict(small[0]))
 
 
+def warm_up(epochs):
+    return LRScheduler(LinearLR, start_factor=0.1, total_iters=epochs)
+
+
 # --- history ---------------------------------------------------------------------------------------------
 
 
 def test_history_is_complete_and_json_safe(small):
     net = FluxRegressor(
         **SMALL, weighting="gradnorm", pcgrad=True, constraints=True, val_split=0.2,
-        callbacks=[WarmupLR(2), BatchNormRecalibration()],
+        callbacks=[warm_up(2), BatchNormRecalibration()], callbacks__lr_schedule=None,
     ).fit(*small)  # fmt: skip
     expected = {f"{prefix}_{name}" for prefix in ("train", "valid", "weight") for name in TERMS}
     expected |= {
@@ -384,7 +388,7 @@ def test_a_resumed_training_is_the_same_training(small, weighting, network, tmp_
     X, y = small
 
     def net(*extra):
-        callbacks = [WarmupLR(3), BatchNormRecalibration(), EarlyStopping(patience=9), *extra]
+        callbacks = [warm_up(3), BatchNormRecalibration(), EarlyStopping(patience=9), *extra]
         options = {**network, "max_epochs": 7, "batch_size": 32, "val_split": 0.2, "callbacks": callbacks}
         return FluxRegressor(weighting=weighting, pcgrad=True, constraints=True, **options)
 
@@ -423,7 +427,7 @@ def test_trained_nets_stay_physical(small):
 def test_more_rows_than_are_looked_at_beforehand(small, monkeypatch):
     """Statistics of the features come from evenly spaced rows of the training part, itself a part of the data."""
     X, y = small
-    monkeypatch.setattr("rheidae.estimator.regressor.ENOUGH_ROWS", 30)
+    monkeypatch.setattr("rheidae.estimator.batches.ENOUGH_ROWS", 30)
     net = FluxRegressor(random_state=0, max_epochs=1, val_split=0.2)
     train, _ = parts(small, val_split=0.2)
     looked_at = []

@@ -9,8 +9,8 @@ from torch import nn
 
 from rheidae import FluxRegressor
 from rheidae.estimator.callbacks import DynamicWeightAverage, GradNorm, KendallGal
-from rheidae.estimator.callbacks.gradients import last_shared_parameters
-from tests.test_regressor import SMALL
+from rheidae.estimator.gradients import last_shared_parameters
+from tests.estimators import SMALL, prepared
 
 
 class Split(nn.Module):
@@ -141,16 +141,6 @@ def test_gradnorm_equalises_gradient_norms(pcgrad):
         for w, term in zip(weights, terms, strict=True)
     ]
     np.testing.assert_allclose(norms, np.mean(norms), rtol=0.05)
-
-
-def prepared(data, **options):
-    """A net whose head is not zero, and a batch."""
-    torch.manual_seed(0)
-    net = FluxRegressor(**{**SMALL, **options}).initialize()
-    nn.init.normal_(net.module_.head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
-    net.notify("on_train_begin", X=None, y=None)
-    dataset = net.get_dataset(data.data[:64], data.target[:64])
-    return net, (dataset.x, dataset.y)
 
 
 @pytest.mark.parametrize("pcgrad", [False, True])

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+# Rows that means and deviations are taken from, at most.
+ENOUGH_ROWS = 10_000
+
 
 class TableDataset(Dataset[tuple[Tensor, ...]]):
     """Rows as the network sees them, float32 tensors.
@@ -84,3 +87,15 @@ class BatchSlicer:
         order = torch.randperm(len(self.dataset)) if self.shuffle else None
         for start, stop in self._bounds:
             yield self.dataset[slice(start, stop) if order is None else order[start:stop]]
+
+
+def rows_of(dataset: Any) -> tuple[Tensor, Tensor]:
+    """Return all rows of a data set that count, as two tensors."""
+    x, y, weight = unpack(next(iter(BatchSlicer(dataset, len(dataset)))))
+    return (x, y) if weight is None else (x[weight > 0], y[weight > 0])
+
+
+def some_rows(dataset: Any) -> tuple[Tensor, Tensor]:
+    """Return at most `ENOUGH_ROWS` rows of a data set, evenly spaced."""
+    step = -(-len(dataset) // ENOUGH_ROWS)
+    return rows_of(Subset(dataset, range(0, len(dataset), step)) if step > 1 else dataset)

@@ -16,6 +16,7 @@ from rheidae.estimator.losses import FourFluxLoss
 from rheidae.estimator.networks import MixingModel, MultilayerPerceptron
 from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import FourFluxError
+from rheidae.fourflux import INPUT, TARGET
 from rheidae.mixing.physical import keep_physical
 
 Table = NDArray[Any]
@@ -105,21 +106,21 @@ class FourFlux(Layout):
     """
 
     name = "four_flux"
-    n_features = 48
-    n_outputs = 24
+    n_features = INPUT.width
+    n_outputs = TARGET.width
     module = MixingModel
     criterion = FourFluxLoss
 
     def table(self, values: Any, name: str, least_rows: int = 0) -> Table:
-        """As in the base, of 48 columns (X) or 24 (y), with a positive total density in every row of X."""
-        columns = 48 if name == "X" else 24
+        """As in the base, of `INPUT` (X) or `TARGET` (y), with a positive total density in every row of X."""
+        columns = (INPUT if name == "X" else TARGET).width
         # What has no shape is a list, or nothing that could be a table.
         shape = tuple(values.shape) if hasattr(values, "shape") else np.shape(values)
         if len(shape) != 2 or shape[1] != columns:
             raise FourFluxError(f"{name} has shape {shape}; expected (n, {columns})")
         table = super().table(values, name, least_rows)
         if name == "X":
-            total = fourflux.total_density(table[:, :24])
+            total = _total(table)[:, 0]
             if not (total > 0).all():
                 row = int(np.argmin(total > 0))
                 raise FourFluxError(f"X, row {row}: the total number density is {total[row]:g}; it must be positive")
@@ -127,60 +128,69 @@ class FourFlux(Layout):
 
     def scaled(self, X: Table, y: Table | None) -> tuple[Table, Table | None]:
         """Divide by the total density; average targets over mu and tau where nothing tells them apart."""
-        total = fourflux.total_density(X[:, :24])[:, None]
+        total = _total(X)
         x = np.ascontiguousarray(X / total, dtype=np.float32)
         if y is None:
             return x, None
         target = y / total
         if self.average_heavy:
-            target = fourflux.average_heavy(fourflux.unflatten(target), fourflux.unflatten(X[:, :24]))
-        return x, np.ascontiguousarray(target.reshape(-1, 24), dtype=np.float32)
+            final = TARGET.part(target, "F_true")
+            target[:, TARGET["F_true"]] = fourflux.flatten(fourflux.average_heavy(final, INPUT.part(X, "F_init")))
+        return x, np.ascontiguousarray(target, dtype=np.float32)
 
-    def base(self, x: Any, module: nn.Module) -> Any:
-        """What the output is added to: the state that the module names, or as `predict_residual` says."""
-        on_box3d = {"initial": False, "box3d": True}.get(getattr(module, "adds_to", ""), self.predict_residual)
-        return x[:, 24:] if on_box3d else x[:, :24]
+    def base(self, module: nn.Module) -> str:
+        """Name of the input that the output is added to: as the module says, or as `predict_residual` does."""
+        default = "box3d" if self.predict_residual else "initial"
+        return {"initial": "F_init", "box3d": "F_box"}[getattr(module, "adds_to", default)]
 
     def final(self, x: Tensor, output: Tensor, module: nn.Module) -> Tensor:
         """Add the correction to the base state."""
-        return self.base(x, module) + output
+        return x[:, INPUT[self.base(module)]] + output
 
     def answer(self, X: Table, output: Table, module: nn.Module) -> Table:
         """Add in float64, and shorten the change of a row that would leave the physical states."""
-        final = self.base(X, module) + fourflux.total_density(X[:, :24])[:, None] * output
-        init = np.ascontiguousarray(X[:, :24], dtype=np.float64)
-        keep_physical(fourflux.unflatten(init), fourflux.unflatten(final))
+        final = X[:, INPUT[self.base(module)]] + _total(X) * output
+        init = np.ascontiguousarray(INPUT.part(X, "F_init"), dtype=np.float64)
+        keep_physical(init, TARGET.part(final, "F_true"))
         return _like(X, final)
 
     def reference(self, x: Tensor) -> Tensor | None:
         """Return Box3D's answer."""
-        return x[:, 24:]
+        return x[:, INPUT["F_box"]]
 
     def error(self, y_pred: Tensor, y: Tensor) -> Tensor:
         """Return the mean four-flux distance over rows and species."""
-        return torch.linalg.vector_norm((y_pred - y).reshape(-1, 6, 4), dim=2).mean()
+        return torch.linalg.vector_norm(TARGET.part(y_pred - y, "F_true"), dim=2).mean()
 
     def require_std(self) -> None:
         """Nothing to raise: there are some."""
 
     def error_scale(self, X: Table, y: Table, answer: Table) -> ErrorScale | None:
         """Learn from the errors of `answer`, with Box3D's as the worst that is known."""
-        init, box, true, predicted = self._states(X, X[:, :24], X[:, 24:], y, answer)
+        init, box, true, predicted = (self._states(X, table) for table in (*self._inputs(X), y, answer))
         if self.average_heavy:
             true = fourflux.average_heavy(true, init)
         return ErrorScale.fit(init, predicted, true, box)
 
     def std(self, scale: ErrorScale, X: Table, answer: Table) -> Table:
         """Return the standard deviation of each number of the answer, in its unit."""
-        init, predicted = self._states(X, X[:, :24], answer)
-        std = scale.std(init, predicted).reshape(-1, 24)
-        return (std * fourflux.total_density(X[:, :24])[:, None]).astype(answer.dtype, copy=False)
+        init, _ = self._inputs(X)
+        std = scale.std(self._states(X, init), self._states(X, answer))
+        return (fourflux.flatten(std) * _total(X)).astype(answer.dtype, copy=False)
 
     @staticmethod
-    def _states(X: Table, *tables: Table) -> list[Table]:
-        """``(n, 6, 4)`` states of flat tables, float64, in units of the total density."""
-        total = fourflux.total_density(X[:, :24])[:, None]
-        return [np.ascontiguousarray(fourflux.unflatten(table / total)) for table in tables]
+    def _inputs(X: Table) -> tuple[Table, Table]:
+        return X[:, INPUT["F_init"]], X[:, INPUT["F_box"]]
+
+    @staticmethod
+    def _states(X: Table, table: Table) -> Table:
+        """``(n, 6, 4)`` states of a flat table, float64, in units of the total density."""
+        return np.ascontiguousarray(fourflux.unflatten(table / _total(X)))
+
+
+def _total(X: Table) -> Table:
+    """Total number densities ``(n, 1)`` of the initial states, float64."""
+    return fourflux.total_density(X[:, INPUT["F_init"]])[:, None]
 
 
 LAYOUTS: dict[str, type[Layout]] = {"four_flux": FourFlux, "generic": Layout}

@@ -10,6 +10,8 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
+from rheidae.estimator.processes import Alone
+
 
 def get_rng(device: Any) -> dict[str, Tensor]:
     """Return the states of torch's global generators."""
@@ -42,11 +44,17 @@ class OwnRandomness:
         """Where the network works."""
         return torch.device("cpu" if self.device is None else self.device)
 
+    @property
+    def _processes(self) -> Alone:
+        """Who works on the batches."""
+        return Alone()
+
     def _first_seed(self) -> int | None:
         """Seed of a fresh start; None leaves the global generator to go on."""
-        if self.random_state is None:
-            return None
-        return int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = None
+        if self.random_state is not None:
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        return self._processes.seed(seed)
 
     @contextmanager
     def _random(self, fresh: bool) -> Iterator[None]:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
-from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from rheidae import fourflux
+from rheidae.estimator._private import feature_names_in
 from rheidae.exceptions import FourFluxError
 from rheidae.mixing.box3d import box3d_flux
 from rheidae.mixing.power import INVARIANTS, power_invariants
@@ -191,7 +192,7 @@ def _names(prefix: str) -> Any:
 def _names_in(step: Any, input_features: Any) -> Any:
     """Names of a step's columns: as given or seen, else those of initial four-fluxes and Box3D's answer."""
     check_is_fitted(step, "n_features_in_")
-    names = _check_feature_names_in(step, input_features, generate_names=False)
+    names = feature_names_in(step, input_features, generate_names=False)
     if names is not None:
         return np.asarray(names, dtype=object)
     return np.concatenate([_names("F_init"), _names("F_box")])[: step.n_features_in_]

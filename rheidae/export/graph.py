@@ -33,8 +33,7 @@ class FluxGraph(nn.Module):
         self.network: nn.Module = MixingNetwork(module) if isinstance(module, MixingModel) else module
         self.needs_box3d = not isinstance(module, MixingModel)
         self.box3d = box3d if self.needs_box3d else None
-        base = {"initial": False, "box3d": True}.get(getattr(module, "adds_to", ""), regressor.predict_residual)
-        self.adds_to_box3d = base
+        self.adds_to_box3d = regressor._layout.base(module) == "F_box"
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from skorch.callbacks import EarlyStopping, LRScheduler
+from torch.optim.lr_scheduler import LinearLR
 
 from rheidae.config import Config, TrainParms
-from rheidae.estimator.callbacks import BatchNormRecalibration, LagrangianConstraints, WarmupLR
+from rheidae.estimator.callbacks import BatchNormRecalibration, LagrangianConstraints
 from rheidae.estimator.callbacks.weighting import SCHEMES
 from rheidae.estimator.networks import ARCHITECTURES
 from rheidae.estimator.regressor import FluxRegressor
@@ -22,7 +23,8 @@ def build_regressor(config: Config, parms: TrainParms) -> FluxRegressor:
     """Return the untrained estimator that two configuration files describe."""
     callbacks: list[tuple[str, Any]] = []
     if parms.lr_warmup.enabled:
-        callbacks.append(("lr_warmup", WarmupLR(**parms.lr_warmup.model_dump(exclude={"enabled"}))))
+        start, epochs = parms.lr_warmup.start_factor, parms.lr_warmup.warmup_epochs
+        callbacks.append(("lr_warmup", LRScheduler(LinearLR, start_factor=start, total_iters=epochs)))
     if parms.bn_recalibrate.enabled:
         recalibration = BatchNormRecalibration(**parms.bn_recalibrate.model_dump(exclude={"enabled"}))
         callbacks.append(("bn_recalibrate", recalibration))

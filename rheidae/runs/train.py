@@ -19,7 +19,8 @@ from skorch.helper import predefined_split
 from rheidae.config import Config, DataConfig, TrainParms
 from rheidae.datasets import load_dataset
 from rheidae.estimator.callbacks import EpochProgress, HistoryLog, RunCheckpoint, StopRequest
-from rheidae.estimator.processes import agreed, distribute, join, launched
+from rheidae.estimator.distributed import distribute
+from rheidae.estimator.processes import agreed, join, launched
 from rheidae.exceptions import DataError, RunError, RunStopped
 from rheidae.runs import modelcard
 from rheidae.runs.build import build_regressor

@@ -5,7 +5,7 @@ direction of the gradients of several tasks, `LagrangianConstraints` keeps predi
 them by short names, or as instances, in any combination.
 """
 
-from rheidae.estimator.callbacks.batch_norm import BATCH_NORM, BatchNormRecalibration
+from rheidae.estimator.callbacks.batch_norm import BatchNormRecalibration
 from rheidae.estimator.callbacks.clipping import GradientClipping
 from rheidae.estimator.callbacks.constraints import LagrangianConstraints
 from rheidae.estimator.callbacks.gradients import GradientCombiner, PCGrad
@@ -13,17 +13,14 @@ from rheidae.estimator.callbacks.progress import EpochProgress
 from rheidae.estimator.callbacks.saving import (
     BestWeights,
     HistoryLog,
-    PeriodicSave,
     RunCheckpoint,
     StopRequest,
     save_history,
     save_weights,
 )
-from rheidae.estimator.callbacks.schedules import WarmupLR
 from rheidae.estimator.callbacks.weighting import DynamicWeightAverage, GradNorm, KendallGal, WeightingCallback
 
 __all__ = [
-    "BATCH_NORM",
     "BatchNormRecalibration",
     "BestWeights",
     "DynamicWeightAverage",
@@ -35,10 +32,8 @@ __all__ = [
     "KendallGal",
     "LagrangianConstraints",
     "PCGrad",
-    "PeriodicSave",
     "RunCheckpoint",
     "StopRequest",
-    "WarmupLR",
     "WeightingCallback",
     "save_history",
     "save_weights",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
-import torch
 from skorch.callbacks import Callback
-from torch import nn
-
-BATCH_NORM = nn.modules.batchnorm._BatchNorm
+from torch.optim.swa_utils import update_bn
 
 
 class BatchNormRecalibration(Callback):
@@ -16,7 +14,7 @@ class BatchNormRecalibration(Callback):
 
     Running averages trail behind weights that move quickly. After the training batches of an epoch, and before its
     validation, the training rows go through the network once more, without gradients, and the statistics become the
-    plain mean over their batches.
+    plain mean over their batches (`torch.optim.swa_utils.update_bn`; dropout is on, as it is in training).
 
     Parameters
     ----------
@@ -46,23 +44,7 @@ class BatchNormRecalibration(Callback):
         self.dataset_train_ = None
 
     def _recalibrate(self, net: Any) -> None:
-        if self.done_ or len(net.history) <= self.warmup_epochs:
-            return
+        if not self.done_ and len(net.history) > self.warmup_epochs:
+            batches = net.get_iterator(self.dataset_train_, training=False)
+            update_bn(islice(batches, self.max_batches), net.module_, net._device)
         self.done_ = True
-        norms = [module for module in net.module_.modules() if isinstance(module, BATCH_NORM)]
-        if not norms:
-            return
-        momenta = [norm.momentum for norm in norms]
-        net.module_.eval()  # dropout stays off; only the norms collect
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # torch's sign for a plain mean
-            norm.train()
-        with torch.no_grad():
-            for index, (x, *_) in enumerate(net.get_iterator(self.dataset_train_, training=False)):
-                if index == self.max_batches:
-                    break
-                net.infer(x)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        net.module_.eval()

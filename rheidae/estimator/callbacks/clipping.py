@@ -25,8 +25,4 @@ class GradientClipping(Callback):
 
     def on_grad_computed(self, net: Any, **kwargs: Any) -> None:
         """Clip."""
-        flat = getattr(net, "flat_gradient_", None)
-        if flat is None:
-            clip_grad_norm_(net.module_.parameters(), self.max_norm)
-        else:  # the parameters' gradients are pieces of it
-            flat.mul_((self.max_norm / (flat.norm() + 1e-6)).clamp(max=1.0))
+        clip_grad_norm_(net.module_.parameters(), self.max_norm)

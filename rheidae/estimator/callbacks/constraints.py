@@ -6,7 +6,7 @@ import torch
 from skorch.callbacks import Callback
 from torch import Tensor, nn
 
-from rheidae.estimator.losses import as_states
+from rheidae.fourflux import TARGET
 
 VIOLATIONS = ("negative_density", "superluminal")
 
@@ -30,49 +30,14 @@ class Multipliers(nn.Module):
 
     def violations(self, y_pred: Tensor) -> Tensor:
         """``(c0, c1)`` of predicted final four-fluxes ``(n, 24)``."""
-        pred = y_pred.reshape(-1, 6, 4)
+        pred = TARGET.part(y_pred, "F_true")
         N = pred[..., 3]
         factor = torch.linalg.vector_norm(pred[..., :3], dim=-1) / N.clamp(min=self.density_floor)
         return torch.stack([torch.relu(-N).mean(), torch.relu(factor - 1).mean()])
 
-    def violations_and_cotangent(self, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-        """``(c0, c1)`` and, in closed form, the derivative ``(n, 24)`` of their `penalty` by `y_pred`."""
-        if y_pred.device.type == "cpu":
-            return self._by_kernel(y_pred)
-        return self._by_tensors(y_pred.detach())
-
-    def _by_kernel(self, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-        from rheidae.estimator import _loss_kernels as kernels
-
-        pred = as_states(y_pred)
-        violations = torch.tensor(kernels.violations(pred, self.density_floor), dtype=y_pred.dtype)
-        cotangent = torch.empty_like(y_pred)
-        slopes = self.slopes(violations).tolist()
-        kernels.pull_violations(pred, self.density_floor, *slopes, cotangent.numpy().reshape(-1, 6, 4))
-        return violations, cotangent
-
-    def _by_tensors(self, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-        """The same on an accelerator."""
-        pred = y_pred.reshape(-1, 6, 4)
-        violations = self.violations(y_pred)
-        by_negative, by_superluminal = self.slopes(violations) / pred[..., 3].numel()
-        flux, N = pred[..., :3], pred[..., 3]
-        length = torch.linalg.vector_norm(flux, dim=-1)
-        floored = N.clamp(min=self.density_floor)
-        slope = by_superluminal * (length > floored) / floored
-        cotangent = torch.empty_like(pred)
-        # Where |F| = 0 there is no excess.
-        cotangent[..., :3] = flux * (slope / length.clamp(min=torch.finfo(length.dtype).tiny))[..., None]
-        cotangent[..., 3] = -slope * length / floored * (self.density_floor <= N) - by_negative * (N < 0)
-        return violations, cotangent.reshape(y_pred.shape)
-
     def penalty(self, violations: Tensor) -> Tensor:
         """``sum_k lambda_k c_k + rho c_k^2 / 2``."""
         return (self.multipliers * violations + 0.5 * self.rho * violations.square()).sum()
-
-    def slopes(self, violations: Tensor) -> Tensor:
-        """Derivatives of `penalty` by the violations."""
-        return self.multipliers + self.rho * violations
 
     @torch.no_grad()
     def ascend(self, violations: Tensor) -> None:

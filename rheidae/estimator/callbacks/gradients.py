@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from skorch.callbacks import Callback
@@ -115,75 +114,3 @@ def _coefficients_by_tensors(gramian: Tensor, orders: Tensor) -> Tensor:
         step = torch.where(conflict, inner / squares[met], 0.0)
         coefficients[rows, met] -= step
     return coefficients
-
-
-def conflicts(gramian: Tensor) -> Tensor:
-    """Return the number of task pairs whose gradients point against each other, as a scalar tensor."""
-    return (gramian < 0).sum() / 2
-
-
-def jacobian(output: Tensor, cotangents: Tensor, parameters: list[Tensor], active: list[bool] | None = None) -> Tensor:
-    """Gradients of several tasks, one row each, by autograd.
-
-    Parameters
-    ----------
-    output : Tensor, shape (n, m)
-        What the network returned, with its graph.
-    cotangents : Tensor, shape (T, n, m)
-        Derivatives of the tasks by `output`.
-    parameters : list of Tensor
-        By which to differentiate.
-    active : list of bool, optional
-        Which tasks get a pass; the rows of the others are zero. Default: see below.
-
-    Returns
-    -------
-    Tensor, shape (T, P)
-
-    Notes
-    -----
-    One `torch.autograd.grad` per task: one batched product for all of them (``is_grads_batched``) was no quicker. On a
-    CPU, where looking costs nothing, tasks whose derivative is zero in the whole batch (a constraint that is kept) get
-    their row of zeros without a pass. For networks of known layers there is `rheidae.estimator.pullback`.
-    """
-    if active is None:
-        look = output.device.type == "cpu" and len(cotangents) > 1
-        active = cotangents.flatten(1).any(dim=1).tolist() if look else [True] * len(cotangents)
-    table = output.new_zeros(len(cotangents), sum(parameter.numel() for parameter in parameters))
-    for row, cotangent, is_active in zip(table, cotangents, active, strict=True):
-        if is_active:
-            gradients = torch.autograd.grad(
-                output, parameters, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            torch.cat([gradient.reshape(-1) for gradient in gradients], out=row)
-    return table
-
-
-def set_gradients(parameters: list[Tensor], flat: Tensor) -> None:
-    """Cut a flat vector into the ``.grad`` of `parameters`."""
-    start = 0
-    for parameter in parameters:
-        stop = start + parameter.numel()
-        parameter.grad = flat[start:stop].view_as(parameter)
-        start = stop
-
-
-def last_shared_parameters(module: Any) -> list[Tensor]:
-    """Parameters of the last layer that all tasks share.
-
-    A module says it by a method of this name; otherwise it is the weight of the module's last `torch.nn.Linear`, in the
-    order of registration, since every task reads the same outputs.
-
-    Raises
-    ------
-    ValueError
-        If the module does neither.
-    """
-    if hasattr(module, "last_shared_parameters"):
-        return list(module.last_shared_parameters())
-    linear = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
-    if not linear:
-        raise ValueError(
-            f"{type(module).__name__} has no torch.nn.Linear: give it a method last_shared_parameters() for GradNorm"
-        )
-    return [linear[-1].weight]

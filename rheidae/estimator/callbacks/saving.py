@@ -17,28 +17,6 @@ from rheidae.exceptions import RunStopped
 from rheidae.system.outputs import Outputs, write_text
 
 
-class PeriodicSave(Callback):
-    """Save weights and history every few epochs; an error while saving stops the run.
-
-    Parameters
-    ----------
-    folder : path
-        Takes ``last.safetensors`` and ``history.json``.
-    every : int
-        Epochs between saves.
-    """
-
-    def __init__(self, folder: str | Path, every: int = 25) -> None:
-        self.folder = folder
-        self.every = every
-
-    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        """Save if the epoch's number is a multiple of `every`."""
-        if len(net.history) % self.every == 0:
-            save_weights(net, Path(self.folder) / "last.safetensors")
-            save_history(net, Path(self.folder) / "history.json")
-
-
 class RunCheckpoint(Callback):
     """Save everything that a run needs to go on exactly, every few epochs.
 

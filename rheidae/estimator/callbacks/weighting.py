@@ -15,7 +15,7 @@ import torch
 from skorch.callbacks import Callback
 from torch import Tensor, nn
 
-from rheidae.estimator.callbacks.gradients import last_shared_parameters
+from rheidae.estimator.gradients import last_shared_parameters
 
 
 class LossWeights(nn.Module):
@@ -251,7 +251,7 @@ class GradNorm(WeightingCallback):
     Adam would remember the large gradients of the beginning for a thousand steps; and a term that is zero in the first
     batch takes its ``L(0)`` from the first batch in which it is not, with an inverse rate of 1 until then.
 
-    The last shared layer: see `rheidae.estimator.callbacks.gradients.last_shared_parameters`.
+    The last shared layer: see `rheidae.estimator.gradients.last_shared_parameters`.
     """
 
     def __init__(self, alpha: float = 1.5, lr: float | None = 0.025) -> None:

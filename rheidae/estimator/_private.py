@@ -1,0 +1,16 @@
+"""What is used here of other libraries though they call it private; ``tests/test_private.py`` says when it moves.
+
+- ``torch.nn.modules.batchnorm._BatchNorm``: the one base of all batch norms, to ask a network whether it has any.
+- ``sklearn.utils.validation._check_sample_weight``: what scikit-learn's own estimators check weights of rows by, with
+  the messages that its tests of estimators look for.
+- ``sklearn.utils.validation._check_feature_names_in``: the same for names of columns of a transformer.
+
+skorch is made for subclasses, and its `NeuralNet` says which methods with an underscore they may replace; `FluxNet`
+replaces ``_default_callbacks``, ``_get_params_for_optimizer`` and the like there and nowhere else.
+"""
+
+from sklearn.utils.validation import _check_feature_names_in as feature_names_in
+from sklearn.utils.validation import _check_sample_weight as check_sample_weight
+from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
+
+__all__ = ["AnyBatchNorm", "check_sample_weight", "feature_names_in"]

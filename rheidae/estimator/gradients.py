@@ -1,0 +1,81 @@
+"""The gradients of several tasks, and where they go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def jacobian(outputs: Tensor, cotangents: Tensor, parameters: list[Tensor], together: bool = True) -> Tensor:
+    """Derivatives of several tasks by `parameters`.
+
+    Parameters
+    ----------
+    outputs : Tensor, shape (...)
+        With their graph, which is kept.
+    cotangents : Tensor, shape (T, ...)
+        Derivatives of the tasks by `outputs`.
+    parameters : list of Tensor
+        By which to differentiate; P numbers together.
+    together : bool
+        Carry all tasks back in one pass. False: a pass a task, for networks with operations that torch has no
+        batching rule for.
+
+    Returns
+    -------
+    Tensor, shape (T, P)
+    """
+    if len(cotangents) == 1 or not together:
+        rows = (torch.autograd.grad(outputs, parameters, c, retain_graph=True, allow_unused=True) for c in cotangents)
+        return torch.stack([torch.cat([_flat(g, p) for g, p in zip(row, parameters, strict=True)]) for row in rows])
+    parts = torch.autograd.grad(
+        outputs, parameters, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
+    )
+    tasks = len(cotangents)
+    columns = [
+        p.new_zeros(tasks, p.numel()) if g is None else g.reshape(tasks, -1)
+        for g, p in zip(parts, parameters, strict=True)
+    ]
+    return torch.cat(columns, dim=1)
+
+
+def _flat(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    """A gradient as a vector; zeros where nothing depends on the parameter."""
+    return parameter.new_zeros(parameter.numel()) if gradient is None else gradient.reshape(-1)
+
+
+def conflicts(gramian: Tensor) -> Tensor:
+    """Return the number of task pairs whose gradients point against each other, as a scalar tensor."""
+    return (gramian < 0).sum() / 2
+
+
+def set_gradients(parameters: list[Tensor], flat: Tensor) -> None:
+    """Cut a flat vector into the ``.grad`` of `parameters`."""
+    start = 0
+    for parameter in parameters:
+        stop = start + parameter.numel()
+        parameter.grad = flat[start:stop].view_as(parameter)
+        start = stop
+
+
+def last_shared_parameters(module: Any) -> list[Tensor]:
+    """Parameters of the last layer that all tasks share.
+
+    A module says it by a method of this name; otherwise it is the weight of the module's last `torch.nn.Linear`, in the
+    order of registration, since every task reads the same outputs.
+
+    Raises
+    ------
+    ValueError
+        If the module does neither.
+    """
+    if hasattr(module, "last_shared_parameters"):
+        return list(module.last_shared_parameters())
+    linear = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+    if not linear:
+        raise ValueError(
+            f"{type(module).__name__} has no torch.nn.Linear: give it a method last_shared_parameters() for GradNorm"
+        )
+    return [linear[-1].weight]

@@ -1,0 +1,314 @@
+"""What skorch asks of the estimator: components, data sets, batches."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from skorch import NeuralNetRegressor
+from skorch.callbacks import Callback, EpochTimer, LRScheduler, PrintLog
+from torch import Tensor
+
+from rheidae.estimator._private import AnyBatchNorm, check_sample_weight
+from rheidae.estimator.batches import TableDataset, some_rows
+from rheidae.estimator.callbacks import (
+    BestWeights,
+    GradientClipping,
+    GradientCombiner,
+    LagrangianConstraints,
+    PCGrad,
+    WeightingCallback,
+)
+from rheidae.estimator.callbacks.weighting import SCHEMES
+from rheidae.estimator.layouts import LAYOUTS, Layout, as_array
+from rheidae.estimator.losses import as_terms
+from rheidae.estimator.resuming import Resumable
+from rheidae.estimator.step import TrainingStep, run_epoch, validate
+from rheidae.exceptions import FourFluxError
+from rheidae.scoring.splits import GroupSplit
+
+FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
+# Validation rows that are enough to learn the size of errors from.
+CALIBRATION_ROWS = 50
+_SHAPING_PREFIXES = ("weighting__", "pcgrad__", "constraints__")
+# Without gradients large batches are quicker, and the result is the same.
+_DEFAULTS: dict[str, dict[str, Any]] = {"iterator_train": {"shuffle": True}, "iterator_valid": {"batch_size": 4096}}
+
+
+class FluxNet(Resumable):
+    """`rheidae.estimator.regressor.FluxRegressor` as skorch knows it; see there for what the parameters mean."""
+
+    layout: str
+    predict_residual: bool
+    weighting: Any
+    pcgrad: Any
+    constraints: Any
+    load_best: bool
+    val_split: float
+    mixed_precision: bool
+    average_heavy: bool
+    grad_clip: float | None
+
+    # A learning rate's schedule holds the optimizer: pickled beside it, they stay together and find their device.
+    cuda_dependent_attributes_: ClassVar[list[str]] = [*NeuralNetRegressor.cuda_dependent_attributes_, "callbacks_"]
+
+    step_: TrainingStep | None = None
+    known_rows_: Any = None
+    criterion_: Any
+
+    # --- parameters and components -------------------------------------------------------------------------
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Any]]:
+        callbacks: list[tuple[str, Any]] = [("epoch_timer", EpochTimer())]
+        if isinstance(self.weighting, Callback):
+            callbacks.append(("weighting", self.weighting))
+        elif isinstance(self.weighting, str) and self.weighting in SCHEMES:
+            callbacks.append(("weighting", SCHEMES[self.weighting]()))
+        for name, kind in (("pcgrad", PCGrad), ("constraints", LagrangianConstraints)):
+            value = getattr(self, name)
+            if isinstance(value, Callback):
+                callbacks.append((name, value))
+            elif _is_on(value):
+                callbacks.append((name, kind()))
+        if self.grad_clip is not None:
+            callbacks.append(("grad_clip", GradientClipping(self.grad_clip)))
+        if _is_on(self.load_best):
+            callbacks.append(("load_best", BestWeights()))
+        schedule = LRScheduler("CosineAnnealingLR", T_max=self.max_epochs)
+        return [
+            *callbacks,
+            ("lr_schedule", schedule),
+            ("print_log", PrintLog() if self._prints else PrintLog(sink=_say_nothing)),
+        ]
+
+    @property
+    def _prints(self) -> bool:
+        """Whether this process says how the training goes."""
+        return True
+
+    def set_params(self, **params: Any) -> FluxNet:
+        """Set parameters; ``weighting__temperature`` and the like go to the callback of that name."""
+        nested = {key: params.pop(key) for key in list(params) if key.startswith(_SHAPING_PREFIXES)}
+        super().set_params(**params)
+        for key, value in nested.items():
+            name, _, parameter = key.partition("__")
+            if not isinstance(getattr(self, name), Callback):
+                setattr(self, name, dict(self._default_callbacks).get(name))
+            if getattr(self, name) is None:
+                raise ValueError(f"{key}: there is no {name} to set it on; choose one first")
+            getattr(self, name).set_params(**{parameter: value})
+        return self
+
+    def get_params_for(self, prefix: str) -> dict[str, Any]:
+        """Return the arguments of a component, such as the network (``module``)."""
+        return {**_DEFAULTS.get(prefix, {}), **super().get_params_for(prefix)}
+
+    def _get_param_names(self) -> list[str]:
+        return [name for name in super()._get_param_names() if not name.startswith("_")]
+
+    def __repr__(self, **kwargs: Any) -> str:
+        return BaseEstimator.__repr__(self, **kwargs)
+
+    @property
+    def _layout(self) -> Layout:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout={self.layout!r} is not one of {', '.join(LAYOUTS)}")
+        return LAYOUTS[self.layout](self.predict_residual, self.average_heavy)
+
+    def _initialize_callbacks(self) -> FluxNet:
+        if _is_callbacks(self.callbacks):
+            return super()._initialize_callbacks()
+        # set_params only stores; check_training_readiness refuses.
+        self.callbacks_: list[tuple[str, Any]] = list(self._default_callbacks)
+        return self
+
+    def check_training_readiness(self) -> None:
+        """Refuse parameters that cannot be trained with; skorch asks before it makes the components."""
+        super().check_training_readiness()
+        if not (isinstance(self.weighting, Callback) or self.weighting in (None, "none", *SCHEMES)):
+            raise ValueError(
+                f"weighting={self.weighting!r} is neither a callback nor one of none, {', '.join(SCHEMES)}"
+            )
+        if self._only(LagrangianConstraints, self._default_callbacks) and self._layout.name != "four_flux":
+            raise ValueError(f"constraints={self.constraints!r} are about four-fluxes; layout={self.layout!r} has none")
+
+        if not _is_callbacks(self.callbacks):
+            raise ValueError(f"callbacks={self.callbacks!r} is no list of callbacks")
+
+    def initialize_module(self) -> FluxNet:
+        """Make the network, and tell it the widths if it asks."""
+        layout = self._layout
+        module = layout.module if self.module is None else self.module
+        arguments = self.get_params_for("module")
+        known = {
+            "n_features": layout.n_features or getattr(self, "n_features_in_", None),
+            "n_outputs": layout.n_outputs or getattr(self, "n_outputs_", None),
+        }
+        asked = inspect.signature(module).parameters if inspect.isclass(module) else ()
+        for name in [name for name in known if name in asked and name not in arguments]:
+            if known[name] is None:
+                raise ValueError(
+                    f"layout={layout.name!r} takes {name} of {module.__name__} from the data: call fit or partial_fit "
+                    f"first, or give module__{name}"
+                )
+            arguments[name] = known[name]
+        self.module_ = self.initialized_instance(module, arguments)
+        return self
+
+    def initialize_criterion(self) -> FluxNet:
+        """Make the criterion, and put what the weighting and the constraints train or remember into it."""
+        criterion = self._layout.criterion if self.criterion is None else self.criterion
+        self.criterion_ = as_terms(self.initialized_instance(criterion, self.get_params_for("criterion")))
+        weighting, constraints = self._only(WeightingCallback), self._only(LagrangianConstraints)
+        self._only(GradientCombiner)
+        names = list(self.criterion_.weights)
+        self.criterion_.weighting = weighting.make_module(len(names)) if weighting else None
+        self.criterion_.constraints = constraints.make_module() if constraints else None
+        return self
+
+    def initialize_optimizer(self, triggered_directly: Any = None) -> FluxNet:
+        """Make the optimizer; trained loss weights get a group without weight decay."""
+        args, kwargs = self.get_params_for_optimizer("optimizer", self.module_.named_parameters())
+        trained = list(self.criterion_.parameters())
+        if trained:
+            group: dict[str, Any] = {"params": trained, "weight_decay": 0.0}
+            weighting = self._only(WeightingCallback)
+            if weighting is not None and weighting.lr is not None:
+                group["lr"] = weighting.lr
+            args[0].append(group)
+        fusable = self._device.type in ("cpu", "cuda") and self.optimizer in FUSED
+        if fusable and not {"fused", "foreach", "differentiable"} & set(kwargs):
+            kwargs["fused"] = True
+        self.optimizer_ = self.optimizer(*args, **kwargs)
+        return self
+
+    def _only(self, kind: type[Callback], callbacks: Any = None) -> Any:
+        """The callback of a kind, or None."""
+        chosen = [callback for _, callback in callbacks or self.callbacks_ if isinstance(callback, kind)]
+        if len(chosen) > 1:
+            raise ValueError(f"{len(chosen)} callbacks are a {kind.__name__}; at most one can be used")
+        return chosen[0] if chosen else None
+
+    # --- rows ----------------------------------------------------------------------------------------------
+
+    def get_dataset(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Rows as the network sees them; see `TableDataset`."""
+        if isinstance(X, torch.utils.data.Dataset):
+            return X
+        layout = self._layout
+        table, target = (layout.table(X, "X"), None) if y is None else layout.tables(X, y)
+        x, scaled = layout.scaled(table, target)
+        weight = None
+        if sample_weight is not None:
+            given = as_array(sample_weight) if isinstance(sample_weight, Tensor) else sample_weight
+            weight = check_sample_weight(given, table, dtype=np.float64, ensure_non_negative=True)
+            weight = torch.from_numpy(weight / weight.mean())
+        y_scaled = torch.zeros(len(x), 0) if scaled is None else torch.from_numpy(scaled)
+        return TableDataset(torch.from_numpy(x), y_scaled, weight)
+
+    def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
+        """Divide into training and validation rows; refuse what could not be trained on."""
+        dataset = self.get_dataset(X, y)
+        train, valid = dataset, None
+        if self.train_split is not None:
+            targets = (dataset.y,) if isinstance(dataset, TableDataset) else ()
+            train, valid = self.train_split(dataset, *targets, **fit_params)
+        elif self.val_split:
+            seed = self.random_state if isinstance(self.random_state, int) else int(torch.randint(2**31 - 1, ()))
+            train, valid = GroupSplit(self.val_split, seed)(dataset, groups=fit_params.get("groups"))
+        for name, part in (("training", train), ("validation", valid)):
+            if part is not None and len(part) == 0:
+                raise FourFluxError(f"there are no {name} rows; give more rows, or set val_split (train_split) to none")
+        self._check_batches(len(train))
+        self._processes.require_same((train, valid))
+        prepare = getattr(self.module_, "prepare", None)
+        if prepare is not None:
+            prepare(some_rows(train)[0].to(self._device))
+        self.known_rows_ = valid if valid is not None and len(valid) >= CALIBRATION_ROWS else train
+        return train, valid
+
+    def _check_batches(self, rows: int) -> None:
+        batch = rows if self.batch_size == -1 else min(self.batch_size, rows)
+        if batch == 1 and any(isinstance(module, AnyBatchNorm) for module in self.module_.modules()):
+            raise FourFluxError(
+                f"{rows} training rows in batches of {self.batch_size}: batch norm has no variance in a batch of "
+                "one row; give two rows at least, or set use_batch_norm=False"
+            )
+
+    def check_rows(self, X: Any, y: Any) -> FluxNet:
+        """Refuse now what `fit` would refuse, by making the components for these training rows and nothing more.
+
+        Parameters
+        ----------
+        X, y : array_like
+            As for `fit`, without a part that validates.
+
+        Raises
+        ------
+        FourFluxError, ValueError
+            As `fit` does.
+        """
+        table, _ = self._seen(X, y, fresh=True)
+        with self._random(fresh=True):
+            self.initialize()
+        self._check_batches(len(table))
+        return self
+
+    # --- batches -------------------------------------------------------------------------------------------
+
+    def infer(self, x: Tensor, **_fit_params: Any) -> Tensor:
+        """Return the answer for scaled rows, of four-fluxes the final ones ``(n, 24)``: base state plus correction."""
+        x = x.to(self._device, non_blocking=True)
+        if self.mixed_precision and self.module_.training:
+            with torch.autocast(self._device.type, dtype=torch.bfloat16):
+                output = self.module_(x)
+            return self._layout.final(x, output.float(), self.module_)
+        return self._layout.final(x, self.module_(x), self.module_)
+
+    def get_loss(self, y_pred: Tensor, y_true: Tensor, X: Any = None, training: bool = False) -> Tensor:
+        """Return the sum of the terms with the criterion's fixed weights."""
+        return self.criterion_(y_pred, y_true.to(y_pred.device))
+
+    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Forward and backward; see `TrainingStep.train`."""
+        if not self.module_.training:
+            self._set_training(True)
+        if self.step_ is None:
+            self.step_ = TrainingStep(self)
+        return self.step_.train(batch, **fit_params)
+
+    def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Loss with fixed weights, terms and error of a batch."""
+        self._set_training(False)
+        return validate(self, batch, **fit_params)
+
+    def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
+        """One pass over the batches; means over rows go to the history (see `run_epoch`)."""
+        if iterator is None:
+            return
+        numbers = run_epoch(self, iterator, training, prefix, step_fn, **fit_params)
+        for name, value in self._processes.end_epoch(self, training, numbers).items():
+            self.history.record(name, value)
+        self.history.record(f"{prefix}_batch_count", len(iterator))
+
+    def _forget_batches(self) -> None:
+        self.step_ = None
+
+
+def _is_callbacks(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, Callback | type | tuple | list) for item in value)
+    return value is None or (isinstance(value, str) and value == "disable")
+
+
+def _is_on(value: Any) -> bool:
+    """Whether a switch is on; what is not a number is no switch."""
+    return isinstance(value, int | np.bool_) and bool(value)
+
+
+def _say_nothing(*_: Any) -> None:
+    pass

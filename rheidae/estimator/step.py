@@ -1,0 +1,248 @@
+"""One batch, and one pass over all of them: terms, weights, gradients, and the numbers for the history.
+
+Nothing is read out of a tensor batch by batch: that would stop an accelerator.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rheidae.estimator.batches import unpack
+from rheidae.estimator.callbacks.constraints import VIOLATIONS
+from rheidae.estimator.callbacks.gradients import GradientCombiner
+from rheidae.estimator.gradients import conflicts, jacobian, last_shared_parameters, set_gradients
+from rheidae.exceptions import RunError
+
+# A non-finite loss is noticed after at most this many batches.
+LOOK_EVERY = 64
+
+
+class TrainingStep:
+    """What a batch of a training is put through.
+
+    Parameters
+    ----------
+    net : FluxNet
+        Initialised; its criterion carries the weighting and the constraints.
+    """
+
+    def __init__(self, net: Any) -> None:
+        self.net = net
+        self.processes = net._processes
+        self.combiner = net._only(GradientCombiner)
+        self.parameters = [p for p in net.module_.parameters() if p.requires_grad]
+        # Whether torch carries all tasks back in one pass; not where processes meet within it, one task at a time.
+        self.together = not self.processes.meet_in(net.module_)
+
+    def train(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Set all gradients.
+
+        The record holds ``objective``, the terms, violations and conflicts (see `train_names`), as one tensor.
+        """
+        net, criterion = self.net, self.net.criterion_
+        weighting, constraints = criterion.weighting, criterion.constraints
+        x, y, weight = unpack(batch)
+        own = self.processes.own(len(x))
+        with self.processes.step(net, len(x)):
+            y_own = net.infer(own.rows(x), **fit_params)
+        # All processes compute the same on the whole batch; each carries the derivatives of its rows back.
+        y_pred = self.processes.together(own.counted(y_own), len(x)).requires_grad_()
+        terms = _terms(criterion, y_pred, y, weight)
+        values = terms.detach()
+        scale = values.new_tensor(list(criterion.weights.values()))
+        losses = scale * values
+        objective = losses.sum()
+        if weighting is not None:
+            weighting.start(losses)
+            factors = weighting.factors()
+            scale, objective = scale * factors, (factors * losses).sum() + weighting.extra()
+        tasks, record = scale * terms, [values]
+        if constraints is not None:
+            violations = constraints.violations(y_pred)
+            penalty = constraints.penalty(violations)
+            tasks = torch.cat([tasks, penalty[None]])
+            objective = objective + penalty.detach()
+            record.append(violations.detach())
+
+        def gradients_of(tasks: Tensor, parameters: list[Tensor]) -> Tensor:
+            cotangents = self._jacobian(tasks, torch.eye(len(tasks)).to(tasks), [y_pred]).view(-1, *y_pred.shape)
+            return self.processes.sum(self._jacobian(own.counted(y_own), cotangents[:, own.slice], parameters))
+
+        norms = None
+        if weighting is not None and weighting.needs_norms:
+            shared = last_shared_parameters(net.module_)
+            norms = gradients_of(tasks[: len(values)], shared).norm(dim=1)
+        if self.combiner is None:
+            direction = gradients_of(tasks.sum()[None], self.parameters)[0]
+        else:
+            table = gradients_of(tasks, self.parameters)
+            gramian = table @ table.T
+            direction = self.combiner.combine(table, gramian)
+            record.append(conflicts(gramian)[None])
+        set_gradients(self.parameters, direction)
+        if weighting is not None:
+            weighting.backward(losses, norms)
+        if constraints is not None:
+            constraints.ascend(violations.detach())
+        return {"loss": objective, "y_pred": y_pred.detach(), "record": torch.cat([objective[None], *record])}
+
+    def _jacobian(self, outputs: Tensor, cotangents: Tensor, parameters: list[Tensor]) -> Tensor:
+        """All tasks in one pass, or one by one for a network that torch cannot take so."""
+        if self.together and len(cotangents) > 1:
+            try:
+                return jacobian(outputs, cotangents, parameters)
+            except RuntimeError:  # an operation without a batching rule: what else is wrong shows up again below
+                self.together = False
+        return jacobian(outputs, cotangents, parameters, together=False)
+
+
+def validate(net: Any, batch: Any, **fit_params: Any) -> dict[str, Any]:
+    """Loss with fixed weights, terms and error of a batch."""
+    x, y, weight = unpack(batch)
+    own = net._processes.own(len(x))
+    with torch.no_grad(), getattr(net.module_, "as_trained", nullcontext)():
+        y_own = net.infer(own.rows(x), **fit_params)
+        y_pred = net._processes.together(own.counted(y_own), len(x))
+        return {"loss": net.get_loss(y_pred, y), "y_pred": y_pred, "record": compare(net, y_pred, y, weight)}
+
+
+def compare(net: Any, y_pred: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+    """The terms and, last, the layout's measure of error."""
+    terms = _terms(net.criterion_, y_pred, y, weight)
+    return torch.cat([terms, net._layout.error(y_pred, y.to(y_pred.device))[None]])
+
+
+def _terms(criterion: Any, y_pred: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+    y = y.to(y_pred.device, non_blocking=True)
+    weights = () if weight is None else (weight.to(y_pred.device),)
+    return torch.stack(list(criterion.terms(y_pred, y, *weights).values()))
+
+
+# --- an epoch --------------------------------------------------------------------------------------------
+
+
+def train_names(net: Any) -> list[str]:
+    """What the numbers of a training record are."""
+    criterion = net.criterion_
+    names = ["train_objective", *(f"train_{name}" for name in criterion.weights)]
+    if criterion.constraints is not None:
+        names += [f"violation_{name}" for name in VIOLATIONS]
+    return names + ["conflicts"] * (net._only(GradientCombiner) is not None)
+
+
+def run_epoch(
+    net: Any, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
+) -> dict[str, float]:
+    """One pass over the batches; return the means over the rows, and the state of what is trained, by name.
+
+    Raises
+    ------
+    RunError
+        If a loss is not finite.
+    """
+    weights = net.criterion_.weights
+    names = train_names(net) if training else [*(f"{prefix}_{name}" for name in weights), "error"]
+    means = EpochMeans(names, len(net.history))
+    for batch in iterator:
+        net.notify("on_batch_begin", batch=batch, training=training)
+        step = step_fn(batch, **fit_params)
+        means.add(len(batch[0]), step.pop("record"), net.last_checkpoint_)
+        net.notify("on_batch_end", batch=batch, training=training, **step)
+    numbers = means.finish(net.last_checkpoint_)
+    numbers[f"{prefix}_loss"] = sum(weight * numbers[f"{prefix}_{name}"] for name, weight in weights.items())
+    if training:
+        return numbers | _trained_numbers(net)
+    error = numbers.pop("error")
+    return numbers | _reference_numbers(net, iterator, error)
+
+
+def _trained_numbers(net: Any) -> dict[str, float]:
+    """Learning rate, weights and multipliers at the end of an epoch."""
+    numbers = {"lr": float(net.optimizer_.param_groups[0]["lr"])}
+    weighting, constraints = net.criterion_.weighting, net.criterion_.constraints
+    if weighting is not None:
+        factors = weighting.factors().tolist()
+        numbers |= {f"weight_{name}": w for name, w in zip(net.criterion_.weights, factors, strict=True)}
+    if constraints is not None:
+        multipliers = constraints.multipliers.tolist()
+        numbers |= {f"multiplier_{name}": m for name, m in zip(VIOLATIONS, multipliers, strict=True)}
+    return numbers
+
+
+def _reference_numbers(net: Any, iterator: Any, error: float) -> dict[str, float]:
+    """Box3D's loss on the validation rows, computed once a training, and the skill over it."""
+    if net.box3d_valid_ is None:
+        weights = net.criterion_.weights
+        means = EpochMeans([*weights, "error"], 0)
+        for batch in iterator:
+            x, y, weight = unpack(batch)
+            reference = net._layout.reference(x)
+            if reference is None:
+                return {}
+            means.add(len(x), compare(net, reference.to(net._device), y, weight), None)
+        numbers = means.finish(None)
+        loss = sum(weight * numbers[name] for name, weight in weights.items())
+        net.box3d_valid_ = {"loss": loss, "error": numbers["error"]}
+    box3d = net.box3d_valid_
+    skill = {"skill": 1 - error / box3d["error"]} if box3d["error"] > 0 else {}
+    return {"box3d_valid_loss": box3d["loss"], **skill}
+
+
+class EpochMeans:
+    """Means of a record over the rows of an epoch, looked at every `LOOK_EVERY` batches.
+
+    Parameters
+    ----------
+    names : list of str
+        What the numbers of a record are.
+    epoch : int
+        For the message if one is not finite.
+    """
+
+    def __init__(self, names: list[str], epoch: int) -> None:
+        self.names = names
+        self.epoch = epoch
+        self.waiting: list[tuple[int, Tensor]] = []
+        self.sums = np.zeros(len(names))
+        self.rows = 0
+        self.batches = 0
+
+    def add(self, rows: int, record: Tensor, checkpoint: str | None) -> None:
+        """Take the record ``(len(names),)`` of a batch.
+
+        Raises
+        ------
+        RunError
+            If a number is not finite, here or in `finish`; `checkpoint` is named then.
+        """
+        self.waiting.append((rows, record))
+        if len(self.waiting) == LOOK_EVERY:
+            self._look(checkpoint)
+
+    def finish(self, checkpoint: str | None) -> dict[str, float]:
+        """Return the means by name."""
+        self._look(checkpoint)
+        return dict(zip(self.names, (self.sums / self.rows).tolist(), strict=True))
+
+    def _look(self, checkpoint: str | None) -> None:
+        if not self.waiting:
+            return
+        rows = np.array([rows for rows, _ in self.waiting], dtype=np.float64)
+        records = torch.stack([record for _, record in self.waiting]).cpu().numpy().astype(np.float64)
+        finite = np.isfinite(records).all(axis=1)
+        if not finite.all():
+            first = int(np.argmin(finite))
+            numbers = ", ".join(f"{name}={value:g}" for name, value in zip(self.names, records[first], strict=True))
+            raise RunError(
+                f"epoch {self.epoch}, batch {self.batches + first + 1}: the loss is not finite ({numbers}); "
+                f"last good checkpoint: {checkpoint or 'none'}. A smaller learning rate or grad_clip may help"
+            )
+        self.sums += rows @ records
+        self.rows += int(rows.sum())
+        self.batches += len(rows)
+        self.waiting.clear()

@@ -28,12 +28,6 @@ DEVIATIONS = 1.6448536269514722
 
 Numbers = NDArray[np.float64]
 
-COVERAGE = 0.9
-"""The calibrated interval: this part of the errors lies within `DEVIATIONS` standard deviations."""
-
-DEVIATIONS = 1.6448536269514722
-"""Half width of the central 90 % of a normal distribution, in standard deviations."""
-
 
 def flux_error(
     F_true: fourflux.Float,

@@ -28,14 +28,22 @@ def sample(tmp_path_factory):
     return folder
 
 
+def preprocessed(sample, folder, **options):
+    files = [{"name": family, "path": f"emu_{family}.h5", **options} for family in FAMILIES]
+    preprocess(check_config({"data_root": str(sample), "output_root": str(folder), "files": files}, PreprocessConfig))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def processed(sample, tmp_path_factory):
     """Folder with the preprocessed sample."""
-    folder = tmp_path_factory.mktemp("processed")
-    files = [{"name": family, "path": f"emu_{family}.h5"} for family in FAMILIES]
-    config = {"data_root": str(sample), "output_root": str(folder), "files": files}
-    preprocess(check_config(config, PreprocessConfig))
-    return folder
+    return preprocessed(sample, tmp_path_factory.mktemp("processed"))
+
+
+@pytest.fixture(scope="session")
+def dozens(sample, tmp_path_factory):
+    """Folder with preprocessed files of a dozen rows of each family."""
+    return preprocessed(sample, tmp_path_factory.mktemp("dozens"), max_rows=12)
 
 
 @pytest.fixture(scope="session")

@@ -11,14 +11,13 @@ from torch import nn
 
 from rheidae import FluxRegressor, evaluate, fourflux, load_dataset, mix
 from rheidae import ablation as ablation_command
-from rheidae.config import Config, PreprocessConfig, TrainParms, check_config
+from rheidae.config import Config, TrainParms, check_config
 from rheidae.estimator.networks import ResidualFFIModel
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.mixing import sphere
 from rheidae.mixing.box3d import box3d_survival
 from rheidae.mixing.power import power_change, power_survival
 from rheidae.mixing.quadrature import lebedev
-from rheidae.preprocess import preprocess
 from rheidae.runs import ablation, train
 from rheidae.runs import folder as runs
 from rheidae.runs.report import markdown, report_on
@@ -26,20 +25,14 @@ from rheidae.runs.score import cross_validate, mixing_parameters, score_run
 from rheidae.scoring import figures, splits
 from rheidae.scoring import scores as evaluation
 from rheidae.scoring.metrics import coverage, flux_error
-from tests.conftest import FAMILIES
 from tests.states import random_states
 
 ROWS = 12
 
 
 @pytest.fixture(scope="module")
-def folder(sample, tmp_path_factory):
-    """Preprocessed files of a dozen rows of each family."""
-    folder = tmp_path_factory.mktemp("small")
-    files = [{"name": family, "path": f"emu_{family}.h5", "max_rows": ROWS} for family in FAMILIES]
-    config = {"data_root": str(sample), "output_root": str(folder), "files": files}
-    preprocess(check_config(config, PreprocessConfig))
-    return folder
+def folder(dozens):
+    return dozens
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from rheidae import FluxRegressor, box3d_flux
 from rheidae.estimator.networks import MixingModel, ResidualFFIModel
+from rheidae.estimator.tensors.power import ContinuousMixing
 from rheidae.exceptions import ExportError, FourFluxError
 from rheidae.export import __main__ as command
 from rheidae.export import export_regressor, load_exported
 from rheidae.export.box3d import Box3DTerms
 from rheidae.export.graph import keep_physical
-from rheidae.export.mixing import ContinuousMixing
 from rheidae.export.states import made_states, sample_states
 from rheidae.mixing.physical import keep_physical as keep_physical_of_kernels
 from rheidae.mixing.power import power_change, power_invariants

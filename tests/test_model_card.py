@@ -97,16 +97,16 @@ def test_symmetries_that_a_network_breaks_are_seen(trained, processed, tmp_path)
     assert unit < 1e-6
 
 
-def test_says_so_where_no_unseen_rows_are_left(processed, tmp_path):
+def test_says_so_where_no_unseen_rows_are_left(dozens, tmp_path):
     everything = {"test_split": 0.0, "holdout_groups": []}
-    config = config_for(processed, tmp_path, data=everything, training={"epochs": 1})
+    config = config_for(dozens, tmp_path, data=everything, training={"epochs": 1})
     card = (train.train(config, PARMS, "valid") / "MODEL_CARD.md").read_text()
     assert "the validation rows, **which chose the best epoch**" in card
-    assert cells(card, "all | validation | model")[0] == "58"
-    config = config_for(processed, tmp_path, data=everything | {"val_split": 0.0}, training={"epochs": 1})
+    assert cells(card, "all | validation | model")[0] == "5"
+    config = config_for(dozens, tmp_path, data=everything | {"val_split": 0.0}, training={"epochs": 1})
     card = (train.train(config, PARMS, "train") / "MODEL_CARD.md").read_text()
     assert "**the training rows**" in card
-    assert cells(card, "all | training | model")[0] == "576"
+    assert cells(card, "all | training | model")[0] == "48"
 
 
 def test_names_versions_limits_and_how_to_cite(trained):
@@ -139,9 +139,9 @@ def test_limits_name_where_the_model_is_worst_and_too_sure_of_itself(trained):
         assert (f"of {name} {100 * part:.0f} %" in limits.split("too small")[1]) == (part < 0.8)
 
 
-def test_names_the_axial_component_only_where_less_of_it_counts(trained, processed, tmp_path):
+def test_names_the_axial_component_only_where_less_of_it_counts(trained, dozens, tmp_path):
     assert "the axial component counts 0.8 of the weight" in trained[1]
-    whole = train.train(config_for(processed, tmp_path, model={"axial_share": 1.0}), PARMS, "card")
+    whole = train.train(config_for(dozens, tmp_path, model={"axial_share": 1.0}), PARMS, "card")
     assert "axial component" not in (whole / "MODEL_CARD.md").read_text()
 
 

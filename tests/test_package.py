@@ -122,14 +122,3 @@ def test_no_test_module_imports_another():
         "test_cluster", "test_export", "test_mixing", "test_preprocess_fuzz", "test_preprocess_survives",
         "test_training",
     }  # fmt: skip
-
-
-@pytest.mark.slow
-def test_readme_example_runs(processed, tmp_path, monkeypatch):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (tmp_path / ".pdata").symlink_to(processed)
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(block, names)
-    assert names["F_final"].shape == (576, 24)
-    assert len(names["scores"]) == 3

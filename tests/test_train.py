@@ -8,7 +8,8 @@ import pytest
 import yaml
 from sklearn.utils import Bunch
 
-from rheidae import fourflux, load_dataset, plots
+from rheidae import evaluate, fourflux, load_dataset, plots
+from rheidae import train as train_command
 from rheidae.config import DataConfig, TrainParms, check_config
 from rheidae.exceptions import RunError
 from rheidae.runs import build, train
@@ -205,28 +206,22 @@ def test_loss_plot_draws_every_number(tmp_path, monkeypatch):
     assert expected | {"weight density", "multiplier superluminal"} <= set(labels)
 
 
-def test_commands(processed, tmp_path):
-    config = config_for(processed, tmp_path)
-    for name, section in (("model", config), ("parms", TrainParms())):
+def test_commands(processed, tmp_path, monkeypatch, capsys):
+    for name, section in (("model", config_for(processed, tmp_path)), ("parms", TrainParms())):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(section.model_dump()))
-    command = [sys.executable, "-m", "rheidae.train", "--config", "model.yaml", "--train-parms", "parms.yaml"]
-
-    def run(*arguments):
-        return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True)
-
-    smoke = run("--smoke")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--config", "model.yaml", "--train-parms", "parms.yaml"]
+    smoke = subprocess.run(
+        [sys.executable, "-m", "rheidae.train", *arguments, "--smoke"], capture_output=True, text=True
+    )  # fmt: skip
     assert smoke.returncode == 0, smoke.stderr
     assert "one batch forward and backward: loss" in smoke.stdout
     assert not (tmp_path / "runs").exists()
-    done = run("--predict-residual", "--run-id", "a")
-    assert done.returncode == 0, done.stderr
+    assert train_command.main([*arguments, "--predict-residual", "--run-id", "a"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'runs' / 'a'}\n"
     assert yaml.safe_load((tmp_path / "runs" / "a" / "train_parms.yaml").read_text())["predict_residual"] is True
-    failed = subprocess.run(
-        [sys.executable, "-m", "rheidae.evaluate", "--run", "absent", "--data", "x"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert failed.returncode == 2
-    assert failed.stderr.startswith("error: absent: not a finished run")
+    assert evaluate.main(["--run", "absent", "--data", "x"]) == 2
+    assert capsys.readouterr().err.startswith("error: absent: not a finished run")
 
 
 def test_default_model_beats_box3d_on_held_out_rows_and_is_physical(data):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rheidae.export.minerbo import distributions, exponents, four_vectors, moments_of, peak
+from rheidae.estimator.tensors.minerbo import distributions, exponents, four_vectors, moments_of, peak
 from rheidae.mixing import _box3d_kernels as kernels
 from rheidae.mixing.box3d import ORDERS
 from rheidae.mixing.quadrature import lebedev

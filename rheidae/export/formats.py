@@ -120,8 +120,8 @@ def _from_onnx(path: Path, threads: int) -> tuple[Function, Metadata]:
     names = [tensor.name for tensor in session.get_inputs()]
 
     def run(*tables: NDArray[np.float64]) -> NDArray[np.float64]:
-        (found,) = session.run([OUTPUT], dict(zip(names, tables, strict=True)))
-        return np.asarray(found)
+        (final,) = session.run([OUTPUT], dict(zip(names, tables, strict=True)))
+        return np.asarray(final)
 
     return run, json.loads(session.get_modelmeta().custom_metadata_map.get(KEY, "{}"))
 
@@ -184,11 +184,11 @@ def _of_torch(module: Any, threads: int) -> Function:
             torch.set_num_threads(threads)
         try:
             with torch.no_grad():
-                found: NDArray[np.float64] = module(*(torch.from_numpy(table) for table in tables)).numpy()
+                final: NDArray[np.float64] = module(*(torch.from_numpy(table) for table in tables)).numpy()
         finally:
             if threads:
                 torch.set_num_threads(before)
-        return found
+        return final
 
     return run
 

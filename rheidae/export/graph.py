@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rheidae.estimator.networks import MixingModel
 from rheidae.export.box3d import Box3DTerms
-from rheidae.export.mixing import ContinuousMixing
 
 
 class FluxGraph(nn.Module):
@@ -30,8 +28,9 @@ class FluxGraph(nn.Module):
     def __init__(self, regressor: Any, box3d: Box3DTerms | None = None) -> None:
         super().__init__()
         module = copy.deepcopy(regressor.module_).cpu().eval()
-        self.network: nn.Module = MixingNetwork(module) if isinstance(module, MixingModel) else module
-        self.needs_box3d = not isinstance(module, MixingModel)
+        # A network whose forward leaves torch offers a graph of its own; one that does without Box3D says so.
+        self.network: nn.Module = module.export_graph() if hasattr(module, "export_graph") else module
+        self.needs_box3d: bool = getattr(module, "needs_box3d", True)
         self.box3d = box3d if self.needs_box3d else None
         self.adds_to_box3d = regressor._layout.base(module) == "F_box"
 
@@ -61,22 +60,6 @@ class FluxGraph(nn.Module):
         final = base + scale * change
         final = torch.where(total > 0.0, final, F_init)
         return keep_physical(F_init, final, scale)
-
-
-class MixingNetwork(nn.Module):
-    """`MixingModel` with the quadrature as tensor operations."""
-
-    def __init__(self, model: MixingModel) -> None:
-        super().__init__()
-        self.model = model
-        self.mixing = ContinuousMixing(model.order)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Change ``(n, 24)`` of normalised states ``x (n, 24)``, float32 as the estimator's module returns it."""
-        prepared = self.mixing.prepare(x.double().reshape(-1, 6, 4))
-        theta = self.model._theta(self.mixing.invariants(prepared).to(x.dtype))
-        D = self.mixing.change(prepared, theta.double()).to(x.dtype)[:, :, None]
-        return torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 24)
 
 
 def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor) -> Tensor:

@@ -74,8 +74,8 @@ class Exported:
         for name, table in zip(given, tables, strict=True):
             if table.shape[1:] not in ((24,), (6, 4)) or len(table) == 0 or table.shape != tables[0].shape:
                 raise FourFluxError(f"{name} has shape {table.shape}; expected (n, 24) or (n, 6, 4), n at least 1")
-        found = self._function(*(np.ascontiguousarray(table.reshape(-1, 24)) for table in tables))
-        return found.reshape(tables[0].shape)
+        final = self._function(*(np.ascontiguousarray(table.reshape(-1, 24)) for table in tables))
+        return final.reshape(tables[0].shape)
 
 
 def load_exported(path: str | Path, threads: int = 1) -> Exported:
@@ -220,11 +220,11 @@ def export_run(run: Any, path: str | Path, format: str = "onnx", **options: Any)
         The metadata.
     """
     known = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
-    told = ("run_id", "data", "data_fingerprint", "seed", "groups", "train_rows", "versions")
+    kept = ("run_id", "data", "data_fingerprint", "seed", "groups", "train_rows", "versions")
     # Where it lies is nobody else's business.
     known["data"] = Path(known["data"]).name
     about = {
-        "run": {name: known[name] for name in told if name in known},
+        "run": {name: known[name] for name in kept if name in known},
         "training_range": known.get("training_range"),
     }
     settings = _preprocessing(run.config.data.processed_path)
@@ -287,9 +287,9 @@ def _difference(path: Path, tables: list[NDArray[np.float64]], expected: NDArray
     largest = 0.0
     batches = [slice(0, len(expected)), *(slice(k, k + 1) for k in range(0, len(expected), 97)), slice(5, 12)]
     for rows in batches:
-        found = function(*(np.ascontiguousarray(table[rows]) for table in tables))
-        if found.shape != expected[rows].shape:
-            raise ExportError(f"a batch of {len(expected[rows])} rows gave an answer of shape {found.shape}")
+        final = function(*(np.ascontiguousarray(table[rows]) for table in tables))
+        if final.shape != expected[rows].shape:
+            raise ExportError(f"a batch of {len(expected[rows])} rows gave an answer of shape {final.shape}")
         # Not max(), which passes over a NaN.
-        largest = float(np.maximum(largest, (np.abs(found - expected[rows]).max(axis=1) / total[rows]).max()))
+        largest = float(np.maximum(largest, (np.abs(final - expected[rows]).max(axis=1) / total[rows]).max()))
     return largest

@@ -19,14 +19,14 @@ MERGER = 1e33
 @cache
 def sample_states() -> NDArray[np.float64]:
     """Initial states ``(576, 24)`` of the simulations that ship with the package, in 1/cm^3."""
-    found = []
+    states = []
     for name in EMU:
         with (
             resources.as_file(resources.files("rheidae.datasets") / "data" / name) as path,
             open_h5(path) as file,
         ):
-            found.append(fourflux.from_emu(dataset(file, "F4_initial(1|ccm)")[()].astype(np.float64)).reshape(-1, 24))
-    return np.concatenate(found)
+            states.append(fourflux.from_emu(dataset(file, "F4_initial(1|ccm)")[()].astype(np.float64)).reshape(-1, 24))
+    return np.concatenate(states)
 
 
 def made_states() -> NDArray[np.float64]:

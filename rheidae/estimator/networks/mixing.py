@@ -83,6 +83,7 @@ class MixingModel(nn.Module):
     """
 
     adds_to = "initial"
+    needs_box3d = False
     mean: Tensor
     deviation: Tensor
     prepared: Tensor
@@ -111,6 +112,12 @@ class MixingModel(nn.Module):
         self.register_buffer("prepared", torch.tensor(False))
         for name, values in (("centre", _CENTRE), ("reach", _REACH), ("slope", _SLOPE)):
             self.register_buffer(name, torch.tensor(values), persistent=False)
+
+    def export_graph(self) -> nn.Module:
+        """Return the network as tensor operations alone, from ``x (n, 24)``; `rheidae.export` asks for it."""
+        from rheidae.estimator.tensors.power import MixingGraph
+
+        return MixingGraph(self)
 
     def prepare(self, x: Tensor) -> None:
         """Take means and deviations of the features from training rows ``x (n, 48)``, once in a model's life."""

@@ -11,11 +11,13 @@ computed and one is chosen.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rheidae.export.minerbo import distributions, exponents, four_vectors, moments_of, peak, polynomial
+from rheidae.estimator.tensors.minerbo import distributions, exponents, four_vectors, moments_of, peak, polynomial
 from rheidae.mixing import _power_kernels as kernels
 from rheidae.mixing.power import AXIAL_POINTS
 from rheidae.mixing.quadrature import lebedev
@@ -149,6 +151,22 @@ class ContinuousMixing(nn.Module):
         u = torch.where(feasible, u, _HIGH)
         fade = torch.where(small > kernels.NOISE, 1.0 - torch.exp(-small / kernels.FADE), 0.0)
         return fade * torch.exp(-p * (1.0 + torch.exp(a * (L - u))).log())
+
+
+class MixingGraph(nn.Module):
+    """`rheidae.estimator.networks.MixingModel` with the quadrature as tensor operations."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.mixing = ContinuousMixing(model.order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Change ``(n, 24)`` of normalised states ``x (n, 24)``, float32 as the estimator's module returns it."""
+        prepared = self.mixing.prepare(x.double().reshape(-1, 6, 4))
+        theta = self.model._theta(self.mixing.invariants(prepared).to(x.dtype))
+        D = self.mixing.change(prepared, theta.double()).to(x.dtype)[:, :, None]
+        return torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 24)
 
 
 def _bracket(

@@ -1,0 +1,1 @@
+"""What the Numba kernels compute, as operations on tensors alone: for graphs that leave Python."""

@@ -64,8 +64,8 @@ def test_docstrings_and_their_examples(name):
 # --- the shape of the code -------------------------------------------------------------------------------
 
 ORDER = (
-    ("exceptions",), ("system",), ("fourflux", "_fourflux_kernels"), ("mixing",), ("config",),
-    ("linear", "simulate", "preprocess", "moments", "relaxation"), ("datasets",), ("scoring",), ("estimator",), ("runs",), ("export",),
+    ("exceptions",), ("system",), ("fourflux", "_fourflux_kernels"), ("mixing",), ("moments", "relaxation"), ("config",),
+    ("linear", "simulate", "preprocess"), ("datasets",), ("scoring",), ("estimator",), ("runs",), ("export",),
     ("train", "evaluate", "plots", "ablation"),
 )  # fmt: skip
 """Imports go to the left, or stay where they are."""
@@ -108,7 +108,7 @@ def test_no_file_is_long():
         if not (path.name.startswith("_") and path.name.endswith("_kernels.py"))
         and (lines := len(path.read_text().splitlines())) > 500
     }
-    assert long.keys() <= {"rheidae/config.py"}  # goes with the redesign
+    assert long.keys() <= {"rheidae/estimator/regressor.py"}  # goes with the redesign
 
 
 def test_no_test_module_imports_another():
@@ -119,6 +119,7 @@ def test_no_test_module_imports_another():
     }  # fmt: skip
     # Goes with the redesign.
     assert borrowed <= {
-        "test_cluster", "test_export", "test_mixing", "test_preprocess_fuzz", "test_preprocess_survives",
-        "test_training",
+        "test_callbacks", "test_cluster", "test_constraints", "test_estimator", "test_export", "test_gradients",
+        "test_loops", "test_mixing", "test_preprocess_fuzz", "test_preprocess_survives", "test_pullback",
+        "test_training", "test_weighting",
     }  # fmt: skip

@@ -64,9 +64,9 @@ def test_docstrings_and_their_examples(name):
 # --- the shape of the code -------------------------------------------------------------------------------
 
 ORDER = (
-    ("exceptions",), ("system",), ("fourflux", "_fourflux_kernels"), ("mixing",), ("moments", "relaxation"), ("config",),
-    ("linear", "simulate", "preprocess"), ("datasets",), ("scoring",), ("estimator",), ("runs",), ("export",),
-    ("train", "evaluate", "plots", "ablation"),
+    ("exceptions",), ("system",), ("fourflux", "_fourflux_kernels"), ("mixing",), ("moments", "relaxation"),
+    ("config",), ("linear", "simulate", "preprocess"), ("datasets",), ("scoring",), ("estimator",), ("runs",),
+    ("export",), ("train", "evaluate", "plots", "ablation"),
 )  # fmt: skip
 """Imports go to the left, or stay where they are."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -14,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from rheidae.exceptions import ConfigError
 from rheidae.mixing.quadrature import LEBEDEV_ORDERS
 from rheidae.mixing.schemes import STORED
+from rheidae.system.yamlfile import Loader
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -388,36 +388,6 @@ class TrainParms(Section):
     logging: LoggingConfig = LoggingConfig()
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with its traps closed.
-
-    ``1e-3`` is a number; a repeated key is an error; numbers are decimal, and what YAML 1.1 takes for one of another
-    base (``12:30``, ``007``, ``0x1F``, ``1_000``) stays text, as do dates: a name keeps its spelling, and where a
-    number is expected it is refused.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in keys:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            keys.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_NUMBERS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9]\d*)$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
-
 Model = TypeVar("Model", bound=Section)
 
 MOST_FINDINGS = 20
@@ -445,7 +415,7 @@ def read_config(path: str | Path, schema: type[Model]) -> Model:
         reported at once.
     """
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give an existing one with its option") from None
     except (OSError, UnicodeDecodeError) as error:

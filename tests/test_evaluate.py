@@ -111,7 +111,7 @@ def test_numbers_are_those_of_a_plain_calculation():
             assert found["skill_spread"] == pytest.approx(spread)
         else:
             assert found["skill_spread"] is None
-    assert set(summary["schemes"]) == set(evaluation.SCHEMES)
+    assert set(summary["schemes"]) == set(evaluation.TITLES)
     expected = [flux_error(data.target, final, data.data[:, :24]) for final in prediction]
     np.testing.assert_allclose(scored.errors["model"], expected, rtol=1e-9)
 
@@ -344,7 +344,7 @@ def test_cross_validation_from_the_command_line(folder, tmp_path, capsys):
     assert [entry["role"] for entry in report["roles"]] == ["held out", "left out", "never trained on"]
     for entry in [*report["groups"], *report["roles"]]:
         assert set(entry) == SUMMARY
-        assert list(entry["schemes"]) == list(evaluation.SCHEMES)
+        assert list(entry["schemes"]) == list(evaluation.TITLES)
         for one in entry["schemes"].values():
             assert set(one) == SCHEME
             assert one["physical_fraction"] == 1
@@ -365,7 +365,7 @@ def test_cross_validation_from_the_command_line(folder, tmp_path, capsys):
     assert mine["schemes"]["power"]["skill"] == pytest.approx(again)
     # Every table has every scheme.
     page = (out / "r.md").read_text()
-    for title in evaluation.SCHEMES.values():
+    for title in evaluation.TITLES.values():
         assert f"| nsm_b | left out | {title} |" in printed
         assert page.count(f"| nsm_b | left out | {title} |") == 2  # scores, and errors by species
     assert page.count("\n| nsmB_1d_") >= ROWS - 2
@@ -406,7 +406,7 @@ def test_a_run_from_the_command_line(run, folder, tmp_path, capsys):
     data = str(folder / "preprocessed_all.h5")
     assert evaluate.main(["--run", str(run.folder), "--data", data, "--json", str(tmp_path / "r.json")]) == 0
     printed = capsys.readouterr().out
-    for title in evaluation.SCHEMES.values():
+    for title in evaluation.TITLES.values():
         assert f"| nsm_b | unseen family | {title} | {ROWS} |" in printed
     report = json.loads((tmp_path / "r.json").read_text())
     check_plain(report)
@@ -491,8 +491,8 @@ def test_figure_of_species_shows_the_report(small, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "saved_figure", lambda *_: nullcontext(drawn))
     figures.error_by_species(report, tmp_path / "species.png")
     (axes,) = drawn.axes
-    for line, scheme in zip(axes.lines, evaluation.SCHEMES, strict=True):
-        assert line.get_label() == evaluation.SCHEMES[scheme]
+    for line, scheme in zip(axes.lines, evaluation.TITLES, strict=True):
+        assert line.get_label() == evaluation.TITLES[scheme]
         expected = list(report["roles"][0]["schemes"][scheme]["species_error"].values())
         np.testing.assert_array_equal(line.get_ydata(), expected)
     assert [label.get_text() for label in axes.get_xticklabels()] == list(fourflux.SPECIES)

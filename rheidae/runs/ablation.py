@@ -20,7 +20,7 @@ from rheidae.mixing import schemes
 from rheidae.runs import score
 from rheidae.runs.report import markdown_table, with_doubt
 from rheidae.scoring.plots import saved_figure
-from rheidae.scoring.scores import SCHEMES, Scored
+from rheidae.scoring.scores import TITLES, Scored
 from rheidae.scoring.splits import CROSS_VALIDATIONS, three_dimensional_groups
 from rheidae.system.outputs import write_text
 
@@ -193,7 +193,7 @@ def page(
         f"Columns: rows held out of the same families ({folds} folds); each family left out of training; groups that "
         "no model is trained on (3D), scored by a model of all others.",
         "## Analytic schemes\n\nNo training.",
-        table((SCHEMES[scheme], scores) for scheme, scores in analytic.items()),
+        table((TITLES[scheme], scores) for scheme, scores in analytic.items()),
     ]
     remarks = {
         "Architecture, frame, conservation": "The mixing network has the defaults of `FluxRegressor`. The residual "

@@ -13,7 +13,7 @@ from rheidae import fourflux
 from rheidae.exceptions import RunError
 from rheidae.mixing.schemes import STORED
 from rheidae.scoring.metrics import COVERAGE
-from rheidae.scoring.scores import CONFIDENCE, SCHEMES, Entry, Scored, summary, worst
+from rheidae.scoring.scores import CONFIDENCE, TITLES, Entry, Scored, summary, worst
 from rheidae.system.outputs import write_text
 
 Report = dict[str, Any]
@@ -183,7 +183,7 @@ def score_table(entries: Sequence[Entry]) -> str:
             changed = max(one["flavor_sum_change"], one["lepton_number_change"])
             lines.append(
                 [
-                    entry["group"], entry["role"], SCHEMES[scheme], str(entry["rows"]),
+                    entry["group"], entry["role"], TITLES[scheme], str(entry["rows"]),
                     with_doubt(one["error"], one["error_spread"], one["error_interval"], 5),
                     with_doubt(one["skill"], one["skill_spread"], one["skill_interval"], 3),
                     "" if scheme == "box3d" else f"{100 * one['rows_better_than_box3d']:.0f} %", f"{changed:.0e}",
@@ -199,7 +199,7 @@ def detail_table(entries: Sequence[Entry]) -> str:
     for entry in entries:
         for scheme, one in entry["schemes"].items():
             numbers = [*one["species_error"].values(), *one["component_error"].values()]
-            lines.append([entry["group"], entry["role"], SCHEMES[scheme], *(f"{1e3 * n:.2f}" for n in numbers)])
+            lines.append([entry["group"], entry["role"], TITLES[scheme], *(f"{1e3 * n:.2f}" for n in numbers)])
     return markdown_table(["group", "role", "scheme", *fourflux.SPECIES, *fourflux.COMPONENTS], lines, 3)
 
 
@@ -224,6 +224,6 @@ def worst_table(rows: Sequence[Entry]) -> str:
         ]
         for one in rows
     ]  # fmt: skip
-    others = [f"by {SCHEMES[scheme]}" for scheme in STORED]
+    others = [f"by {TITLES[scheme]}" for scheme in STORED]
     header = ["simulation", "group", "role", "row", "error", *others, "depth", "flux factor"]
     return markdown_table(header, lines, 3)

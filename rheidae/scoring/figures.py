@@ -13,7 +13,7 @@ from rheidae import fourflux
 from rheidae.exceptions import RunError
 from rheidae.mixing import power, schemes, sphere
 from rheidae.scoring.plots import saved_figure
-from rheidae.scoring.scores import SCHEMES, Scored
+from rheidae.scoring.scores import TITLES, Scored
 
 _POINTS = 5000
 
@@ -79,7 +79,7 @@ def error_histograms(scored: Scored, path: Path) -> None:
         panels = figure.subplots(len(roles), 1, sharex=True, squeeze=False)[:, 0]
         for axes, role in zip(panels, roles, strict=True):
             for scheme, error in errors.items():
-                style = {"histtype": "step", "lw": 1.5, "color": COLORS[scheme], "label": SCHEMES[scheme]}
+                style = {"histtype": "step", "lw": 1.5, "color": COLORS[scheme], "label": TITLES[scheme]}
                 axes.hist(error[scored.role == role], bins, **style)
             axes.set(xscale="log", ylabel="rows", title=role)
             axes.grid(alpha=0.3)
@@ -93,10 +93,10 @@ def error_by_species(report: dict[str, Any], path: Path) -> None:
     with saved_figure(path, 6.0, 1.0 + 2.4 * len(entries)) as figure:
         panels = figure.subplots(len(entries), 1, sharex=True, squeeze=False)[:, 0]
         for axes, entry in zip(panels, entries, strict=True):
-            for offset, scheme in enumerate(SCHEMES):
+            for offset, scheme in enumerate(TITLES):
                 error = np.array(list(entry["schemes"][scheme]["species_error"].values()))
                 place = np.arange(len(error)) + 0.15 * (offset - 1.5)
-                style = {"marker": "o", "ls": "", "color": COLORS[scheme], "label": SCHEMES[scheme]}
+                style = {"marker": "o", "ls": "", "color": COLORS[scheme], "label": TITLES[scheme]}
                 axes.plot(place, np.where(error > 0, error, np.nan), **style)
             axes.set(yscale="log", ylabel="mean error", title=entry["role"])
             axes.grid(alpha=0.3, axis="y")
@@ -111,7 +111,7 @@ def _some(scored: Scored) -> NDArray[np.intp]:
 
 def parity(scored: Scored, path: Path) -> None:
     """Predicted over simulated change of each of the 24 numbers, for every scheme that predicts one."""
-    names = [scheme for scheme in SCHEMES if scheme != "none"]
+    names = [scheme for scheme in TITLES if scheme != "none"]
     rows = _some(scored)
     init = scored.F_init[rows]
     true = (scored.F_true[rows] - init).reshape(-1)
@@ -121,7 +121,7 @@ def parity(scored: Scored, path: Path) -> None:
             change = (scored.F[scheme][:, rows].mean(axis=0) - init).reshape(-1)
             axes.plot(true, change, ".", ms=2, alpha=0.3, mew=0, color=COLORS[scheme], rasterized=True)
             axes.axline((0, 0), slope=1, color="k", lw=1)
-            axes.set(xlabel="simulated change over the total density", title=SCHEMES[scheme])
+            axes.set(xlabel="simulated change over the total density", title=TITLES[scheme])
             axes.grid(alpha=0.3)
         panels[0].set_ylabel("predicted change")
 
@@ -134,7 +134,7 @@ def error_by_state(scored: Scored, path: Path) -> None:
         for axes, x in ((left, scored.depth[rows]), (right, scored.flux_factor[rows])):
             for scheme in (*schemes.STORED, "model"):
                 error = scored.errors[scheme][:, rows].mean(axis=0)
-                _with_median(axes, x, error, COLORS[scheme], SCHEMES[scheme])
+                _with_median(axes, x, error, COLORS[scheme], TITLES[scheme])
             axes.set_yscale("log")
             axes.grid(alpha=0.3)
         left.set(xlabel="depth of the crossing, smaller over larger side", ylabel="error over the total density")
@@ -164,7 +164,7 @@ def skill_by_group(report: dict[str, Any], path: Path) -> None:
                 one = entry["schemes"][scheme]
                 if one["skill"] is None:
                     continue
-                label = SCHEMES[scheme] if place == 0 else None
+                label = TITLES[scheme] if place == 0 else None
                 axes.bar(place + offset, one["skill"], 0.95 * width, color=COLORS[scheme], label=label)
                 if one["skill_interval"] is not None:
                     ends = [[one["skill"] - one["skill_interval"][0]], [one["skill_interval"][1] - one["skill"]]]
@@ -199,7 +199,7 @@ def survival_on_sphere(scored: Scored, index: int, path: Path) -> None:
             )
             if G.min() < 0 < G.max():
                 axes.contour(longitude, latitude, G, levels=[0], colors="w", linewidths=1)
-            axes.set_title(f"{SCHEMES[scheme]}: error {scored.errors[scheme][0, index]:.4f}")
+            axes.set_title(f"{TITLES[scheme]}: error {scored.errors[scheme][0, index]:.4f}")
             axes.set_xticklabels([])
             axes.set_yticklabels([])
         figure.colorbar(image, ax=list(panels), label="survival probability P", shrink=0.8)

@@ -30,7 +30,7 @@ from rheidae.scoring.metrics import (
 Rows = NDArray[np.intp]
 Entry = dict[str, Any]
 
-SCHEMES = {**{name: scheme.title for name, scheme in schemes.SCHEMES.items()}, "model": "model"}
+TITLES = {**{name: scheme.title for name, scheme in schemes.SCHEMES.items()}, "model": "model"}
 """What is compared, by its name in a report and in a table."""
 
 CONFIDENCE = 0.95
@@ -54,7 +54,7 @@ class Scored:
     F_init, F_true : ndarray, shape (n, 6, 4)
         Initial states; simulated final ones, averaged over mu and tau where the initial state has them alike.
     F : dict of str to ndarray, shape (r, n, 6, 4)
-        Final states by scheme (`SCHEMES`), r = 1, and by the model, r = the number of seeds.
+        Final states by scheme (`TITLES`), r = 1, and by the model, r = the number of seeds.
     std : ndarray, shape (r, n, 6, 4), or None
         Standard deviations that the model gives itself.
     theta : ndarray, shape (n, 6), or None

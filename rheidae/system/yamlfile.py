@@ -17,6 +17,7 @@ class Loader(yaml.SafeLoader):
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that stands twice."""
         keys = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.test_training import make_table
+from benchmarks.tables import make_table
 from rheidae import FluxRegressor, box3d_flux
 from rheidae.estimator.networks import MixingModel, ResidualFFIModel
 from rheidae.export import export_regressor, load_exported

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.test_training import make_table
+from benchmarks.tables import make_table
 from rheidae import FluxRegressor, box3d_flux, mix
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time)

@@ -4,14 +4,13 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
 from benchmarks.loops import obvious_epoch, sliced_epoch
-from rheidae import FluxRegressor, box3d_flux
+from benchmarks.tables import make_table
+from rheidae import FluxRegressor
 from rheidae.estimator.networks import MixingModel, ResidualFFIModel
-from tests.states import random_states
 
 ROWS = 12_800
 BATCH = 256
@@ -21,14 +20,6 @@ ALL = "training with Kendall-Gal, PCGrad and constraints: batches of 256, one th
 SUM = "training on the sum of the losses: batches of 256, one thread"
 PREDICT = "prediction: batches of 256, one thread"
 SCHEMES = {"weighting": "kendall_gal", "pcgrad": True, "constraints": True}
-
-
-def make_table(rows):
-    initial = random_states(rows, alike=True)
-    box = box3d_flux(initial)
-    final = box + 0.1 * (box - initial)
-    X = np.concatenate([initial.reshape(rows, 24), box.reshape(rows, 24)], axis=1).astype(np.float32)
-    return X, final.reshape(rows, 24).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +97,11 @@ GROWTH = """
 import resource, sys, time
 import torch
 torch.set_num_threads(1)
-from benchmarks.test_training import BATCH, make_table
+from benchmarks.tables import make_table
 from rheidae import FluxRegressor
 table = make_table(int(sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model = FluxRegressor(random_state=0, batch_size=BATCH, max_epochs=1, val_split=0.1)
+model = FluxRegressor(random_state=0, batch_size=256, max_epochs=1, val_split=0.1)
 started = time.perf_counter()
 model.fit(*table)
 seconds = time.perf_counter() - started

@@ -22,8 +22,8 @@ from rheidae import fourflux
 from rheidae.exceptions import ClusterError, DataError
 from rheidae.preprocess import pipeline
 from rheidae.system.cluster import Cluster, _greet
+from tests.rawfiles import INIT, NAMES, TRUE, config_for, spoil_many
 from tests.states import random_states
-from tests.test_preprocess import INIT, NAMES, TRUE, config_for, spoil_many
 
 distributed = pytest.importorskip("distributed", reason="needs the extra `cluster`")
 # Dask leaves sockets and event loops to the garbage collector when workers die.

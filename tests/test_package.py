@@ -117,8 +117,4 @@ def test_no_test_module_imports_another():
         path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).glob("*.py")
         if pattern.search(path.read_text())
     }  # fmt: skip
-    # Goes with the redesign.
-    assert borrowed <= {
-        "test_cluster", "test_export", "test_mixing", "test_preprocess_fuzz", "test_preprocess_survives",
-        "test_training",
-    }  # fmt: skip
+    assert not borrowed

@@ -16,8 +16,8 @@ from rheidae.exceptions import DataError, OutputError
 from rheidae.preprocess import pipeline
 from rheidae.preprocess.rawfile import LAYOUTS, possible_axes
 from rheidae.system import outputs
+from tests.rawfiles import INIT, NAMES, TRUE, config_for, read_all
 from tests.states import random_states
-from tests.test_preprocess import INIT, NAMES, TRUE, config_for, read_all
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ import yaml
 from rheidae import fourflux
 from rheidae.preprocess import pipeline
 from rheidae.preprocess.__main__ import main
+from tests.rawfiles import INIT, NAMES, TRUE, config_for, read_all
 from tests.states import random_states
-from tests.test_preprocess import INIT, NAMES, TRUE, config_for, read_all
 
 pytestmark = pytest.mark.slow
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
-from rheidae.runs.ablation import ablate
 from rheidae.system import commands
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m rheidae.ablation``."""
-    parser = argparse.ArgumentParser(prog="python -m rheidae.ablation", description="Score every choice.")
+    """Command line of ``rheidae ablation``."""
+    parser = argparse.ArgumentParser(prog="rheidae ablation", description="Score every choice.")
     parser.add_argument("--data", default=".pdata/preprocessed_all.h5", help="preprocessed file (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/ablation.md"), help="page to write (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (%(default)s)")
@@ -33,6 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     def command() -> None:
+        import torch
+
+        from rheidae.runs.ablation import ablate
+
         torch.set_num_threads(1)
         options = {"seeds": arguments.seeds, "folds": arguments.folds, "epochs": arguments.epochs}
         written = ablate(arguments.data, arguments.out, said, **options)

@@ -173,7 +173,7 @@ class DataConfig(Section):
     processed_path: str = ".pdata/preprocessed_all.h5"
     batch_size: Annotated[int, Field(gt=0)] = 32
     val_split: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    test_split: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    test_split: Annotated[float, Field(ge=0, lt=1)] = 0.2
     seed: Annotated[int, Field(ge=0)] = 0
     target_scale: Positive = 1e-33
     holdout_groups: list[str] = []
@@ -331,7 +331,7 @@ class EarlyStopConfig(Section):
     """Stop when the validation loss no longer improves, and return to its best epoch."""
 
     enabled: bool = False
-    patience: Annotated[int, Field(gt=0)] = 50
+    patience: Annotated[int, Field(gt=0)] = 60
     min_delta: NonNegative = 0.0
 
 
@@ -343,7 +343,7 @@ class LRSchedulerConfig(Section):
 
     type: Literal["cosine", "reduce_on_plateau", "none"] = "cosine"
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    patience: Annotated[int, Field(ge=0)] = 15
+    patience: Annotated[int, Field(ge=0)] = 12
     min_lr: NonNegative = 1e-5
     threshold: NonNegative = 1e-3
 

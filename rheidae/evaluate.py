@@ -9,23 +9,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
-from rheidae.runs.report import check_outputs, report_on, text, write_report
-from rheidae.runs.score import score_folder, score_settings
-from rheidae.scoring.figures import write_figures
-from rheidae.scoring.splits import CROSS_VALIDATIONS
 from rheidae.system import commands
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m rheidae.evaluate", description="Compare a model with the analytic schemes on unseen rows."
+        prog="rheidae evaluate", description="Compare a model with the analytic schemes on unseen rows."
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--run", help="run folder, such as checkpoints/demo: score what it was not trained on")
     what.add_argument(
-        "--cv", nargs="+", choices=CROSS_VALIDATIONS, help="train anew: k-fold over rows, leave one group out, or both"
+        "--cv", nargs="+", choices=("rows", "groups"), help="train anew: k-fold over rows, leave one group out, or both"
     )
     parser.add_argument("--data", required=True, help="preprocessed file")
     cv = parser.add_argument_group("cross-validation (--cv)")
@@ -50,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m rheidae.evaluate``."""
+    """Command line of ``rheidae evaluate``."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.run:
@@ -65,6 +59,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--sample is drawn among the figures; say where to with --figures")
 
     def command() -> None:
+        import torch
+
+        from rheidae.runs.report import check_outputs, report_on, text, write_report
+        from rheidae.runs.score import score_folder, score_settings
+        from rheidae.scoring.figures import write_figures
+
         torch.set_num_threads(1)  # more gain nothing at these widths
         check_outputs(arguments.json, arguments.markdown, arguments.figures)
         if arguments.run:

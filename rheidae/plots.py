@@ -8,19 +8,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rheidae.runs.folder import read_history
-from rheidae.scoring.plots import loss_curve
 from rheidae.system import commands
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m rheidae.plots``."""
-    parser = argparse.ArgumentParser(prog="python -m rheidae.plots", description="Draw the losses of a run.")
+    """Command line of ``rheidae plots``."""
+    parser = argparse.ArgumentParser(prog="rheidae plots", description="Draw the losses of a run.")
     parser.add_argument("--run", required=True, help="run folder, such as checkpoints/demo; it may still be running")
     parser.add_argument("--output", help="PNG file (default: loss.png in the run folder)")
     arguments = parser.parse_args(argv)
 
     def command() -> None:
+        from rheidae.runs.folder import read_history
+        from rheidae.scoring.plots import loss_curve
+
         folder = Path(arguments.run)
         output = Path(arguments.output or folder / "loss.png")
         loss_curve(read_history(folder), output)

@@ -8,18 +8,13 @@ from __future__ import annotations
 import argparse
 from datetime import datetime
 
-import torch
-
-from rheidae.config import Config, TrainParms, read_config
-from rheidae.estimator.processes import is_first
 from rheidae.exceptions import RunStopped
-from rheidae.runs.train import smoke, train
 from rheidae.system import commands
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m rheidae.train``."""
-    parser = argparse.ArgumentParser(prog="python -m rheidae.train", description="Train a model.")
+    """Command line of ``rheidae train``."""
+    parser = argparse.ArgumentParser(prog="rheidae train", description="Train a model.")
     parser.add_argument("--config", default="config/model.yaml", help="data, model, optimizer (%(default)s)")
     parser.add_argument("--train-parms", default="config/train_parms.yaml", help="schedules (%(default)s)")
     parser.add_argument(
@@ -39,6 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def command() -> None:
+        import torch
+
+        from rheidae.config import Config, TrainParms, read_config
+        from rheidae.estimator.processes import is_first
+        from rheidae.runs.train import smoke, train
+
         torch.set_num_threads(arguments.threads)
         config = read_config(arguments.config, Config)
         parms = read_config(arguments.train_parms, TrainParms)

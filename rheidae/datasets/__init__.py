@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from sklearn.utils import Bunch
 
 from rheidae import fourflux
 from rheidae.exceptions import DataError
-from rheidae.mixing.schemes import SCHEMES
+from rheidae.mixing.schemes import SCHEMES, STORED
 from rheidae.system.h5 import dataset, open_h5, read
 from rheidae.system.outputs import Outputs
 
@@ -55,13 +55,14 @@ def write_sample(folder: str | Path) -> list[Path]:
     return written
 
 
-def load_dataset(path: str | Path, target_scale: float = 1e-33, *, return_X_y: bool = False) -> Any:
-    """Load a preprocessed file.
+def load_dataset(path: str | Path | None = None, target_scale: float = 1e-33, *, return_X_y: bool = False) -> Any:
+    """Load a preprocessed file, or the sample that ships with the package.
 
     Parameters
     ----------
-    path : path
-        Written by ``python -m rheidae.preprocess``, or by Julia with all axes reversed.
+    path : path, optional
+        Written by ``python -m rheidae.preprocess``, or by Julia with all axes reversed. None: the sample, preprocessed
+        as ``rheidae init`` has it in a temporary folder, with every scheme; takes some seconds.
     target_scale : float
         Multiplies inputs and targets alike: 1e-33 turns the 1/cm^3 of the file into numbers of order one
         for merger densities. 1 keeps 1/cm^3, whose squares overflow in single precision.
@@ -74,9 +75,9 @@ def load_dataset(path: str | Path, target_scale: float = 1e-33, *, return_X_y: b
         ``data (n, 48)`` float32: initial four-flux, then Box3D's; ``target (n, 24)`` float32: final
         four-flux; ``groups (n,)`` str: the simulation file (`sim_id`) of each row; ``dirname (n,)`` str:
         the single simulation, empty if the file does not say; ``feature_names``, ``target_names``,
-        ``target_scale``, ``filename``, ``DESCR``. Where the file holds them also ``growth_rate (n,)`` float32, an
-        estimate in 1/s; ``has_crossing (n,)`` bool; and of each other scheme in ``schemes:`` the final four-flux,
-        ``F_power (n, 6, 4)`` float32 and so on. All four-fluxes are scaled alike.
+        ``target_scale``, ``filename`` (None of the sample), ``DESCR``. Where the file holds them also ``growth_rate
+        (n,)`` float32, an estimate in 1/s; ``has_crossing (n,)`` bool; and of each other scheme in ``schemes:`` the
+        final four-flux, ``F_power (n, 6, 4)`` float32 and so on. All four-fluxes are scaled alike.
 
     Raises
     ------
@@ -84,6 +85,10 @@ def load_dataset(path: str | Path, target_scale: float = 1e-33, *, return_X_y: b
         If the file or a dataset is missing, the shapes fit neither order of the axes, or a number is
         not finite. The message names file, dataset, row and remedy.
     """
+    if path is None:
+        return _sample(target_scale, return_X_y)
+    from sklearn.utils import Bunch
+
     with open_h5(path, "make it with: python -m rheidae.preprocess") as file:
         remedy = "make the file with: python -m rheidae.preprocess"
         inputs, targets = dataset(file, "input", remedy), dataset(file, "target", remedy)
@@ -116,6 +121,27 @@ def load_dataset(path: str | Path, target_scale: float = 1e-33, *, return_X_y: b
         DESCR=_describe(path, groups, target_scale),
         **more,
     )
+
+
+def _sample(target_scale: float, return_X_y: bool) -> Any:
+    """The sample, preprocessed on the way."""
+    from rheidae.config import PreprocessConfig, read_config
+    from rheidae.preprocess.pipeline import preprocess
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        resources.as_file(resources.files("rheidae") / "defaults/pre_process.yaml") as defaults,
+        resources.as_file(resources.files(__name__) / "data") as raw,
+    ):
+        config = read_config(defaults, PreprocessConfig)
+        changes = {"data_root": str(raw), "output_root": folder, "schemes": list(STORED)}
+        config = config.model_copy(update=changes)
+        preprocess(config)
+        data = load_dataset(Path(folder) / config.output_filename, target_scale, return_X_y=return_X_y)
+    if not return_X_y:
+        data.filename = None
+        data.DESCR = _describe("the sample of the package", data.groups, target_scale)
+    return data
 
 
 def _more(file: h5py.File) -> list[str]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from rheidae.datasets import write_sample
 from rheidae.system import commands
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m rheidae.datasets``."""
-    parser = argparse.ArgumentParser(prog="python -m rheidae.datasets", description=__doc__)
+    """Command line of ``rheidae datasets``."""
+    parser = argparse.ArgumentParser(prog="rheidae datasets", description=__doc__)
     parser.add_argument("folder", help="where to write; made if it does not exist")
     arguments = parser.parse_args(argv)
 
     def command() -> None:
+        from rheidae.datasets import write_sample
+
         for path in write_sample(arguments.folder):
             print(path)
 

@@ -8,16 +8,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import torch
-
-from rheidae.export.formats import FORMATS
-from rheidae.export.model import export_run
-from rheidae.mixing.quadrature import lebedev
-from rheidae.runs.folder import load_run
 from rheidae.system import commands
 
 
 def _order(text: str) -> int:
+    from rheidae.mixing.quadrature import lebedev
+
     try:
         lebedev(order := int(text))
     except ValueError as error:
@@ -26,10 +22,10 @@ def _order(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m rheidae.export``."""
-    parser = argparse.ArgumentParser(prog="python -m rheidae.export", description="Write a model as one file.")
+    """Command line of ``rheidae export``."""
+    parser = argparse.ArgumentParser(prog="rheidae export", description="Write a model as one file.")
     parser.add_argument("--run", required=True, help="run folder, such as checkpoints/demo")
-    parser.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx")
+    parser.add_argument("--format", choices=("onnx", "pt2", "torchscript"), default="onnx", help="default: onnx")
     parser.add_argument("--out", required=True, help="the file; its metadata go to the same name with .json behind")
     box3d = parser.add_mutually_exclusive_group()
     box3d.add_argument("--with-box3d", dest="with_box3d", action="store_true", help="compute Box3D inside (default)")
@@ -44,6 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def command() -> None:
+        import torch
+
+        from rheidae.export.model import export_run
+        from rheidae.runs.folder import load_run
+
         torch.set_num_threads(1)
         options: dict[str, Any] = {"with_box3d": arguments.with_box3d}
         if arguments.box3d_order is not None:

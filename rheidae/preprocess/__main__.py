@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 
-from rheidae.config import PreprocessConfig, read_config
-from rheidae.preprocess.pipeline import preprocess
 from rheidae.system import commands
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m rheidae.preprocess``."""
-    parser = argparse.ArgumentParser(prog="python -m rheidae.preprocess", description=__doc__)
+    """Command line of ``rheidae preprocess``."""
+    parser = argparse.ArgumentParser(prog="rheidae preprocess", description=__doc__)
     parser.add_argument("--config", default="config/pre_process.yaml", help="YAML file (default: %(default)s)")
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
@@ -34,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def command() -> None:
+        from rheidae.config import PreprocessConfig, read_config
+        from rheidae.preprocess.pipeline import preprocess
+
         config = read_config(arguments.config, PreprocessConfig)
         for entry in preprocess(config, resume=not arguments.force, scheduler=arguments.scheduler):
             state = ", up to date" if entry.up_to_date else ""

@@ -315,6 +315,14 @@ def test_impossible_trainings_are_refused_before_they_start(small, options, mess
     assert len(net.history) == 0
 
 
+@pytest.mark.parametrize("layout", ["four_flux", "generic"])
+def test_compile_is_refused_with_the_reason(small, layout):
+    net = FluxRegressor(layout=layout, max_epochs=1, compile=True)
+    with pytest.raises(ValueError, match="several gradients of one graph"):
+        net.fit(*small)
+    assert len(net.set_params(compile=False).fit(*small).history) == 1
+
+
 def test_single_rows_without_batch_norm_are_fine(small):
     X, y = small
     FluxRegressor(**SMALL, batch_size=1, module__use_batch_norm=False).fit(X[:7], y[:7])

@@ -129,6 +129,11 @@ class FluxNet(Resumable):
     def check_training_readiness(self) -> None:
         """Refuse parameters that cannot be trained with; skorch asks before it makes the components."""
         super().check_training_readiness()
+        if self.compile:
+            raise ValueError(
+                "compile=True is not possible: training takes several gradients of one graph (loss terms, constraints), "
+                "which torch.compile frees after the first, and it gains nothing at these widths; leave compile=False"
+            )
         if not (isinstance(self.weighting, Callback) or self.weighting in (None, "none", *SCHEMES)):
             raise ValueError(
                 f"weighting={self.weighting!r} is neither a callback nor one of none, {', '.join(SCHEMES)}"

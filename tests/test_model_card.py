@@ -11,7 +11,7 @@ import yaml
 from rheidae import fourflux
 from rheidae.config import TrainParms, check_config
 from rheidae.runs import folder as runs
-from rheidae.runs import train
+from rheidae.runs import report, score, train
 from rheidae.scoring.metrics import flux_error
 from tests.runs import PARMS, config_for
 
@@ -47,6 +47,14 @@ def test_results_are_those_of_unseen_rows(trained, data):
         assert (count, error[:7], skill[:5]) == (str(rows.sum()), f"{model:.5f}", f"{1 - model / box:.3f}")
         assert cells(card, f"{group} | {role} | Box3D")[1][:7] == f"{box:.5f}"
     assert "rows that took no part in training" in card
+
+
+def test_evaluation_says_the_same_of_the_same_rows(trained, processed):
+    folder, card = trained
+    scored, data, about = score.score_folder(folder, processed / "preprocessed_all.h5")
+    lines = report.entries(report.report_on(scored, data, about))
+    for table in (report.score_table(lines), report.coverage_table(lines)):
+        assert table in card
 
 
 def test_ranges_of_the_training_rows(trained, data):

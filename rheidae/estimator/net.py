@@ -131,8 +131,8 @@ class FluxNet(Resumable):
         super().check_training_readiness()
         if self.compile:
             raise ValueError(
-                "compile=True is not possible: training takes several gradients of one graph (loss terms, constraints), "
-                "which torch.compile frees after the first, and it gains nothing at these widths; leave compile=False"
+                "compile=True is not possible: training takes several gradients of one graph (one per loss term), "
+                "which compiled networks free after the first; leave compile=False"
             )
         if not (isinstance(self.weighting, Callback) or self.weighting in (None, "none", *SCHEMES)):
             raise ValueError(

@@ -27,7 +27,7 @@ class Scheme:
     title : str
         Name in tables and figures.
     color : str
-        Color in figures, as matplotlib takes it.
+        Color in figures, as matplotlib takes it; colour-blind eyes are to tell it from the others.
     flux : callable
         ``flux(F_init, order=..., threads=..., **parameters)``: final from initial four-fluxes, ``(n, 6, 4)``.
     survival : callable
@@ -69,10 +69,10 @@ def _certain(F: fourflux.Float, directions: NDArray[np.float64]) -> NDArray[np.f
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        Scheme("none", "no mixing", "0.6", _unchanged, _certain),
-        Scheme("box3d", "Box3D", "C0", _late("box3d", "box3d_flux"), _late("box3d", "box3d_survival"), "F_box"),
+        Scheme("none", "no mixing", "#BBBBBB", _unchanged, _certain),
+        Scheme("box3d", "Box3D", "#0072B2", _late("box3d", "box3d_flux"), _late("box3d", "box3d_survival"), "F_box"),
         Scheme(
-            "power", "power", "C1", _late("power", "power_flux"), _late("power", "power_survival"), "F_power",
+            "power", "power", "#E69F00", _late("power", "power_flux"), _late("power", "power_survival"), "F_power",
             takes_strength=True,
         ),
     )

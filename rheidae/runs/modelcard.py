@@ -25,7 +25,6 @@ NAME = "MODEL_CARD.md"
 ENOUGH_ROWS = 100_000
 # Rows that symmetries are tried on.
 _SYMMETRY_ROWS = 512
-_RESAMPLES = 500
 # Coverage that falls short of the nominal one by more is named as a limit.
 _MISSED = 0.1
 _ORDER = 17
@@ -87,7 +86,7 @@ def model_card(run: Run, data: Any, about: dict[str, Any]) -> str:
     str
     """
     rows, role, which = _scored_rows(run, data)
-    report = report_on(score_rows(run.regressor, data, rows, role), data, {}, _RESAMPLES)
+    report = report_on(score_rows(run.regressor, data, rows, role), data, {})
     lines = entries(report)
     chosen = data.data[rows], data.groups[rows]
     ranges = about["training_range"]

@@ -13,13 +13,13 @@ from rheidae import fourflux
 from rheidae.exceptions import RunError
 from rheidae.mixing.schemes import STORED
 from rheidae.scoring.metrics import COVERAGE
-from rheidae.scoring.scores import CONFIDENCE, TITLES, Entry, Scored, summary, worst
+from rheidae.scoring.scores import CONFIDENCE, RESAMPLES, TITLES, Entry, Scored, summary, worst
 from rheidae.system.outputs import write_text
 
 Report = dict[str, Any]
 
 
-def report_on(scored: Scored, data: Any, about: Report, resamples: int = 2000) -> Report:
+def report_on(scored: Scored, data: Any, about: Report, resamples: int = RESAMPLES) -> Report:
     """Put everything that is known of the scored rows into a JSON-safe dict.
 
     Parameters

@@ -243,7 +243,8 @@ def train(config: Config, parms: TrainParms, run_id: str, threads: int | None = 
         run = Run(folder, regressor, config, parms, saved_rows, frozenset(data.groups[train_rows].tolist()))
         write_text(folder / modelcard.NAME, modelcard.model_card(run, data, about))
         if len(regressor.history):
-            plots.loss_curve(regressor.history, Path(config.training.results_dir) / run_id / "loss.png")
+            picture = Path(config.training.results_dir) / run_id / "loss.png"
+            plots.drawn(lambda path: plots.loss_curve(regressor.history, path), picture)
     log.info("%d epochs in %.1f s; run folder %s", len(regressor.history), seconds, folder)
     if regressor.interrupted_:
         raise KeyboardInterrupt

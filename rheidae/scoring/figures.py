@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from numpy.typing import NDArray
 from rheidae import fourflux
 from rheidae.exceptions import RunError
 from rheidae.mixing import power, schemes, sphere
-from rheidae.scoring.plots import saved_figure
-from rheidae.scoring.scores import TITLES, Scored
+from rheidae.scoring.plots import drawn, legend_above, saved_figure
+from rheidae.scoring.scores import CONFIDENCE, TITLES, Scored
 
 _POINTS = 5000
+# A bar of less leaves through the frame with its number: one small group is not to flatten all others.
+_LOWEST_SKILL = -1.0
 
-COLORS = {**{name: scheme.color for name, scheme in schemes.SCHEMES.items()}, "model": "C2"}
+COLORS = {**{name: scheme.color for name, scheme in schemes.SCHEMES.items()}, "model": "#117733"}
+
+_ERROR = "four-flux distance over the row's total density, mean over the six species"
 
 
 def write_figures(scored: Scored, report: dict[str, Any], folder: Path, sample: int | None = None) -> list[Path]:
@@ -37,7 +42,8 @@ def write_figures(scored: Scored, report: dict[str, Any], folder: Path, sample: 
     Returns
     -------
     list of Path
-        ``errors.png, species.png, parity.png, depth.png, skill.png, sphere.png``.
+        ``errors.png, species.png, parity.png, depth.png, skill.png, sphere.png``, but for those that could not be
+        drawn, of which a warning says why.
 
     Raises
     ------
@@ -53,7 +59,7 @@ def write_figures(scored: Scored, report: dict[str, Any], folder: Path, sample: 
                 "choose one of these, or leave --sample out"
             )
         index = int(scored_at[0])
-    draw = {
+    draw: dict[str, Callable[[Path], None]] = {
         "errors": lambda path: error_histograms(scored, path),
         "species": lambda path: error_by_species(report, path),
         "parity": lambda path: parity(scored, path),
@@ -61,11 +67,7 @@ def write_figures(scored: Scored, report: dict[str, Any], folder: Path, sample: 
         "skill": lambda path: skill_by_group(report, path),
         "sphere": lambda path: survival_on_sphere(scored, index, path),
     }
-    paths = []
-    for name, function in draw.items():
-        paths.append(folder / f"{name}.png")
-        function(paths[-1])
-    return paths
+    return [folder / f"{name}.png" for name, function in draw.items() if drawn(function, folder / f"{name}.png")]
 
 
 def error_histograms(scored: Scored, path: Path) -> None:
@@ -75,22 +77,24 @@ def error_histograms(scored: Scored, path: Path) -> None:
     positive = np.concatenate([error[error > 0] for error in errors.values()])
     low, high = (positive.min(), positive.max()) if len(positive) else (1e-3, 1e-2)
     bins = np.geomspace(0.9 * low, 1.1 * high, 40)
-    with saved_figure(path, 6.0, 1.0 + 2.4 * len(roles)) as figure:
+    caption = f"How many of the scored rows have which error under each scheme. Error: {_ERROR}."
+    with saved_figure(path, 6.5, 1.4 + 2.4 * len(roles), caption) as figure:
         panels = figure.subplots(len(roles), 1, sharex=True, squeeze=False)[:, 0]
         for axes, role in zip(panels, roles, strict=True):
             for scheme, error in errors.items():
                 style = {"histtype": "step", "lw": 1.5, "color": COLORS[scheme], "label": TITLES[scheme]}
                 axes.hist(error[scored.role == role], bins, **style)
-            axes.set(xscale="log", ylabel="rows", title=role)
+            axes.set(xscale="log", ylabel="rows", title=f"{role}: {(scored.role == role).sum()} rows")
             axes.grid(alpha=0.3)
-        panels[0].legend(fontsize="small")
-        panels[-1].set_xlabel("error of a row over the total density")
+        legend_above(figure, panels[0])
+        panels[-1].set_xlabel("error of a row")
 
 
 def error_by_species(report: dict[str, Any], path: Path) -> None:
     """Mean error of each species under each scheme, a panel per role."""
     entries = report["roles"]
-    with saved_figure(path, 6.0, 1.0 + 2.4 * len(entries)) as figure:
+    caption = "Error of a species: four-flux distance over the row's total density, mean over the scored rows."
+    with saved_figure(path, 6.5, 1.4 + 2.4 * len(entries), caption) as figure:
         panels = figure.subplots(len(entries), 1, sharex=True, squeeze=False)[:, 0]
         for axes, entry in zip(panels, entries, strict=True):
             for offset, scheme in enumerate(TITLES):
@@ -98,9 +102,9 @@ def error_by_species(report: dict[str, Any], path: Path) -> None:
                 place = np.arange(len(error)) + 0.15 * (offset - 1.5)
                 style = {"marker": "o", "ls": "", "color": COLORS[scheme], "label": TITLES[scheme]}
                 axes.plot(place, np.where(error > 0, error, np.nan), **style)
-            axes.set(yscale="log", ylabel="mean error", title=entry["role"])
+            axes.set(yscale="log", ylabel="mean error", title=f"{entry['role']}: {entry['rows']} rows")
             axes.grid(alpha=0.3, axis="y")
-        panels[0].legend(fontsize="small")
+        legend_above(figure, panels[0])
         panels[-1].set_xticks(range(len(fourflux.SPECIES)), fourflux.SPECIES)
 
 
@@ -109,19 +113,33 @@ def _some(scored: Scored) -> NDArray[np.intp]:
     return np.arange(0, len(scored.row), -(-len(scored.row) // _POINTS))
 
 
+def _which(scored: Scored, rows: NDArray[np.intp]) -> str:
+    """The rows of a figure in words."""
+    roles = ", ".join(f"{(scored.role[rows] == role).sum()} {role}" for role in sorted(set(scored.role.tolist())))
+    part = f"{len(rows)} of the {len(scored.row)}" if len(rows) < len(scored.row) else f"the {len(rows)}"
+    return f"{part} scored rows ({roles})"
+
+
 def parity(scored: Scored, path: Path) -> None:
     """Predicted over simulated change of each of the 24 numbers, for every scheme that predicts one."""
     names = [scheme for scheme in TITLES if scheme != "none"]
     rows = _some(scored)
     init = scored.F_init[rows]
     true = (scored.F_true[rows] - init).reshape(-1)
-    with saved_figure(path, 4.0 * len(names), 4.2) as figure:
+    changes = {name: (scored.F[name][:, rows].mean(axis=0) - init).reshape(-1) for name in names}
+    ends = np.concatenate([true, *changes.values()])
+    margin = 0.05 * np.ptp(ends) or 0.1
+    limits = (ends.min() - margin, ends.max() + margin)
+    caption = (
+        f"The 24 numbers of {_which(scored, rows)}, as changes from the initial state over the row's total density, "
+        "truth averaged over mu and tau where they start alike. On the dashed line prediction and simulation agree."
+    )
+    with saved_figure(path, 4.0 * len(names), 4.8, caption) as figure:
         panels = figure.subplots(1, len(names), sharex=True, sharey=True)
         for axes, scheme in zip(panels, names, strict=True):
-            change = (scored.F[scheme][:, rows].mean(axis=0) - init).reshape(-1)
-            axes.plot(true, change, ".", ms=2, alpha=0.3, mew=0, color=COLORS[scheme], rasterized=True)
-            axes.axline((0, 0), slope=1, color="k", lw=1)
-            axes.set(xlabel="simulated change over the total density", title=TITLES[scheme])
+            axes.plot(true, changes[scheme], ".", ms=3, alpha=0.4, mew=0, color=COLORS[scheme], rasterized=True)
+            axes.axline((0, 0), slope=1, color="0.5", lw=1, ls="--", zorder=0)
+            axes.set(xlabel="simulated change", title=TITLES[scheme], xlim=limits, ylim=limits)
             axes.grid(alpha=0.3)
         panels[0].set_ylabel("predicted change")
 
@@ -129,7 +147,11 @@ def parity(scored: Scored, path: Path) -> None:
 def error_by_state(scored: Scored, path: Path) -> None:
     """Error over the depth of the crossing and over the largest flux factor, with running medians."""
     rows = _some(scored)
-    with saved_figure(path, 10.0, 4.2) as figure:
+    caption = (
+        f"Points: {_which(scored, rows)}. Lines: medians of neighbouring points. Error: {_ERROR}. Depth: the smaller "
+        "over the larger integral of the electron lepton number on both sides of its crossing."
+    )
+    with saved_figure(path, 10.0, 5.0, caption) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, x in ((left, scored.depth[rows]), (right, scored.flux_factor[rows])):
             for scheme in (*schemes.STORED, "model"):
@@ -137,9 +159,9 @@ def error_by_state(scored: Scored, path: Path) -> None:
                 _with_median(axes, x, error, COLORS[scheme], TITLES[scheme])
             axes.set_yscale("log")
             axes.grid(alpha=0.3)
-        left.set(xlabel="depth of the crossing, smaller over larger side", ylabel="error over the total density")
-        left.legend(fontsize="small")
-        right.set(xlabel="largest flux factor")
+        left.set(xlabel="depth of the crossing", ylabel="error of a row")
+        legend_above(figure, left)
+        right.set(xlabel="largest flux factor |F|/N of the six species")
 
 
 def _with_median(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], color: str, label: str) -> None:
@@ -153,8 +175,12 @@ def _with_median(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], col
 def skill_by_group(report: dict[str, Any], path: Path) -> None:
     """Skill over Box3D of the other schemes and of the model in each group, with bootstrap intervals."""
     entries = report["groups"]
-    labels = [f"{entry['group']}\n{entry['role']}" for entry in entries]
-    with saved_figure(path, max(4.5, 1.3 * len(entries)), 4.2) as figure:
+    labels = [f"{entry['group']}\n{entry['role']}\n{entry['rows']} rows" for entry in entries]
+    caption = (
+        "Skill: 1 - mean error / mean error of Box3D; 0 is Box3D, 1 is perfect, negative is worse than Box3D. Thin "
+        f"bars: {100 * CONFIDENCE:.0f} % bootstrap intervals. Error: {_ERROR}."
+    )
+    with saved_figure(path, max(6.5, 1.6 * len(entries)), 4.8, caption) as figure:
         axes = figure.subplots()
         compared = [*(scheme for scheme in schemes.STORED if scheme != "box3d"), "model"]
         width = 0.8 / len(compared)
@@ -166,14 +192,19 @@ def skill_by_group(report: dict[str, Any], path: Path) -> None:
                     continue
                 label = TITLES[scheme] if place == 0 else None
                 axes.bar(place + offset, one["skill"], 0.95 * width, color=COLORS[scheme], label=label)
+                if one["skill"] < _LOWEST_SKILL:
+                    number_below: dict[str, Any] = {"color": "w", "fontsize": "small", "ha": "center", "va": "bottom"}
+                    axes.text(place + offset, 0.98 * _LOWEST_SKILL, f"{one['skill']:.1f}", **number_below)
                 if one["skill_interval"] is not None:
                     ends = [[one["skill"] - one["skill_interval"][0]], [one["skill_interval"][1] - one["skill"]]]
                     axes.errorbar(place + offset, one["skill"], np.maximum(ends, 0), color="k", capsize=3)
-        axes.axhline(0, color=COLORS["box3d"], lw=1.5, label="Box3D")
+        axes.axhline(0, color=COLORS["box3d"], lw=3, label="Box3D")
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(min(low, -0.06), _LOWEST_SKILL), max(high, 0.1))  # the line at 0 away from the frame
         axes.set_xticks(range(len(entries)), labels, fontsize="small")
-        axes.set(ylabel="skill against Box3D")
+        axes.set(ylabel="skill over Box3D")
         axes.grid(alpha=0.3, axis="y")
-        axes.legend(fontsize="small")
+        legend_above(figure, axes)
 
 
 def survival_on_sphere(scored: Scored, index: int, path: Path) -> None:
@@ -191,18 +222,25 @@ def survival_on_sphere(scored: Scored, index: int, path: Path) -> None:
         maps["model"] = power.power_survival(F, directions, scored.theta[index])
     G = sphere.lepton_number(F, directions).reshape(longitude.shape)
     lowest = min(1 / 3, *(P.min() for P in maps.values()))
-    with saved_figure(path, 5.0 * len(maps), 3.4) as figure:
+    name = str(scored.name[index]) or f"row {scored.row[index]}"
+    caption = (
+        "Survival probability of electron neutrinos over the directions of flight (map of the whole sphere, z up) for "
+        f"one row: {name} ({scored.group[index]}, {scored.role[index]}), depth of the crossing "
+        f"{scored.depth[index]:.2f}. White line: the crossing, where the lepton number of electron flavor less that of "
+        f"the heavy ones changes sign. Error: {_ERROR}."
+    )
+    with saved_figure(path, 5.0 * len(maps), 4.0, caption) as figure:
         panels = figure.subplots(1, len(maps), subplot_kw={"projection": "mollweide"})
         for axes, (scheme, P) in zip(panels, maps.items(), strict=True):
             image = axes.pcolormesh(
                 longitude, latitude, P.reshape(longitude.shape), vmin=lowest, vmax=1, shading="gouraud", rasterized=True
             )
             if G.min() < 0 < G.max():
-                axes.contour(longitude, latitude, G, levels=[0], colors="w", linewidths=1)
+                axes.contour(longitude, latitude, G, levels=[0], colors="k", linewidths=3)
+                axes.contour(longitude, latitude, G, levels=[0], colors="w", linewidths=1.5)
             axes.set_title(f"{TITLES[scheme]}: error {scored.errors[scheme][0, index]:.4f}")
             axes.set_xticklabels([])
             axes.set_yticklabels([])
         figure.colorbar(image, ax=list(panels), label="survival probability P", shrink=0.8)
-        name = str(scored.name[index]) or f"row {scored.row[index]}"
         total = f"N_e/N = {F[fourflux.NU_E, fourflux.T]:.2f}, Nbar_e/N = {F[fourflux.NUBAR_E, fourflux.T]:.2f}"
-        figure.suptitle(f"{name} ({scored.group[index]}, {scored.role[index]}): {total}", fontsize="medium")
+        figure.suptitle(f"{name}: {total}", fontsize="medium")

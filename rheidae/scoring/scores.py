@@ -36,6 +36,9 @@ TITLES = {**{name: scheme.title for name, scheme in schemes.SCHEMES.items()}, "m
 CONFIDENCE = 0.95
 """Level of the bootstrap intervals."""
 
+RESAMPLES = 2000
+"""Draws of the bootstrap, in every report that does not say otherwise."""
+
 _BUNDLES = 10_000
 
 
@@ -167,7 +170,7 @@ def score(
     )
 
 
-def summary(scored: Scored, chosen: NDArray[np.bool_], resamples: int = 2000) -> Entry:
+def summary(scored: Scored, chosen: NDArray[np.bool_], resamples: int = RESAMPLES) -> Entry:
     """Numbers of every scheme on the chosen rows, JSON-safe: what cannot be known is None, never NaN.
 
     Parameters
@@ -274,7 +277,7 @@ def ratio_interval(
     numerator: NDArray[np.float64],
     denominator: NDArray[np.float64],
     simulation: NDArray[Any],
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
 ) -> list[float] | None:
     """Bootstrap interval of ``sum(numerator)/sum(denominator)``, whole simulations drawn with replacement.
 

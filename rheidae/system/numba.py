@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 # infinity stay off: with them a NaN in the input can turn into a finite, wrong answer.
 FASTMATH = {"contract", "reassoc", "arcp", "nsz"}
 
+INTERPRETED: bool = config.DISABLE_JIT  # type: ignore[attr-defined]
+"""Whether NUMBA_DISABLE_JIT was set when this was imported: for debuggers and for measures of coverage."""
+
 REMEDY = "set NUMBA_CACHE_DIR to a folder that can be written"
 
 _said: set[str] = set()
@@ -68,7 +71,7 @@ def _compile(**options: Any) -> Callable[[Any], Any]:
         # Every option is given everywhere: one that is not would be inherited from the function whose compilation asks
         # for this one.
         compiled = njit(error_model="numpy", nogil=True, **options)(function)
-        if config.DISABLE_JIT:
+        if INTERPRETED:
             _say_once("NUMBA_DISABLE_JIT is set: kernels run in Python, thousands of times slower")
             return np.errstate(all="ignore")(function)  # what error_model="numpy" says
         try:
@@ -121,4 +124,4 @@ def _nothing() -> None:
     """Python itself has no SIMD loops."""
 
 
-simd_function: Any = _nothing if config.DISABLE_JIT else _simd_function
+simd_function: Any = _nothing if INTERPRETED else _simd_function

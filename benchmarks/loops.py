@@ -1,4 +1,4 @@
-"""Training loops as one writes them by hand, with the package's network and losses."""
+"""Training loops as one writes them by hand, with the package's network and the formulas of its losses."""
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -28,7 +28,7 @@ def obvious_epoch(network, criterion, log_sigma, multipliers, rho, optimizer, x,
     total = 0.0
     for xb, yb in DataLoader(ItemDataset(x, y), batch_size=batch_size, shuffle=True):
         prediction = xb[:, 24:] + network(xb)
-        terms = criterion.terms(prediction, yb)
+        terms = criterion.formulas(prediction, yb)
         tasks = [
             0.5 * torch.exp(-2 * s) * criterion.weights[name] * terms[name] + s
             for s, name in zip(log_sigma, terms, strict=True)
@@ -77,7 +77,8 @@ def sliced_epoch(network, criterion, optimizer, x, y, batch_size, clip=1.0):
         rows = order[start : start + batch_size]
         xb = x[rows]
         optimizer.zero_grad()
-        loss = criterion(xb[:, 24:] + network(xb), y[rows])
+        terms = criterion.formulas(xb[:, 24:] + network(xb), y[rows])
+        loss = torch.stack([criterion.weights[name] * value for name, value in terms.items()]).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()

@@ -16,6 +16,13 @@ def test_violations_by_their_definition():
     N, length = F[..., 3], np.linalg.norm(F[..., :3], axis=2)
     expected = [np.maximum(-N, 0).mean(), np.maximum(length / np.maximum(N, 0.05) - 1, 0).mean()]
     np.testing.assert_allclose(module.violations(y).numpy(), expected, rtol=1e-12)
+    values, gradients = module.values_and_gradients(y)
+    np.testing.assert_allclose(values.numpy(), expected, rtol=1e-12)
+    for k in range(2):
+        leaf = y.clone().requires_grad_()
+        torch.testing.assert_close(gradients[k], torch.autograd.grad(module.violations(leaf)[k], leaf)[0])
+    c = values.clone().requires_grad_()
+    torch.testing.assert_close(module.slopes(values), torch.autograd.grad(module.penalty(c), c)[0])
 
 
 def test_physical_states_do_not_violate_and_a_vanishing_flux_has_a_gradient():
@@ -26,6 +33,7 @@ def test_physical_states_do_not_violate_and_a_vanishing_flux_has_a_gradient():
     y.requires_grad_()
     violations = module.violations(y)
     assert (violations == 0).all()
+    assert all((part == 0).all() for part in module.values_and_gradients(y))
     (gradient,) = torch.autograd.grad(module.penalty(violations), y)
     assert (gradient == 0).all()
 

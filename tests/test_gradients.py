@@ -154,20 +154,34 @@ class Halved(torch.autograd.Function):
 
 
 class OneByOne(nn.Module):
-    def __init__(self):
+    def __init__(self, operation=Halved):
         super().__init__()
+        self.operation = operation
         self.layer = nn.Linear(48, 24)
         self.unused = nn.Parameter(torch.zeros(3))
 
     def forward(self, x):
-        return 0.01 * Halved.apply(self.layer(x))
+        return 0.01 * self.operation.apply(self.layer(x))
 
 
 def test_a_network_whose_tasks_have_to_go_one_by_one(data):
     net = FluxRegressor(OneByOne, pcgrad=True, weighting="gradnorm", max_epochs=2, random_state=0)
-    net.fit(data.data[:60], data.target[:60])
+    with pytest.warns(UserWarning, match="OneByOne: one backward pass a task"):
+        net.fit(data.data[:60], data.target[:60])
     assert net.history[-1, "train_loss"] < net.history[0, "train_loss"]
     assert (net.module_.unused == 0).all()
+
+
+class Broken(Halved):
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise RuntimeError("what is wrong with the network itself")
+
+
+def test_an_error_of_the_network_is_not_hidden(data):
+    net = FluxRegressor(OneByOne, pcgrad=True, max_epochs=1, random_state=0, module__operation=Broken)
+    with pytest.raises(RuntimeError, match="wrong with the network itself"):
+        net.fit(data.data[:60], data.target[:60])
 
 
 def test_clipping_sees_the_network_alone(data):

@@ -29,6 +29,25 @@ def test_terms_by_their_definitions():
         assert float(terms[name]) == pytest.approx(value, rel=1e-12), name
 
 
+@pytest.mark.parametrize("weights", [{}, {"w_density": 0, "w_unphysical": 0}], ids=["all", "some"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_kernel_follows_the_formulas(weights, weighted):
+    """Values and derivatives, with fluxes and densities that are zero, negative and below the floor."""
+    pred, true = pair(seed=1)
+    pred[0], pred[1, 3], true[2, :3], pred[3] = 0, 1e-4, 0, true[3]
+    weight = torch.linspace(0, 2, len(pred), dtype=pred.dtype) if weighted else None
+    criterion = FourFluxLoss(**weights)
+    leaf = pred.clone().requires_grad_()
+    formulas, terms = (f(leaf, true, weight) for f in (criterion.formulas, criterion.terms))
+    values, gradients = criterion.values_and_gradients(pred, true, weight)
+    assert list(terms) == list(formulas) == list(criterion.weights)
+    for name, value, gradient in zip(formulas, values, gradients, strict=True):
+        for term in (formulas[name], terms[name]):
+            torch.testing.assert_close(value, term.detach(), rtol=1e-12, atol=0)
+            by_autograd = torch.autograd.grad(term, leaf, retain_graph=True)[0]
+            torch.testing.assert_close(gradient, by_autograd, rtol=1e-10, atol=1e-14)
+
+
 def test_weights_combine_linearly_and_zero_leaves_out():
     pred, true = pair()
     loss = FourFluxLoss(2.0, 0, 0.5, 0, 3.0, 0)

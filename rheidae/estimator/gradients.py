@@ -30,6 +30,14 @@ def jacobian(outputs: Tensor, cotangents: Tensor, parameters: list[Tensor], toge
     if len(cotangents) == 1 or not together:
         rows = (torch.autograd.grad(outputs, parameters, c, retain_graph=True, allow_unused=True) for c in cotangents)
         return torch.stack([torch.cat([_flat(g, p) for g, p in zip(row, parameters, strict=True)]) for row in rows])
+    if outputs.device.type == "cpu":
+        active = torch.from_numpy(cotangents.flatten(1).numpy().any(axis=1))
+        if not active.all():
+            # A constraint that is kept needs no pass. Elsewhere it would cost more to ask.
+            table = outputs.new_zeros(len(cotangents), sum(p.numel() for p in parameters))
+            if active.any():
+                table[active] = jacobian(outputs, cotangents[active], parameters)
+            return table
     parts = torch.autograd.grad(
         outputs, parameters, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
     )
@@ -39,6 +47,11 @@ def jacobian(outputs: Tensor, cotangents: Tensor, parameters: list[Tensor], toge
         for g, p in zip(parts, parameters, strict=True)
     ]
     return torch.cat(columns, dim=1)
+
+
+def has_no_batching_rule(error: RuntimeError) -> bool:
+    """Whether torch says that an operation cannot be taken back for several tasks at once."""
+    return any(words in str(error) for words in ("Batching rule not implemented", "vmap"))
 
 
 def _flat(gradient: Tensor | None, parameter: Tensor) -> Tensor:

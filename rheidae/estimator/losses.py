@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rheidae.estimator.gradients import jacobian
 from rheidae.fourflux import TARGET
 
 TERMS = ("density", "magnitude", "direction", "unphysical", "residual_l1", "distance")
@@ -65,7 +68,35 @@ class FourFluxLoss(nn.Module):
         self.eps = eps
 
     def terms(self, y_pred: Tensor, y_true: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the terms by name, each a scalar tensor without its own weight; `weight` ``(n,)`` is that of rows."""
+        """Return the terms by name, each a scalar tensor without its own weight; `weight` ``(n,)`` is that of rows.
+
+        On a CPU they and their derivatives come from a compiled kernel with sums in double precision, elsewhere from
+        `formulas`.
+        """
+        if y_pred.device.type != "cpu":
+            return self.formulas(y_pred, y_true, weight)
+        values = InClosedForm.apply(y_pred, lambda y: self.values_and_gradients(y, y_true, weight))
+        return dict(zip(self.weights, values.unbind(), strict=True))
+
+    def values_and_gradients(
+        self, y_pred: Tensor, y_true: Tensor, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the terms ``(T,)`` and their derivatives ``(T, n, 24)`` by `y_pred`, on a CPU, without a graph."""
+        from rheidae.estimator._loss_kernels import four_flux_terms
+
+        names = list(self.weights)
+        places = np.array([names.index(name) if name in names else -1 for name in TERMS])
+        weights = np.ones(len(y_pred)) if weight is None else weight.double().numpy()
+        values = np.empty(len(names))
+        gradients = y_pred.new_empty(len(names), *y_pred.shape)
+        four_flux_terms(
+            states(y_pred), states(y_true), weights, places, self.eps, self.density_floor, self.speed_of_light,
+            values, gradients.numpy().reshape(-1, len(y_pred), 6, 4),
+        )  # fmt: skip
+        return torch.from_numpy(values).to(y_pred.dtype), gradients
+
+    def formulas(self, y_pred: Tensor, y_true: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the `terms` from tensor operations, as they are defined."""
 
         def mean(per_row: Tensor) -> Tensor:
             return per_row.mean() if weight is None else _weighted(weight, per_row)
@@ -142,3 +173,41 @@ def as_terms(criterion: nn.Module) -> nn.Module:
 def takes_weights(criterion: Any) -> bool:
     """Whether a criterion's ``terms`` takes weights of rows."""
     return "weight" in inspect.signature(criterion.terms).parameters
+
+
+# --- derivatives by the predictions ----------------------------------------------------------------------
+
+
+def states(y: Tensor) -> Any:
+    """Four-fluxes ``(n, 24)`` on the CPU as an array ``(n, 6, 4)``."""
+    return y.detach().contiguous().numpy().reshape(-1, 6, 4)
+
+
+class InClosedForm(torch.autograd.Function):
+    """Scalars ``(T,)`` of predictions ``(n, m)``, with derivatives ``(T, n, m)`` that come along with them."""
+
+    @staticmethod
+    def forward(ctx: Any, y_pred: Tensor, values_and_gradients: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the values, and keep the derivatives."""
+        values, gradients = values_and_gradients(y_pred)
+        ctx.save_for_backward(gradients)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Weigh the derivatives."""
+        (by_pred,) = ctx.saved_tensors
+        return torch.tensordot(gradients[0], by_pred, dims=1), None
+
+
+def values_and_gradients(
+    criterion: Any, y_pred: Tensor, y_true: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return a criterion's terms ``(T,)`` and their derivatives ``(T, n, m)`` by `y_pred`, without a graph."""
+    if y_pred.device.type == "cpu" and getattr(type(criterion), "terms", None) is FourFluxLoss.terms:
+        return criterion.values_and_gradients(y_pred, y_true, weight)
+    leaf = y_pred.detach().requires_grad_()
+    values = torch.stack(list(criterion.terms(leaf, y_true, *(() if weight is None else (weight,))).values()))
+    # Without a network these passes are short, and torch has nothing to gain from taking them together.
+    gradients = jacobian(values, torch.eye(len(values)).to(values), [leaf], together=False)
+    return values.detach(), gradients.view(-1, *y_pred.shape)

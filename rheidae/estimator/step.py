@@ -5,6 +5,7 @@ Nothing is read out of a tensor batch by batch: that would stop an accelerator.
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from rheidae.estimator.batches import unpack
 from rheidae.estimator.callbacks.constraints import VIOLATIONS
 from rheidae.estimator.callbacks.gradients import GradientCombiner
-from rheidae.estimator.gradients import conflicts, jacobian, last_shared_parameters, set_gradients
+from rheidae.estimator.gradients import conflicts, has_no_batching_rule, jacobian, last_shared_parameters, set_gradients
+from rheidae.estimator.losses import values_and_gradients
 from rheidae.exceptions import RunError
 
 # A non-finite loss is noticed after at most this many batches.
@@ -51,9 +53,8 @@ class TrainingStep:
         with self.processes.step(net, len(x)):
             y_own = net.infer(own.rows(x), **fit_params)
         # All processes compute the same on the whole batch; each carries the derivatives of its rows back.
-        y_pred = self.processes.together(own.counted(y_own), len(x)).requires_grad_()
-        terms = _terms(criterion, y_pred, y, weight)
-        values = terms.detach()
+        y_pred = self.processes.together(own.counted(y_own), len(x))
+        values, by_pred = values_and_gradients(criterion, y_pred, *_on(y_pred, y, weight))
         scale = values.new_tensor(list(criterion.weights.values()))
         losses = scale * values
         objective = losses.sum()
@@ -61,26 +62,22 @@ class TrainingStep:
             weighting.start(losses)
             factors = weighting.factors()
             scale, objective = scale * factors, (factors * losses).sum() + weighting.extra()
-        tasks, record = scale * terms, [values]
-        if constraints is not None:
-            violations = constraints.violations(y_pred)
-            penalty = constraints.penalty(violations)
-            tasks = torch.cat([tasks, penalty[None]])
-            objective = objective + penalty.detach()
-            record.append(violations.detach())
-
-        def gradients_of(tasks: Tensor, parameters: list[Tensor]) -> Tensor:
-            cotangents = self._jacobian(tasks, torch.eye(len(tasks)).to(tasks), [y_pred]).view(-1, *y_pred.shape)
-            return self.processes.sum(self._jacobian(own.counted(y_own), cotangents[:, own.slice], parameters))
-
+        by_pred *= scale[:, None, None]
+        record = [values]
         norms = None
         if weighting is not None and weighting.needs_norms:
             shared = last_shared_parameters(net.module_)
-            norms = gradients_of(tasks[: len(values)], shared).norm(dim=1)
+            norms = self._pull(own, y_own, by_pred, shared).norm(dim=1)
+        if constraints is not None:
+            violations, by_violation = constraints.values_and_gradients(y_pred)
+            by_penalty = torch.tensordot(constraints.slopes(violations), by_violation, dims=1)
+            by_pred = torch.cat([by_pred, by_penalty[None]])
+            objective = objective + constraints.penalty(violations)
+            record.append(violations)
         if self.combiner is None:
-            direction = gradients_of(tasks.sum()[None], self.parameters)[0]
+            direction = self._pull(own, y_own, by_pred.sum(dim=0, keepdim=True), self.parameters)[0]
         else:
-            table = gradients_of(tasks, self.parameters)
+            table = self._pull(own, y_own, by_pred, self.parameters)
             gramian = table @ table.T
             direction = self.combiner.combine(table, gramian)
             record.append(conflicts(gramian)[None])
@@ -88,15 +85,25 @@ class TrainingStep:
         if weighting is not None:
             weighting.backward(losses, norms)
         if constraints is not None:
-            constraints.ascend(violations.detach())
-        return {"loss": objective, "y_pred": y_pred.detach(), "record": torch.cat([objective[None], *record])}
+            constraints.ascend(violations)
+        return {"loss": objective, "y_pred": y_pred, "record": torch.cat([objective[None], *record])}
+
+    def _pull(self, own: Any, y_own: Tensor, by_pred: Tensor, parameters: list[Tensor]) -> Tensor:
+        """Gradients ``(T, P)`` of tasks by `parameters` from those ``(T, n, m)`` by the predictions of the batch."""
+        return self.processes.sum(self._jacobian(own.counted(y_own), by_pred[:, own.slice], parameters))
 
     def _jacobian(self, outputs: Tensor, cotangents: Tensor, parameters: list[Tensor]) -> Tensor:
         """All tasks in one pass, or one by one for a network that torch cannot take so."""
         if self.together and len(cotangents) > 1:
             try:
                 return jacobian(outputs, cotangents, parameters)
-            except RuntimeError:  # an operation without a batching rule: what else is wrong shows up again below
+            except RuntimeError as error:
+                if not has_no_batching_rule(error):
+                    raise
+                name = type(self.net.module_).__name__
+                warnings.warn(
+                    f"{name}: one backward pass a task, since torch cannot batch them ({error})", stacklevel=2
+                )
                 self.together = False
         return jacobian(outputs, cotangents, parameters, together=False)
 
@@ -118,9 +125,13 @@ def compare(net: Any, y_pred: Tensor, y: Tensor, weight: Tensor | None) -> Tenso
 
 
 def _terms(criterion: Any, y_pred: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+    return torch.stack(list(criterion.terms(y_pred, *_on(y_pred, y, weight)).values()))
+
+
+def _on(y_pred: Tensor, y: Tensor, weight: Tensor | None) -> tuple[Tensor, ...]:
+    """Targets and, if there are any, weights where the predictions are."""
     y = y.to(y_pred.device, non_blocking=True)
-    weights = () if weight is None else (weight.to(y_pred.device),)
-    return torch.stack(list(criterion.terms(y_pred, y, *weights).values()))
+    return (y,) if weight is None else (y, weight.to(y_pred.device))
 
 
 # --- an epoch --------------------------------------------------------------------------------------------

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from skorch.callbacks import Callback
 from torch import Tensor, nn
 
+from rheidae.estimator.gradients import jacobian
+from rheidae.estimator.losses import states
 from rheidae.fourflux import TARGET
 
 VIOLATIONS = ("negative_density", "superluminal")
@@ -35,9 +38,27 @@ class Multipliers(nn.Module):
         factor = torch.linalg.vector_norm(pred[..., :3], dim=-1) / N.clamp(min=self.density_floor)
         return torch.stack([torch.relu(-N).mean(), torch.relu(factor - 1).mean()])
 
+    def values_and_gradients(self, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``(c0, c1)`` and their derivatives ``(2, n, 24)`` by `y_pred`, without a graph."""
+        if y_pred.device.type != "cpu":
+            leaf = y_pred.detach().requires_grad_()
+            values = self.violations(leaf)
+            gradients = jacobian(values, torch.eye(len(values)).to(values), [leaf], together=False)
+            return values.detach(), gradients.view(-1, *y_pred.shape)
+        from rheidae.estimator._loss_kernels import violations
+
+        by_kernel, gradients = np.empty(len(VIOLATIONS)), y_pred.new_empty(len(VIOLATIONS), *y_pred.shape)
+        out = gradients.numpy().reshape(-1, len(y_pred), 6, 4)
+        violations(states(y_pred), self.density_floor, by_kernel, out)
+        return torch.from_numpy(by_kernel).to(y_pred.dtype), gradients
+
     def penalty(self, violations: Tensor) -> Tensor:
         """``sum_k lambda_k c_k + rho c_k^2 / 2``."""
         return (self.multipliers * violations + 0.5 * self.rho * violations.square()).sum()
+
+    def slopes(self, violations: Tensor) -> Tensor:
+        """Derivatives ``(2,)`` of `penalty` by the violations."""
+        return self.multipliers + self.rho * violations
 
     @torch.no_grad()
     def ascend(self, violations: Tensor) -> None:

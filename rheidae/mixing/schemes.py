@@ -75,6 +75,10 @@ SCHEMES = {
             "power", "power", "#E69F00", _late("power", "power_flux"), _late("power", "power_survival"), "F_power",
             takes_strength=True,
         ),
+        Scheme(
+            "asymptotic", "asymptotic", "C3", _late("asymptotic", "asymptotic_flux"),
+            _late("asymptotic", "asymptotic_survival"), "F_asymptotic",
+        ),
     )
 }  # fmt: skip
 """Every analytic scheme by its name."""
@@ -98,9 +102,10 @@ def mix(
     ----------
     F_init : array_like, shape (n, 6, 4)
         Initial four-fluxes, any one unit, usually 1/cm^3.
-    scheme : {"box3d", "power", "none"}
+    scheme : {"box3d", "power", "asymptotic", "none"}
         "box3d": the survival probability jumps at the crossing (`rheidae.box3d_flux`). "power": it falls off
-        continuously (`rheidae.mixing.power.power_flux`). "none": nothing happens.
+        continuously (`rheidae.mixing.power.power_flux`). "asymptotic": the settled state, the best of them
+        (`rheidae.mixing.asymptotic.asymptotic_flux`). "none": nothing happens.
     c : float or array_like, shape (n,)
         Strength of the change, in [0, 1.5]; 1 is the scheme itself.
     order, threads : int, optional

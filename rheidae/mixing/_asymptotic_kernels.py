@@ -1,0 +1,728 @@
+"""Numba kernels of asymptotic mixing: the settled state, without fitted numbers. No validation here.
+
+Interface
+---------
+asymptotic_rows(F, table, out, start, stop)
+    rows ``start:stop`` of ``F (n, 6, 4)`` (float64) -> ``out``; ``table`` from `symmetric_rule`.
+transition_row(F, table, directions, p)
+    ``p (m, 3, 3)``, from flavor to flavor, of one state (6, 4) in ``directions (3, m)``.
+crossing_rows(F, table, sides, start, stop)
+    ``sides (n, 3, 2)``: I+ and I- of the pairs e-mu, e-tau, mu-tau, over the total density.
+
+One pair: two flavors
+---------------------
+``G = L_a - L_b``, ``L = g - gbar`` per direction, counted positive on the side with the larger integral. Both stay with
+probability ``1/2 + G/(2 sqrt(G^2 + s^2))``, s from ``int (1 - T) G = 0``.
+
+mu = tau: electrons against x
+-----------------------------
+``P = 1/3 + a G/sqrt(G^2 + s^2)``, ``a`` = 2/3 for G > 0 and 1/3 for G < 0, ``int (1 - P) G = 0``.
+
+Three flavors
+-------------
+The final order of the flavors is that of their conserved totals ``int L``. Of the six permutations one sorts a
+direction so; permutation pi falls short of it by the cost ``c = max_rho e_rho - e_pi``, ``e_pi = sum_a L_a
+lambda_pi(a)``. Permutations with a cost below a threshold t are equally likely, t spread as ``P(t < c) = u(c) =
+c/sqrt(1 + c^2)``:
+
+    p = sum_k (u(c_(k+1)) - u(c_(k))) * mean of the k cheapest permutations,      c_(1) = 0, u(c_(7)) = 1,
+
+the two differences of lambda, ``alpha, beta``, from ``int L'_a = int L_a``. For mu = tau this is the line above.
+
+The order of events
+-------------------
+The pair with the strongest crossing, ``sigma = sqrt(I+ I-)``, mixes first as two flavors, by the share
+``1 - sigma_2nd/sigma_1st``; what that leaves mixes as three. See docs/physics.md for the argument.
+
+The scale of one pair
+---------------------
+With ``c = a W |G|`` and ``u = |G|/sqrt(G^2 + s^2)`` both conditions read ``H(s) = sum c (1 - u) = goal`` with ``H(inf)
+= sum c`` and ``dH/dlog s = sum c u (1 - u^2)``; goal is I_small, with a = 1 for a pair of two flavors 2 I_small. H goes
+like s^2 for small s, ``H(inf) - H`` like 1/s for large, so ``log(H/(H(inf) - H))`` is nearly linear in log s: Newton on
+it, in a bracket, has all digits after three steps; where it has not after eight (distributions of very unlike widths),
+every second step halves the bracket, so that it converges for every input.
+
+Fading
+------
+A last node that leaves the smaller side does so with its whole weight. The share of a pair whose crossing closes is
+therefore ``1 - 2^(-I_small/FADE)``; of three flavors the one of the second deepest crossing, and the deepest pair
+mixes alone by what is missing to its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rheidae.mixing._box3d_kernels import FOUR_PI, NOISE
+from rheidae.mixing._closure_kernels import LOG2_E, pow2, pow2_pair, z_over_sinh
+from rheidae.mixing._nodes_kernels import (
+    COLUMNS,
+    DENSITY,
+    DISTANCE,
+    NODE_ROWS,
+    RULES,
+    VALUES,
+    WEIGHT,
+    X,
+    Y,
+    Z,
+    enter,
+    fill_nodes,
+)  # fmt: skip
+from rheidae.mixing._power_kernels import log2
+from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
+
+#: I_small, over the total density, on which a closing crossing fades.
+FADE = 1e-7
+#: A species may be outside by this part of the total density before the whole row's change is shortened.
+ROUNDING = 1e-13
+_TINY = 1e-280
+# Rows of `work`: two flavors use four behind the weights, three flavors those of the distances and six more.
+_NU, _NUBAR, _G, _PART = 4, 5, 6, 7
+_EXCHANGE, _LEPTON, _UPPER, _LOWER, _BOTTOM = DENSITY, DISTANCE, 8, 9, 10
+_MIXED, _ROWS = NODE_ROWS, NODE_ROWS + 6
+
+
+@scalar_kernel
+def inverse_sqrt(x):
+    """Return ``1/sqrt(x)`` of a normal positive x, to rounding: half as long as a square root and a division.
+
+    The exponent is halved on the bits; series of third and second order then leave 7e-6 and 7e-16.
+    """
+    y = np.int64(0x5FE6EB50C7B537A9 - (np.float64(x).view(np.int64) >> 1)).view(np.float64)
+    e = 1.0 - x * y * y
+    y *= 1.0 + e * (0.5 + e * (0.375 + e * 0.3125))
+    e = 1.0 - x * y * y
+    return y * (1.0 + e * (0.5 + e * 0.375))
+
+
+@scalar_kernel
+def fade(small):
+    """Share of a crossing with this ``I_small``."""
+    return 1.0 - pow2(-min(small / FADE, 1000.0)) if small > NOISE else 0.0
+
+
+# The scale of one pair
+# ---------------------
+@kernel
+def _scale_sums(c, G, square, out):
+    simd_function()
+    total = slope = 0.0
+    for i in range(np.uint64(c.shape[0])):
+        u = G[i] * inverse_sqrt(G[i] * G[i] + square)
+        part = c[i] * (1.0 - u)
+        total += part
+        slope += part * (u * (1.0 + u))
+    out[0], out[1] = total, slope
+
+
+@kernel
+def solve_scale(c, G, goal, limit, moment, out):
+    """Return s with ``sum c (1 - u) = goal``; ``G`` = abs(G), ``limit`` = sum c, ``moment`` = sum c G."""
+    low, high = -80.0, 140.0
+    room = limit - goal
+    logit = log2(goal) - log2(room) if room > 1e-18 * limit else 100.0
+    # A fit to random states, within 10 % of s, which saves two steps.
+    position = min(max(log2(moment / limit) + 0.64 + 0.79 * logit, low), high)
+    for step in range(200):
+        s = pow2(position)
+        _scale_sums(c, G, s * s + _TINY, out)
+        H, slope = max(out[0], _TINY), out[1]
+        if goal < H:
+            high = position
+        else:
+            low = position
+        rest = limit - H
+        new = low - 1.0
+        if rest > 0.0 and slope > 0.0:
+            new = position - (log2(H) - log2(rest) - logit) * H * rest / (slope * limit)
+        # Newton's next error is about the square of this step.
+        if low <= new <= high and abs(new - position) < 1e-7:
+            return pow2(new)
+        if not low < new < high or (step >= 8 and step % 2 == 0):
+            new = 0.5 * (low + high)
+        if abs(new - position) < 1e-14 or high - low < 1e-13:
+            break
+        position = new
+    return s
+
+
+# mu = tau
+# --------
+@kernel
+def _fill_pairs(species, sign, x, y, z, w, nu, nu2, nubar, nubar2, G, G2, c, c2, out):
+    """Without beams, by antipodal pairs: ``W (g_e - g_x)``, of antineutrinos, G and ``c``; ``out``: I+, I-, sum c G."""
+    simd_function()
+    e, g, f, h = species[0], species[1], species[2], species[3]
+    ea, fa, ga, ha = LOG2_E * e[3], LOG2_E * f[3], LOG2_E * g[3], LOG2_E * h[3]
+    ex, ey, ez, eA = ea * e[0], ea * e[1], ea * e[2], e[4] / FOUR_PI * z_over_sinh(e[3])
+    fx, fy, fz, fA = fa * f[0], fa * f[1], fa * f[2], f[4] / FOUR_PI * z_over_sinh(f[3])
+    gx, gy, gz, gA = ga * g[0], ga * g[1], ga * g[2], g[4] / FOUR_PI * z_over_sinh(g[3])
+    hx, hy, hz, hA = ha * h[0], ha * h[1], ha * h[2], h[4] / FOUR_PI * z_over_sinh(h[3])
+    large = small = moment = 0.0
+    for i in range(np.uint64(x.shape[0])):
+        p, q, r, v = x[i], y[i], z[i], w[i]
+        e1, e2 = pow2_pair(ex * p + ey * q + ez * r)
+        f1, f2 = pow2_pair(fx * p + fy * q + fz * r)
+        g1, g2 = pow2_pair(gx * p + gy * q + gz * r)
+        h1, h2 = pow2_pair(hx * p + hy * q + hz * r)
+        d1, d2, b1, b2 = eA * e1 - gA * g1, eA * e2 - gA * g2, fA * f1 - hA * h1, fA * f2 - hA * h2
+        nu[i], nu2[i], nubar[i], nubar2[i] = v * d1, v * d2, v * b1, v * b2
+        d1, d2 = sign * (d1 - b1), sign * (d2 - b2)
+        G[i], G2[i] = d1, d2
+        b1, b2 = abs(d1), abs(d2)
+        large += v * (b1 + d1 + b2 + d2)
+        small += v * (b1 - d1 + b2 - d2)
+        # a = 1/2 + G/(6 |G|)
+        c1, c2_ = v * (0.5 * b1 + d1 * (1.0 / 6.0)), v * (0.5 * b2 + d2 * (1.0 / 6.0))
+        c[i], c2[i] = c1, c2_
+        moment += c1 * b1 + c2_ * b2
+    out[0], out[1], out[2] = 0.5 * large, 0.5 * small, moment
+
+
+@kernel
+def _fill_values(sign, w, e, g, f, h, nu, nubar, G, c, out):
+    """As `_fill_pairs` from the distributions of e, x, ebar and xbar on the nodes."""
+    simd_function()
+    large = small = moment = 0.0
+    for i in range(np.uint64(w.shape[0])):
+        v, d, b = w[i], e[i] - g[i], f[i] - h[i]
+        nu[i], nubar[i] = v * d, v * b
+        d = sign * (d - b)
+        G[i] = d
+        b = abs(d)
+        large += v * (b + d)
+        small += v * (b - d)
+        part = v * (0.5 * b + d * (1.0 / 6.0))
+        c[i] = part
+        moment += part * b
+    out[0], out[1], out[2] = 0.5 * large, 0.5 * small, moment
+
+
+@kernel
+def _lost(x, y, z, nu, nubar, G, square, out):
+    """``sum (1 - P)`` of the eight integrands, into ``out``."""
+    simd_function()
+    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = 0.0
+    for i in range(np.uint64(x.shape[0])):
+        value = G[i]
+        u = value * inverse_sqrt(value * value + square)
+        loss = 2.0 / 3.0 - (0.5 * u + (1.0 / 6.0) * abs(u))
+        d, b = loss * nu[i], loss * nubar[i]
+        a0 += d * x[i]
+        a1 += d * y[i]
+        a2 += d * z[i]
+        a3 += d
+        b0 += b * x[i]
+        b1 += b * y[i]
+        b2 += b * z[i]
+        b3 += b
+    out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7] = a0, a1, a2, a3, b0, b1, b2, b3
+
+
+@kernel
+def _values(beams, species, moments, Q, table, scratch, work, out):
+    """Nodes and integrands of a row with mu = tau; returns the number of nodes."""
+    net = moments[0, 3] - moments[1, 3] - moments[2, 3] + moments[3, 3]
+    # The moments are exact but for rounding, and so is the sign of the larger side.
+    sign = 1.0 if net >= 0.0 else -1.0
+    if beams > 0:
+        n = fill_nodes(4, beams, species, moments, Q, table, scratch, work)
+        _fill_values(
+            sign, work[WEIGHT, :n], work[VALUES, :n], work[VALUES + 1, :n], work[VALUES + 2, :n], work[VALUES + 3, :n],
+            work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n], out,
+        )  # fmt: skip
+        return n
+    n = table.shape[1]
+    half = n // 2
+    _fill_pairs(
+        species, sign, table[0, :half], table[1, :half], table[2, :half], table[3, :half],
+        work[_NU, :half], work[_NU, half:n], work[_NUBAR, :half], work[_NUBAR, half:n],
+        work[_G, :half], work[_G, half:n], work[_PART, :half], work[_PART, half:n], out,
+    )  # fmt: skip
+    return n
+
+
+@kernel
+def _absolute(G, out):
+    simd_function()
+    for i in range(G.shape[0]):
+        out[i] = abs(G[i])
+
+
+@kernel
+def _mix_alike(beams, species, moments, Q, table, scratch, work, change):
+    """Change of the six species in the frame, of a row with mu = tau; False without a crossing."""
+    out = scratch[7]
+    n = _values(beams, species, moments, Q, table, scratch, work, out)
+    large, small, moment = out[0], out[1], out[2]
+    if small <= NOISE:
+        return False
+    G, size = work[_G, :n], work[_PART + 1, :n]
+    _absolute(G, size)
+    limit = (2.0 / 3.0) * large + (1.0 / 3.0) * small
+    s = solve_scale(work[_PART, :n], size, small, limit, moment, out)
+    nodes = work if beams > 0 else table
+    _lost(nodes[X, :n], nodes[Y, :n], nodes[Z, :n], work[_NU, :n], work[_NUBAR, :n], G, s * s + _TINY, out)
+    share = fade(small)
+    out[3] = out[7] = 0.5 * (out[3] + out[7])
+    for k in range(4):
+        for s in (0, 3):
+            lost = share * out[k + s + s // 3]
+            change[s, k], change[s + 1, k], change[s + 2, k] = -lost, 0.5 * lost, 0.5 * lost
+    return True
+
+
+# Three flavors, one pair
+# -----------------------
+@kernel
+def _sides(La, Lb, w):
+    """I+ and I- of ``La - Lb``."""
+    simd_function()
+    large = small = 0.0
+    for i in range(np.uint64(w.shape[0])):
+        G = La[i] - Lb[i]
+        large += w[i] * (abs(G) + G)
+        small += w[i] * (abs(G) - G)
+    return 0.5 * large, 0.5 * small
+
+
+@kernel
+def _differences(La, Lb, w, G, c):
+    """``abs(G)`` and ``c``; returns ``sum c abs(G)``."""
+    simd_function()
+    moment = 0.0
+    for i in range(np.uint64(w.shape[0])):
+        value = abs(La[i] - Lb[i])
+        G[i], c[i] = value, w[i] * value
+        moment += c[i] * value
+    return moment
+
+
+@kernel
+def _leaving(La, Lb, sign, square, share, q):
+    """Probability ``share (1 - T)`` to leave a flavor of the pair."""
+    simd_function()
+    for i in range(np.uint64(q.shape[0])):
+        G = La[i] - Lb[i]
+        q[i] = share * (0.5 - 0.5 * sign * G * inverse_sqrt(G * G + square))
+
+
+@kernel
+def _exchange(q, a, b):
+    simd_function()
+    for i in range(np.uint64(q.shape[0])):
+        moved = q[i] * (a[i] - b[i])
+        a[i] -= moved
+        b[i] += moved
+
+
+@kernel
+def _pair(La, Lb, w, plus, minus, share, G, c, q, out):
+    """Two-flavor mixing of a pair into ``q``."""
+    moment = _differences(La, Lb, w, G, c)
+    s = solve_scale(c, G, 2.0 * min(plus, minus), plus + minus, moment, out)
+    _leaving(La, Lb, 1.0 if plus >= minus else -1.0, s * s + _TINY, share, q)
+
+
+# Three flavors, all pairs
+# ------------------------
+# Sorted by their lepton number in a direction, with gaps A = L1 - L2 and B = L2 - L3: the cheapest permutation is the
+# identity, the dearest exchanges 1 and 3; between them come two exchanges of neighbors, then two cycles: up, from 1 to
+# 2 to 3 to 1, and down, from 1 to 3 to 2 to 1. With alpha, beta > 0 the differences of lambda,
+#     c12 = A alpha,  c23 = B beta,  up = c12 + c23 + B alpha,  down = c12 + c23 + A beta,  c13 = (A + B)(alpha + beta).
+@kernel
+def _sort(L, upper, lower, bottom):
+    simd_function()
+    a, b, c = L[0], L[1], L[2]
+    for i in range(np.uint64(bottom.shape[0])):
+        high, low = max(a[i], b[i]), min(a[i], b[i])
+        top, middle = max(high, c[i]), min(high, c[i])
+        least, middle = min(low, middle), max(low, middle)
+        upper[i], lower[i], bottom[i] = top - middle, middle - least, least
+
+
+@kernel
+def _totals(A, B, w, alpha, beta, out):
+    """``out``: int L'_1 and int L'_3 above each direction's lowest, their derivatives by log alpha and log beta."""
+    simd_function()
+    r1 = r3 = j11 = j12 = j31 = j32 = 0.0
+    for i in range(A.shape[0]):
+        a, b, v = A[i], B[i], w[i]
+        c = a + b
+        c12, c23 = a * alpha, b * beta
+        up, down, c13 = c12 + c23 + b * alpha, c12 + c23 + a * beta, c * (alpha + beta)
+        first, rising = c12 <= c23, up <= down
+        g2, g3 = min(c12, c23), max(c12, c23)
+        g4, g5 = min(up, down), max(up, down)
+        h2, h3, h4 = inverse_sqrt(1.0 + g2 * g2), inverse_sqrt(1.0 + g3 * g3), inverse_sqrt(1.0 + g4 * g4)
+        h5, h6 = inverse_sqrt(1.0 + g5 * g5), inverse_sqrt(1.0 + c13 * c13)
+        # What each permutation, in the order of cost, brings to rank 1 and to rank 3; then means of the k cheapest.
+        x2, x3 = (b if first else c), (c if first else b)
+        x4, x5 = (0.0 if rising else b), (b if rising else 0.0)
+        y2, y3 = (0.0 if first else b), (b if first else 0.0)
+        y4, y5 = (b if rising else c), (c if rising else b)
+        m2 = c + x2
+        m3 = m2 + x3
+        m4 = m3 + x4
+        m5 = m4 + x5
+        n3 = y2 + y3
+        n4 = n3 + y4
+        n5 = n4 + y5
+        m2, m3, m4, m6, m5 = m2 * 0.5, m3 * (1.0 / 3.0), m4 * 0.25, m5 * (1.0 / 6.0), m5 * 0.2
+        n2, n3, n4, n6, n5 = y2 * 0.5, n3 * (1.0 / 3.0), n4 * 0.25, (n5 + c) * (1.0 / 6.0), n5 * 0.2
+        e2, e3, e4, e5, e6 = v * (c - m2), v * (m2 - m3), v * (m3 - m4), v * (m4 - m5), v * (m5 - m6)
+        f2, f3, f4, f5, f6 = -v * n2, v * (n2 - n3), v * (n3 - n4), v * (n4 - n5), v * (n5 - n6)
+        u2, u3, u4, u5, u6 = g2 * h2, g3 * h3, g4 * h4, g5 * h5, c13 * h6
+        r1 += v * m6 + u2 * e2 + u3 * e3 + u4 * e4 + u5 * e5 + u6 * e6
+        r3 += v * n6 + u2 * f2 + u3 * f3 + u4 * f4 + u5 * f5 + u6 * f6
+        h2, h3, h4, h5, h6 = h2 * h2 * h2, h3 * h3 * h3, h4 * h4 * h4, h5 * h5 * h5, h6 * h6 * h6
+        a2, a3 = (c12 if first else 0.0), (0.0 if first else c12)
+        b2, b3 = (0.0 if first else c23), (c23 if first else 0.0)
+        a4, a5 = (c * alpha if rising else c12), (c12 if rising else c * alpha)
+        b4, b5 = (c23 if rising else c * beta), (c * beta if rising else c23)
+        a2, a3, a4, a5, a6 = h2 * a2, h3 * a3, h4 * a4, h5 * a5, h6 * (c * alpha)
+        b2, b3, b4, b5, b6 = h2 * b2, h3 * b3, h4 * b4, h5 * b5, h6 * (c * beta)
+        j11 += a2 * e2 + a3 * e3 + a4 * e4 + a5 * e5 + a6 * e6
+        j12 += b2 * e2 + b3 * e3 + b4 * e4 + b5 * e5 + b6 * e6
+        j31 += a2 * f2 + a3 * f3 + a4 * f4 + a5 * f5 + a6 * f6
+        j32 += b2 * f2 + b3 * f3 + b4 * f4 + b5 * f5 + b6 * f6
+    out[0], out[1], out[2], out[3], out[4], out[5] = r1, r3, j11, j12, j31, j32
+
+
+@kernel
+def _solve_lower(A, B, w, alpha, t3, out):
+    """The beta with ``int L'_3 = t3`` at this alpha: its logarithm into ``out[6]``, its `_totals` before."""
+    low, high, position = -40.0, 40.0, 0.0
+    for step in range(120):
+        _totals(A, B, w, alpha, np.exp(position), out)
+        if out[1] > t3:
+            low = position
+        else:
+            high = position
+        new = position - (out[1] - t3) / out[5]
+        if abs(new - position) < 1e-13 or high - low < 1e-13:
+            break
+        if not low < new < high or (step >= 8 and step % 2 == 0):
+            new = 0.5 * (low + high)
+        position = new
+    out[6] = position
+
+
+@kernel
+def solve_two_scales(A, B, w, t1, t3, out):
+    """Return alpha and beta with ``int L'_1 = t1`` and ``int L'_3 = t3``, both above the lowest of each direction.
+
+    Newton in the logarithms, shortened until the residual falls. Where that fails, one in the other, each in a bracket
+    that is halved at least every second step: int L'_3 falls with beta, and with it held right, int L'_1 rises with
+    alpha.
+    """
+    a = b = size = 0.0
+    for i in range(A.shape[0]):
+        a += w[i] * A[i]
+        b += w[i] * B[i]
+        size += w[i]
+    tolerance = 1e-13 * (a + b)
+    log_a, log_b = np.log(size / max(a, 1e-15)), np.log(size / max(b, 1e-15))
+    _totals(A, B, w, np.exp(log_a), np.exp(log_b), out)
+    evaluations = 1
+    while evaluations < 60:
+        r1, r3 = out[0] - t1, out[1] - t3
+        error = max(abs(r1), abs(r3))
+        if error < tolerance:
+            return np.exp(log_a), np.exp(log_b)
+        determinant = out[2] * out[5] - out[3] * out[4]
+        step_a = -(r1 * out[5] - r3 * out[3]) / determinant
+        step_b = -(out[2] * r3 - out[4] * r1) / determinant
+        longest = max(abs(step_a), abs(step_b))
+        if not longest < 1e6:
+            break
+        if longest < 1e-8:
+            return np.exp(log_a + step_a), np.exp(log_b + step_b)
+        share = min(1.0, 2.0 / longest)
+        improved = False
+        for _ in range(12):
+            _totals(A, B, w, np.exp(log_a + share * step_a), np.exp(log_b + share * step_b), out)
+            evaluations += 1
+            if max(abs(out[0] - t1), abs(out[1] - t3)) < (1.0 - 1e-4 * share) * error:
+                improved = True
+                break
+            share *= 0.5
+        if not improved:
+            if error < 100.0 * tolerance:
+                return np.exp(log_a), np.exp(log_b)
+            break
+        log_a += share * step_a
+        log_b += share * step_b
+    low_a, high_a = -40.0, 40.0
+    for step in range(120):
+        _solve_lower(A, B, w, np.exp(log_a), t3, out)
+        log_b = out[6]
+        if out[0] < t1:
+            low_a = log_a
+        else:
+            high_a = log_a
+        new = log_a - (out[0] - t1) / (out[2] - out[3] * out[4] / out[5])
+        if abs(out[0] - t1) < tolerance or high_a - low_a < 1e-13:
+            break
+        if not low_a < new < high_a or (step >= 8 and step % 2 == 0):
+            new = 0.5 * (low_a + high_a)
+        log_a = new
+    return np.exp(log_a), np.exp(log_b)
+
+
+@kernel
+def _permute(h, L, upper, lower, alpha, beta, rank, share, pair_a, pair_b, q):
+    """Replace the six ``h`` by ``h + share (p h - h)``, less what the pair exchanges with probability ``q``.
+
+    ``rank[f]``: place of flavor f in the order of the totals.
+    """
+    for i in range(np.uint64(q.shape[0])):
+        a, b = upper[i], lower[i]
+        c12, c23 = a * alpha, b * beta
+        up, down, c13 = c12 + c23 + b * alpha, c12 + c23 + a * beta, (a + b) * (alpha + beta)
+        g2, g3 = min(c12, c23), max(c12, c23)
+        g4, g5 = min(up, down), max(up, down)
+        u2, u3 = g2 * inverse_sqrt(1.0 + g2 * g2), g3 * inverse_sqrt(1.0 + g3 * g3)
+        u4, u5 = g4 * inverse_sqrt(1.0 + g4 * g4), g5 * inverse_sqrt(1.0 + g5 * g5)
+        w6 = (1.0 - c13 * inverse_sqrt(1.0 + c13 * c13)) / 6.0
+        w5 = w6 + (c13 * inverse_sqrt(1.0 + c13 * c13) - u5) / 5.0
+        w4 = w5 + (u5 - u4) / 4.0
+        w3 = w4 + (u4 - u3) / 3.0
+        w2 = w3 + (u3 - u2) / 2.0
+        w1 = w2 + u2
+        s12, s23 = (w2, w3) if c12 <= c23 else (w3, w2)
+        rising, falling = (w4, w5) if up <= down else (w5, w4)
+        # Flavors of the direction in their order.
+        l0, l1, l2 = L[0, i], L[1, i], L[2, i]
+        r0 = (1 if l1 > l0 else 0) + (1 if l2 > l0 else 0)
+        r1 = (1 if l0 >= l1 else 0) + (1 if l2 > l1 else 0)
+        for nu in (0, 3):
+            x0, x1, x2 = h[nu, i], h[nu + 1, i], h[nu + 2, i]
+            moved = q[i] * (h[nu + pair_a, i] - h[nu + pair_b, i])
+            first = x0 if r0 == 0 else (x1 if r1 == 0 else x2)
+            second = x0 if r0 == 1 else (x1 if r1 == 1 else x2)
+            third = x0 if r0 == 2 else (x1 if r1 == 2 else x2)
+            p = (
+                (w1 + s23) * first + (s12 + falling) * second + (w6 + rising) * third,
+                (s12 + rising) * first + (w1 + w6) * second + (s23 + falling) * third,
+                (w6 + falling) * first + (s23 + rising) * second + (w1 + s12) * third,
+            )
+            for f in range(3):
+                value = p[0] if rank[f] == 0 else (p[1] if rank[f] == 1 else p[2])
+                h[nu + f, i] += share * (value - h[nu + f, i])
+            h[nu + pair_a, i] -= moved
+            h[nu + pair_b, i] += moved
+
+
+@scalar_kernel
+def _members(pair):
+    """Flavors of the pairs e-mu, e-tau, mu-tau."""
+    return (1 if pair == 2 else 0), (1 if pair == 0 else 2)
+
+
+@kernel
+def mix_flavors(n, h, work, scratch):
+    """Mix the six ``h (6, n)`` as the lepton numbers in `work` say, which change; False without a crossing."""
+    w, L = work[WEIGHT, :n], work[_LEPTON : _LEPTON + 3, :n]
+    q, upper, lower, bottom = work[_EXCHANGE, :n], work[_UPPER, :n], work[_LOWER, :n], work[_BOTTOM, :n]
+    out, plus, minus, rank = scratch[7], scratch[8], scratch[9], scratch[10]
+    first = second = 0.0
+    deepest = 0
+    for pair in range(3):
+        a, b = _members(pair)
+        plus[pair], minus[pair] = _sides(L[a], L[b], w)
+        sigma = np.sqrt(plus[pair] * minus[pair]) if min(plus[pair], minus[pair]) > NOISE else 0.0
+        if sigma > first:
+            first, second, deepest = sigma, first, pair
+        elif sigma > second:
+            second = sigma
+    if first == 0.0:
+        return False
+    share = (1.0 - second / first) * fade(min(plus[deepest], minus[deepest]))
+    if share > 0.0:
+        a, b = _members(deepest)
+        _pair(L[a], L[b], w, plus[deepest], minus[deepest], share, lower, upper, q, out)
+        _exchange(q, L[a], L[b])
+        _exchange(q, h[a], h[b])
+        _exchange(q, h[a + 3], h[b + 3])
+    if second == 0.0:
+        return True
+    first = second = 0.0
+    for pair in range(3):
+        a, b = _members(pair)
+        plus[pair], minus[pair] = _sides(L[a], L[b], w)
+        small = min(plus[pair], minus[pair])
+        if small > first:
+            first, second, deepest = small, first, pair
+        elif small > second:
+            second = small
+    alone, together = fade(first), fade(second)
+    alone -= together
+    a, b = _members(deepest)
+    if alone > 0.0:
+        _pair(L[a], L[b], w, plus[deepest], minus[deepest], alone, lower, upper, q, out)
+    else:
+        for i in range(n):
+            q[i] = 0.0
+    if together == 0.0:
+        if alone > 0.0:
+            _exchange(q, h[a], h[b])
+            _exchange(q, h[a + 3], h[b + 3])
+        return True
+    _sort(L, upper, lower, bottom)
+    least = 0.0
+    for i in range(n):
+        least += w[i] * bottom[i]
+    for f in range(3):
+        total = 0.0
+        for i in range(n):
+            total += w[i] * L[f, i]
+        plus[f] = total
+    rank[0] = (1 if plus[1] > plus[0] else 0) + (1 if plus[2] > plus[0] else 0)
+    rank[1] = (1 if plus[0] >= plus[1] else 0) + (1 if plus[2] > plus[1] else 0)
+    rank[2] = 3 - rank[0] - rank[1]
+    t1, t3 = max(plus[0], max(plus[1], plus[2])) - least, min(plus[0], min(plus[1], plus[2])) - least
+    alpha, beta = solve_two_scales(upper, lower, w, t1, t3, out)
+    _permute(h, L, upper, lower, alpha, beta, rank, together, a, b, q)
+    return True
+
+
+@kernel
+def _lepton_numbers(n, work):
+    for f in range(3):
+        for i in range(n):
+            work[_LEPTON + f, i] = work[VALUES + f, i] - work[VALUES + 3 + f, i]
+
+
+@kernel
+def _moments(x, y, z, w, h, g, out):
+    """Moments of ``h - g``."""
+    simd_function()
+    s0 = s1 = s2 = s3 = 0.0
+    for i in range(np.uint64(x.shape[0])):
+        value = w[i] * (h[i] - g[i])
+        s0 += value * x[i]
+        s1 += value * y[i]
+        s2 += value * z[i]
+        s3 += value
+    out[0], out[1], out[2], out[3] = s0, s1, s2, s3
+
+
+@kernel
+def _mix_unlike(beams, species, moments, Q, table, scratch, work, change):
+    """Change of the six species in the frame; False without a crossing."""
+    n = fill_nodes(6, beams, species, moments, Q, table, scratch, work)
+    _lepton_numbers(n, work)
+    h = work[_MIXED : _MIXED + 6, :n]
+    for s in range(6):
+        for i in range(n):
+            h[s, i] = work[VALUES + s, i]
+    if not mix_flavors(n, h, work, scratch):
+        return False
+    for s in range(6):
+        _moments(work[X, :n], work[Y, :n], work[Z, :n], work[WEIGHT, :n], h[s], work[VALUES + s, :n], change[s])
+    # Conservation, which holds to the error of the scales, to rounding.
+    for f in range(3):
+        change[f, 3] = change[f + 3, 3] = 0.5 * (change[f, 3] + change[f + 3, 3])
+    for nu in (0, 3):
+        for k in range(4):
+            mean = (change[nu, k] + change[nu + 1, k] + change[nu + 2, k]) / 3.0
+            for f in range(3):
+                change[nu + f, k] -= mean
+    return True
+
+
+# Rows
+# ----
+@driver
+def asymptotic_rows(F, table, out, start, stop):
+    """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``."""
+    moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
+    scratch, change = np.empty((11, 12)), np.empty((6, 4))
+    work = np.empty((_ROWS, RULES * table.shape[1]))
+    for i in range(start, stop):
+        total, flavors, beams = enter(F[i], 0, moments, Q, axes, species)
+        crossing = False
+        if total > 0.0:
+            if flavors == 2:
+                crossing = _mix_alike(beams, species, moments, Q, table, scratch, work, change)
+            else:
+                crossing = _mix_unlike(beams, species, moments, Q, table, scratch, work, change)
+        for s in range(6):
+            for k in range(4):
+                out[i, s, k] = F[i, s, k]
+            if crossing:
+                x, y, z, t = total * change[s, 0], total * change[s, 1], total * change[s, 2], total * change[s, 3]
+                for k in range(3):
+                    out[i, s, k] += x * axes[0, k] + y * axes[1, k] + z * axes[2, k]
+                out[i, s, 3] += t
+                # Rounding of the sums: a mixture of positive distributions is physical.
+                length = np.sqrt(out[i, s, 0] ** 2 + out[i, s, 1] ** 2 + out[i, s, 2] ** 2)
+                if 0.0 < length - out[i, s, 3] < ROUNDING * total or -ROUNDING * total < out[i, s, 3] < 0.0:
+                    out[i, s, 3] = length * (1.0 + 4e-16)
+
+
+@driver
+def crossing_rows(F, table, sides, start, stop):
+    """I+ and I- of the three pairs, over the total density, into ``sides (n, 3, 2)``."""
+    moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
+    scratch = np.empty((11, 12))
+    work = np.empty((_ROWS, RULES * table.shape[1]))
+    for i in range(start, stop):
+        for pair in range(3):
+            sides[i, pair, 0] = sides[i, pair, 1] = 0.0
+        total, flavors, beams = enter(F[i], 0, moments, Q, axes, species)
+        if not total > 0.0:
+            continue
+        if flavors == 2:
+            out = scratch[7]
+            _values(beams, species, moments, Q, table, scratch, work, out)
+            larger = 0 if moments[0, 3] - moments[1, 3] - moments[2, 3] + moments[3, 3] >= 0.0 else 1
+            for pair in range(2):
+                sides[i, pair, larger], sides[i, pair, 1 - larger] = out[0], out[1]
+        else:
+            n = fill_nodes(6, beams, species, moments, Q, table, scratch, work)
+            _lepton_numbers(n, work)
+            for pair in range(3):
+                a, b = _members(pair)
+                sides[i, pair, 0], sides[i, pair, 1] = _sides(
+                    work[_LEPTON + a, :n], work[_LEPTON + b, :n], work[WEIGHT, :n]
+                )
+
+
+@driver
+def transition_row(F, table, directions, p):
+    """``p (m, 3, 3)`` of one state: the directions are nodes of weight 0, and flavors are mixed that are 1 each."""
+    moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
+    scratch = np.empty((11, 12))
+    size, m = table.shape[1], directions.shape[1]
+    nodes = np.zeros((4, size + m))
+    work = np.empty((_ROWS, RULES * (size + m)))
+    total, _, beams = enter(F, 3, moments, Q, axes, species)
+    for i in range(m):
+        for a in range(3):
+            for b in range(3):
+                p[i, a, b] = 1.0 if a == b else 0.0
+    if not total > 0.0:
+        return
+    for k in range(4):
+        for i in range(size):
+            nodes[k, i] = table[k, i]
+    for k in range(3):
+        for i in range(m):
+            nodes[k, size + i] = (
+                axes[k, 0] * directions[0, i] + axes[k, 1] * directions[1, i] + axes[k, 2] * directions[2, i]
+            )
+    n = fill_nodes(6, beams, species, moments, Q, nodes, scratch, work)
+    _lepton_numbers(n, work)
+    h = work[_MIXED : _MIXED + 6, :n]
+    # Neutrinos start as e, "antineutrinos" as mu.
+    for s in range(6):
+        for i in range(n):
+            h[s, i] = 1.0 if s == 0 or s == 4 else 0.0
+    if mix_flavors(n, h, work, scratch):
+        for i in range(m):
+            for b in range(3):
+                p[i, 0, b], p[i, 1, b] = h[b, size + i], h[b + 3, size + i]
+                p[i, 2, b] = 1.0 - p[i, 0, b] - p[i, 1, b]

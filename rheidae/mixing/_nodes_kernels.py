@@ -1,0 +1,423 @@
+"""Numba kernels of a quadrature that follows the state: nodes, and the distributions on them. No validation here.
+
+Everything is in units of the row's total density. Species are those of a state, neutrinos first: e, mu, tau and their
+antineutrinos, or e, x and theirs where mu and tau are alike (`enter` decides), x then counting twice.
+
+The frame
+---------
+The axes of ``Q = sum_k F_k F_k^T + sum_ab J_ab J_ab^T`` over species k and pairs of flavors a, b, with ``J_ab`` the
+difference of their lepton fluxes. Q turns and reflects with the state and does not change when flavors, or neutrinos
+and antineutrinos, are exchanged. It fixes its axes up to their signs, which do not matter: the rule is a Lebedev rule
+turned by 45 degrees about y, symmetric under reflection in each of the three planes, whose nodes avoid the axes. What
+it buys: answers turn with the state to rounding, where a rule at rest leaves up to 1e-3. The frame is singular where
+two eigenvalues coincide (two conditions); where all fluxes lie on one line the integrand is symmetric about it, and so
+is the rule's answer.
+
+Beams
+-----
+A species narrower than the rule brings a rule of its own: the same nodes, aberrated towards its flux by
+
+    1 - mu = c (1 - zeta)/(1 + (1 - c) zeta),    c = min(KAPPA/Z, 1),    density  p_k = c (2 - c)/(c + (1 - c)(1 -
+    mu))^2
+
+(over 4 pi), with the share ``a_k = smoothstep(f_k in BEAM) N_k/(N_k + VANISHING)``. Each node of rule k has the weight
+``w a_k/p``, ``p = 1 + sum_k a_k p_k``: the balance heuristic of multiple importance sampling (Veach and Guibas 1995), a
+partition of unity over the rules. Weights are positive and continuous in the state; without a beam the first rule is
+left as it is. Distances are ``1 - mu = |n - h|^2/2``, which keeps its digits up to Z = 1e13. What it buys: with all
+species along z at f = 0.99 and more a plain rule gives the wrong sign of the change.
+
+Moments
+-------
+With rules for beams the moments of a distribution are off by up to 1e-2. It is multiplied by ``1 + b.(1, u, v, 1 -
+mu)``, u and v across the flux, such that they are (N, F). Where that factor is negative (narrow species of a tiny part
+of the total) it is 0, and only theta of the species is represented, the largest theta <= 1 with ``F - theta M``
+physical; the rest stays as it is. So final distributions are convex mixtures of positive measures on the nodes, plus a
+physical rest: rows are physical and what is known exactly, int G, is exact, at every flux factor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rheidae.mixing._box3d_kernels import FOUR_PI
+from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, pow2
+from rheidae.system.numba import kernel, simd_function
+
+#: Width of a beam's own rule over that of its distribution.
+KAPPA = 1.5
+#: Flux factors between which a species comes to have a rule of its own.
+BEAM = (0.8, 0.95)
+#: Densities, over the total, below which it does so less and less.
+VANISHING = 1e-5
+#: Differences of mu and tau, over the total density, that are rounding.
+ALIKE = 1e-12
+#: Columns of `species`: direction (3), Z, density, value at the peak, share of its own rule, c, flux factor.
+COLUMNS = 9
+#: Rows of `work` that `fill_nodes` fills: nodes, distances of six species (scratch), distributions of six species.
+X, Y, Z, WEIGHT, DENSITY, DISTANCE, VALUES, NODE_ROWS = 0, 1, 2, 3, 4, 5, 11, 17
+#: Most nodes, over those of the first rule: it and one for each species.
+RULES = 7
+
+
+def symmetric_rule(nodes, weights):
+    """Return the ``(4, m)`` table ``x, y, z, w`` of a Lebedev rule turned by 45 degrees about y.
+
+    The second half are the antipodes of the first, padded to a multiple of 8 with weight 0 at the poles.
+    """
+    x, y, z = nodes
+    turned = np.array([(x - z) * np.sqrt(0.5), y, (x + z) * np.sqrt(0.5)])
+    # Coordinates that are zero but for rounding would put both or none of a pair into the upper half.
+    turned[np.abs(turned) < 1e-12] = 0.0
+    x, y, z = turned / np.linalg.norm(turned, axis=0)
+    upper = (z > 0) | ((z == 0) & ((y > 0) | ((y == 0) & (x > 0))))
+    if 2 * np.count_nonzero(upper) != weights.size:
+        raise ValueError("the rule is not symmetric under inversion")
+    count = np.count_nonzero(upper)
+    half = np.zeros((4, count + -count % 8))
+    half[2] = 1.0
+    half[:, :count] = x[upper], y[upper], z[upper], weights[upper]
+    return np.ascontiguousarray(np.hstack([half, half * [[-1.0], [-1.0], [-1.0], [1.0]]]))
+
+
+# The frame
+# ---------
+@kernel
+def principal_axes(Q, axes):
+    """Turn Q to diagonal form in place; rows of `axes` are the axes, by growing eigenvalue. Jacobi's rotations.
+
+    They converge quadratically; what the last leaves turns the rule by 1e-9, and its error of 1e-4 with it.
+    """
+    for i in range(3):
+        for j in range(3):
+            axes[i, j] = 1.0 if i == j else 0.0
+    for _ in range(8):
+        off = abs(Q[0, 1]) + abs(Q[0, 2]) + abs(Q[1, 2])
+        if not off > 1e-9 * (Q[0, 0] + Q[1, 1] + Q[2, 2]):
+            break
+        for p, q in ((0, 1), (0, 2), (1, 2)):
+            b = Q[p, q]
+            if b == 0.0:
+                continue
+            half = 0.5 * (Q[q, q] - Q[p, p])
+            t = b / (half + np.copysign(np.sqrt(half * half + b * b), half))
+            c = 1.0 / np.sqrt(1.0 + t * t)
+            s = t * c
+            r = 3 - p - q
+            Q[p, p] -= t * b
+            Q[q, q] += t * b
+            Q[p, q] = Q[q, p] = 0.0
+            x, y = Q[r, p], Q[r, q]
+            Q[r, p] = Q[p, r] = c * x - s * y
+            Q[r, q] = Q[q, r] = s * x + c * y
+            for k in range(3):
+                x, y = axes[p, k], axes[q, k]
+                axes[p, k], axes[q, k] = c * x - s * y, s * x + c * y
+    for i, j in ((0, 1), (1, 2), (0, 1)):
+        if Q[i, i] > Q[j, j]:
+            Q[i, i], Q[j, j] = Q[j, j], Q[i, i]
+            for k in range(3):
+                axes[i, k], axes[j, k] = axes[j, k], axes[i, k]
+
+
+@kernel
+def _alike(F, total):
+    """Whether mu equals tau but for rounding."""
+    slack = ALIKE * total
+    for s in (1, 4):
+        for k in range(4):
+            if abs(F[s, k] - F[s + 1, k]) > slack:
+                return False
+    return True
+
+
+@kernel
+def enter(F, flavors, moments, Q, axes, species):
+    """Frame and species of a state ``F (6, 4)``; returns total density, number of flavors, 2 or 3, and of beams.
+
+    `flavors`: 2 or 3, or 0 to decide by the state. ``moments (6, 4)``: the four-fluxes of the species in the frame,
+    over the total. ``species (6, COLUMNS)``.
+    """
+    total = 0.0
+    for s in range(6):
+        total += F[s, 3]
+    if not total > 0.0:
+        return 0.0, 2, 0
+    inverse = 1.0 / total
+    if flavors == 0:
+        flavors = 2 if _alike(F, total) else 3
+    count = 2 * flavors
+    for s in range(count):
+        first = s + s // flavors if flavors == 2 else s
+        second = first + (1 if flavors == 2 and s % 2 == 1 else 0)
+        for k in range(4):
+            moments[s, k] = 0.5 * inverse * (F[first, k] + F[second, k])
+    for i in range(3):
+        for j in range(i, 3):
+            own = product = sum_i = sum_j = 0.0
+            for s in range(count):
+                twice = 2.0 if flavors == 2 and s % 2 == 1 else 1.0
+                own += twice * moments[s, i] * moments[s, j]
+            for s in range(flavors):
+                twice = 2.0 if flavors == 2 and s == 1 else 1.0
+                x, y = moments[s, i] - moments[s + flavors, i], moments[s, j] - moments[s + flavors, j]
+                product += twice * x * y
+                sum_i += twice * x
+                sum_j += twice * y
+            Q[i, j] = Q[j, i] = own + 3.0 * product - sum_i * sum_j
+    principal_axes(Q, axes)
+    beams = 0
+    for s in range(count):
+        m, own = moments[s], species[s]
+        x, y, z, N = m[0], m[1], m[2], m[3]
+        for k in range(3):
+            m[k] = axes[k, 0] * x + axes[k, 1] * y + axes[k, 2] * z
+        flux = np.sqrt(x * x + y * y + z * z)
+        f = min(flux / N, 1.0) if N > 0.0 else 0.0
+        inverse = 1.0 / flux if flux > 0.0 else 0.0
+        own[0], own[1], own[2] = m[0] * inverse, m[1] * inverse, m[2] * inverse
+        if flux == 0.0:
+            own[2] = 1.0
+        own[3], own[4], own[8] = f * langevin_ratio(f), N, f
+        own[6], own[7] = 0.0, 1.0
+        if f > BEAM[0]:
+            x = min((f - BEAM[0]) / (BEAM[1] - BEAM[0]), 1.0)
+            own[6] = x * x * (3.0 - 2.0 * x) * N / (N + VANISHING) * (2.0 if flavors == 2 and s % 2 == 1 else 1.0)
+            own[7] = min(KAPPA / own[3], 1.0)
+            beams += 1
+    return total, flavors, beams
+
+
+# Nodes
+# -----
+@kernel
+def _across(own, Q, out):
+    """Two axes across the direction of a species, in which the part of Q across it is diagonal."""
+    x, y, z = own[0], own[1], own[2]
+    # Any pair of axes (Duff et al. 2017), then a rotation by half an angle.
+    sign = 1.0 if z >= 0.0 else -1.0
+    a = -1.0 / (sign + z)
+    b = x * y * a
+    ux, uy, uz = 1.0 + sign * x * x * a, sign * b, -sign * x
+    vx, vy, vz = b, sign + y * y * a, -y
+    p, q, r = Q[0, 0], Q[1, 1], Q[2, 2]
+    uu, vv = p * ux * ux + q * uy * uy + r * uz * uz, p * vx * vx + q * vy * vy + r * vz * vz
+    uv = p * ux * vx + q * uy * vy + r * uz * vz
+    half = 0.5 * (uu - vv)
+    norm = np.sqrt(half * half + uv * uv)
+    c = s = np.sqrt(0.5)
+    if norm > 0.0:
+        if half >= 0.0:
+            c = np.sqrt(0.5 * (1.0 + half / norm))
+            s = 0.5 * uv / norm / c
+        else:
+            s = np.copysign(np.sqrt(0.5 * (1.0 - half / norm)), uv)
+            c = 0.5 * uv / norm / s
+    out[0, 0], out[0, 1], out[0, 2] = c * ux + s * vx, c * uy + s * vy, c * uz + s * vz
+    out[1, 0], out[1, 1], out[1, 2] = c * vx - s * ux, c * vy - s * uy, c * vz - s * uz
+
+
+@kernel
+def _aberrate(own, axes, x, y, z, w, nx, ny, nz, weight):
+    """The rule of one species: nodes about its direction, before the division by p."""
+    simd_function()
+    c, share = own[7], own[6]
+    ux, uy, uz, vx, vy, vz = axes[0, 0], axes[0, 1], axes[0, 2], axes[1, 0], axes[1, 1], axes[1, 2]
+    hx, hy, hz = own[0], own[1], own[2]
+    # sin(theta) = across/(1 + (1 - c) zeta) sin(theta')
+    b, across = 1.0 - c, np.sqrt(c * (2.0 - c))
+    for i in range(np.uint64(x.shape[0])):
+        inverse = 1.0 / (1.0 + b * z[i])
+        t = c * (1.0 - z[i]) * inverse
+        p, q = across * inverse * x[i], across * inverse * y[i]
+        nx[i] = p * ux + q * vx - t * hx + hx
+        ny[i] = p * uy + q * vy - t * hy + hy
+        nz[i] = p * uz + q * vz - t * hz + hz
+        weight[i] = w[i] * share
+
+
+@kernel
+def _distance(own, x, y, z, t, density):
+    """``t = 1 - mu`` to a species' direction; adds the density of its rule to ``density``."""
+    simd_function()
+    hx, hy, hz = own[0], own[1], own[2]
+    c, b = own[7], 1.0 - own[7]
+    share = own[6] * c * (2.0 - c)
+    for i in range(np.uint64(x.shape[0])):
+        p, q, r = x[i] - hx, y[i] - hy, z[i] - hz
+        t[i] = 0.5 * (p * p + q * q + r * r)
+        inverse = 1.0 / (c + b * t[i])
+        density[i] += share * inverse * inverse
+
+
+@kernel
+def _divide(weight, density):
+    simd_function()
+    for i in range(np.uint64(weight.shape[0])):
+        weight[i] /= density[i]
+
+
+# Distributions
+# -------------
+@kernel
+def _evaluate(own, t, g):
+    simd_function()
+    exponent = -LOG2_E * own[3]
+    for i in range(np.uint64(t.shape[0])):
+        g[i] = own[5] * pow2(max(exponent * t[i], -1000.0))
+
+
+@kernel
+def _gram(own, axes, x, y, z, weight, t, g, sums):
+    """Gram matrix (10 numbers) of ``(1, u, v, 1 - mu)`` under the measure ``weight g``, lengths scaled to its width."""
+    simd_function()
+    scale = 1.0 + own[3]
+    root = np.sqrt(scale)
+    ux, uy, uz, vx, vy, vz = axes[0, 0], axes[0, 1], axes[0, 2], axes[1, 0], axes[1, 1], axes[1, 2]
+    ux, uy, uz, vx, vy, vz = root * ux, root * uy, root * uz, root * vx, root * vy, root * vz
+    hx, hy, hz = own[0], own[1], own[2]
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = s9 = 0.0
+    for i in range(np.uint64(x.shape[0])):
+        value = weight[i] * g[i]
+        a, b, c = x[i] - hx, y[i] - hy, z[i] - hz
+        u, v, r = a * ux + b * uy + c * uz, a * vx + b * vy + c * vz, scale * t[i]
+        s0 += value
+        s1 += value * u
+        s2 += value * v
+        s3 += value * r
+        s4 += value * u * u
+        s5 += value * u * v
+        s6 += value * u * r
+        s7 += value * v * v
+        s8 += value * v * r
+        s9 += value * r * r
+    sums[0], sums[1], sums[2], sums[3], sums[4] = s0, s1, s2, s3, s4
+    sums[5], sums[6], sums[7], sums[8], sums[9] = s5, s6, s7, s8, s9
+
+
+@kernel
+def _correct(own, axes, x, y, z, weight, t, b, g):
+    """Multiply ``g`` by ``max(1 + b.(1, u, v, 1 - mu), 0)``; returns the lowest ``weight g`` without max."""
+    simd_function()
+    scale = 1.0 + own[3]
+    root = np.sqrt(scale)
+    ux, uy, uz, vx, vy, vz = axes[0, 0], axes[0, 1], axes[0, 2], axes[1, 0], axes[1, 1], axes[1, 2]
+    # The part linear in n as one vector.
+    b3, p, q = b[3] * scale, b[1] * root, b[2] * root
+    cx, cy, cz = p * ux + q * vx, p * uy + q * vy, p * uz + q * vz
+    constant = 1.0 + b[0] - cx * own[0] - cy * own[1] - cz * own[2]
+    lowest = 0.0
+    for i in range(np.uint64(x.shape[0])):
+        value = g[i] * (constant + (cx * x[i] + cy * y[i] + cz * z[i] + b3 * t[i]))
+        lowest = min(lowest, weight[i] * value)
+        g[i] = max(value, 0.0)
+    return lowest
+
+
+@kernel
+def _cholesky(s, goal, b):
+    """Solve the 4x4 system of the Gram matrix; False where it is singular."""
+    least = 1e-6 * s[0]
+    if not s[0] > 1e-30:
+        return False
+    l00 = np.sqrt(s[0])
+    l10, l20, l30 = s[1] / l00, s[2] / l00, s[3] / l00
+    d = s[4] - l10 * l10
+    if not d > least:
+        return False
+    l11 = np.sqrt(d)
+    l21, l31 = (s[5] - l20 * l10) / l11, (s[6] - l30 * l10) / l11
+    d = s[7] - l20 * l20 - l21 * l21
+    if not d > least:
+        return False
+    l22 = np.sqrt(d)
+    l32 = (s[8] - l30 * l20 - l31 * l21) / l22
+    d = s[9] - l30 * l30 - l31 * l31 - l32 * l32
+    if not d > least:
+        return False
+    l33 = np.sqrt(d)
+    y0 = goal[0] / l00
+    y1 = (goal[1] - l10 * y0) / l11
+    y2 = (goal[2] - l20 * y0 - l21 * y1) / l22
+    y3 = (goal[3] - l30 * y0 - l31 * y1 - l32 * y2) / l33
+    b[3] = y3 / l33
+    b[2] = (y2 - l32 * b[3]) / l22
+    b[1] = (y1 - l21 * b[2] - l31 * b[3]) / l11
+    b[0] = (y0 - l10 * b[1] - l20 * b[2] - l30 * b[3]) / l00
+    return True
+
+
+@kernel
+def _represented(own, sums, deficit):
+    """Largest theta <= 1 for which what is left of a species beside theta times its moments is physical.
+
+    ``sums[:4]``: those moments as `_gram` has them. In (N, u, v, t) the flux along the direction is N - t, so
+    ``N^2 - F^2 = 2 N t - t^2 - u^2 - v^2``.
+    """
+    scale = 1.0 + own[3]
+    root = np.sqrt(scale)
+    density, u, v, t = sums[0], sums[1] / root, sums[2] / root, sums[3] / scale
+    low, high, theta = 0.0, 1.0, 1.0
+    for _ in range(50):
+        N, rest = own[4] - theta * density, deficit - theta * t
+        if N >= 0.0 and rest >= 0.0 and rest <= 2.0 * N and rest * (2.0 * N - rest) >= theta * theta * (u * u + v * v):
+            low = theta
+        else:
+            high = theta
+        if low == 1.0:
+            break
+        theta = 0.5 * (low + high)
+    return low
+
+
+@kernel
+def _represent(own, m, Q, weight, t, g, scratch, work, n):
+    """Give ``g`` of one species its moments."""
+    x, y, z = work[X, :n], work[Y, :n], work[Z, :n]
+    axes, b, sums, goal = scratch[0:2], scratch[2], scratch[3], scratch[4]
+    _across(own, Q, axes)
+    _gram(own, axes, x, y, z, weight, t, g, sums)
+    deficit = own[4] * (1.0 - own[8])
+    goal[0], goal[1], goal[2], goal[3] = own[4] - sums[0], -sums[1], -sums[2], (1.0 + own[3]) * deficit - sums[3]
+    solved = _cholesky(sums, goal, b)
+    if solved and not _correct(own, axes, x, y, z, weight, t, b, g) < -1e-18:
+        return
+    _gram(own, axes, x, y, z, weight, t, g, sums)
+    factor = _represented(own, sums, deficit)
+    for i in range(n):
+        g[i] *= factor
+
+
+@kernel
+def fill_nodes(count, beams, species, moments, Q, table, scratch, work):
+    """Nodes and distributions of a row into `work`, one rule more for each beam; returns the number of nodes."""
+    x, y, z, w = table[0], table[1], table[2], table[3]
+    size = x.shape[0]
+    n = size
+    for k in range(4):
+        for i in range(size):
+            work[k, i] = table[k, i]
+    if beams > 0:
+        for s in range(count):
+            if species[s, 6] > 0.0:
+                _across(species[s], Q, scratch[0:2])
+                _aberrate(
+                    species[s], scratch[0:2], x, y, z, w, work[X, n : n + size], work[Y, n : n + size],
+                    work[Z, n : n + size], work[WEIGHT, n : n + size],
+                )  # fmt: skip
+                n += size
+    weight, density = work[WEIGHT, :n], work[DENSITY, :n]
+    for i in range(n):
+        density[i] = 1.0
+    for s in range(count):
+        _distance(species[s], work[X, :n], work[Y, :n], work[Z, :n], work[DISTANCE + s, :n], density)
+    if beams > 0:
+        _divide(weight, density)
+    for s in range(count):
+        own, t, g = species[s], work[DISTANCE + s, :n], work[VALUES + s, :n]
+        Z_ = own[3]
+        # The Minerbo distribution at its peak: N/(4 pi) 2 Z/(1 - exp(-2 Z)).
+        own[5] = own[4] / FOUR_PI * (2.0 * Z_ / (1.0 - pow2(-min(2.0 * LOG2_E * Z_, 1000.0))) if Z_ > 1e-8 else 1.0)
+        _evaluate(own, t, g)
+        if beams > 0 and own[4] > 0.0:
+            _represent(own, moments[s], Q, weight, t, g, scratch, work, n)
+    return n

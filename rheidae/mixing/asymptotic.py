@@ -1,0 +1,173 @@
+"""Asymptotic mixing: the state in which three-dimensional simulations settle, without fitted numbers."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rheidae import fourflux
+from rheidae.mixing import _asymptotic_kernels as kernels
+from rheidae.mixing._box3d_kernels import NOISE
+from rheidae.mixing._nodes_kernels import symmetric_rule
+from rheidae.mixing.physical import keep_physical
+from rheidae.mixing.quadrature import lebedev
+from rheidae.system.threads import share_rows
+
+Array = NDArray[np.float64]
+
+ORDER = 29
+"""Order of the Lebedev rule."""
+
+PAIRS = ("e-mu", "e-tau", "mu-tau")
+"""Columns of `crossings`."""
+
+
+def asymptotic_flux(F_init: ArrayLike, *, order: int = ORDER, threads: int | None = None) -> fourflux.Float:
+    r"""Final four-fluxes of the settled fast flavor instability.
+
+    Parameters
+    ----------
+    F_init : array_like, shape (n, 6, 4)
+        Initial four-fluxes, any one unit, usually 1/cm^3; mu and tau may differ.
+    order : int
+        Order of the Lebedev rule, one of `rheidae.mixing.quadrature.LEBEDEV_ORDERS`.
+    threads : int, optional
+        Threads to share the rows among; the result does not depend on it.
+
+    Returns
+    -------
+    ndarray, shape (n, 6, 4)
+        In the unit of the input; float32 for float32 input, else float64. Physical; flavor sums and the lepton number
+        of each flavor are those of the input. A state without a crossing in any pair of flavors comes back unchanged.
+
+    Raises
+    ------
+    FourFluxError
+        If the shape is another, or a row is not physical.
+    ValueError
+        If `order` or `threads` is not one of the allowed values.
+
+    See Also
+    --------
+    asymptotic_transitions : The transition probabilities of one state, by direction.
+    crossings : Which pairs of flavors have a crossing.
+
+    Notes
+    -----
+    Where mu and tau are alike, with G as in `rheidae.box3d_flux`, counted positive on the side with the larger
+    integral,
+
+    .. math:: P = \tfrac13 + a\,\frac{G}{\sqrt{G^2 + s^2}}, \quad a = \begin{cases} 2/3 & G > 0 \\ 1/3 & G < 0,
+              \end{cases} \qquad \int (1 - P)\, G\, d\Omega = 0
+
+    and s from the last equation. P is 1/3 at the crossing, tends to 1 on the larger side and to 0 on the smaller. No
+    crossing is left, as in the simulations of Xiong et al. (arXiv:2307.11129), George et al. (arXiv:2409.08833) and of
+    `rheidae.simulate`.
+
+    Where they differ, all three pairs of flavors count. The pair with the strongest crossing, by
+    :math:`\sqrt{I_+ I_-}`, first mixes as two flavors, by the share that it is ahead of the second; then all three mix
+    by a doubly stochastic matrix, a mean of permutations weighted by how far each is from leaving no crossing. "Why
+    this function" in ``docs/physics.md`` has the argument. Both are one function, continuous in the state.
+
+    The quadrature turns with the state, and a species with a flux factor above 0.8 brings nodes of its own, so that
+    answers are right for every flux factor in [0, 1]. The change is applied in conservative form.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rheidae import mix
+    >>> F = np.zeros((1, 6, 4))
+    >>> F[0, :, 3] = [1.0, 0.3, 0.3, 0.9, 0.3, 0.3]
+    >>> F[0, 3, 2] = 0.4
+    >>> mix(F, "asymptotic")[0, :, 3].round(2)
+    array([0.6, 0.5, 0.5, 0.5, 0.5, 0.5])
+    """
+    F, exact = _checked(F_init)
+    out, table = np.empty(F.shape), _table(order)
+    share_rows(lambda start, stop: kernels.asymptotic_rows(exact, table, out, start, stop), len(F), threads)
+    keep_physical(exact, out, threads)
+    return out.astype(F.dtype, copy=False)
+
+
+def asymptotic_transitions(F: ArrayLike, directions: ArrayLike, *, order: int = ORDER) -> Array:
+    """Transition probabilities from flavor to flavor, by direction; antineutrinos have the same.
+
+    Parameters
+    ----------
+    F : array_like, shape (6, 4)
+        A state, any unit.
+    directions : array_like, shape (3, m)
+        Unit vectors.
+    order : int
+        Order of the Lebedev rule.
+
+    Returns
+    -------
+    ndarray, shape (m, 3, 3)
+        ``p[:, a, b]``: from flavor a to flavor b, each in the order e, mu, tau. Rows and columns sum to 1; the identity
+        without a crossing.
+
+    Raises
+    ------
+    FourFluxError
+        If the shape of `F` is another, or it is not physical.
+    ValueError
+        If `directions` or `order` is not as above.
+    """
+    state = np.asarray(F)
+    _, exact = _checked(state[None] if state.ndim == 2 else state)
+    nodes = np.ascontiguousarray(directions, dtype=np.float64)
+    if nodes.ndim != 2 or len(nodes) != 3:
+        raise ValueError(f"directions have shape {nodes.shape}; expected (3, m)")
+    p = np.empty((nodes.shape[1], 3, 3))
+    kernels.transition_row(exact[0], _table(order), nodes, p)
+    return p
+
+
+def asymptotic_survival(F: fourflux.Float, directions: Array) -> Array:
+    """``P(n)`` of electron neutrinos, shape (m,), of a state (6, 4) in directions (3, m)."""
+    survival: Array = asymptotic_transitions(F, directions)[:, 0, 0]
+    return survival
+
+
+def crossings(F_init: ArrayLike, *, order: int = ORDER, threads: int | None = None) -> NDArray[np.bool_]:
+    """Whether the lepton numbers of each pair of flavors cross: any such pair is unstable.
+
+    Parameters
+    ----------
+    F_init : array_like, shape (n, 6, 4)
+        Four-fluxes, any one unit.
+    order, threads
+        As in `asymptotic_flux`.
+
+    Returns
+    -------
+    ndarray of bool, shape (n, 3)
+        For the pairs of `PAIRS`: whether ``L_a - L_b``, with ``L = g - gbar``, has both signs, by more than rounding
+        (1e-14 of the total density).
+
+    Raises
+    ------
+    FourFluxError
+        If the shape is another, or a row is not physical.
+    """
+    F, exact = _checked(F_init)
+    sides, table = np.empty((len(F), 3, 2)), _table(order)
+    share_rows(lambda start, stop: kernels.crossing_rows(exact, table, sides, start, stop), len(F), threads)
+    both: NDArray[np.bool_] = sides.min(axis=2) > NOISE
+    return both
+
+
+def _checked(F_init: ArrayLike) -> tuple[fourflux.Float, Array]:
+    """The states as given, and as contiguous float64."""
+    F = fourflux.as_four_flux(F_init, "F_init")
+    fourflux.require_physical(F, "F_init")
+    return F, np.ascontiguousarray(F, dtype=np.float64)
+
+
+@cache
+def _table(order: int) -> Array:
+    table: Array = symmetric_rule(*lebedev(order))
+    return table

@@ -23,7 +23,8 @@ WIDTH = fourflux.FLAT * len(fourflux.INPUT)
 """Columns of `input`."""
 
 SETTLED = (
-    "asymptotic_random.h5", "asymptotic_nsm_a.h5", "asymptotic_nsm_b.h5", "asymptotic_mutau.h5",
+    "asymptotic_random.h5", "asymptotic_nsm_a.h5", "asymptotic_nsm_b.h5", "asymptotic_weak.h5",
+    "asymptotic_supernova.h5", "asymptotic_wide.h5", "asymptotic_mutau.h5", "asymptotic_pairs.h5",
     "asymptotic_published.h5", "asymptotic_three_d.h5",
 )  # fmt: skip
 """Raw files of the sample: three-dimensional simulations run until they settle, which is what a model must predict."""

@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
+
 import rheidae
 
 project = "Rheidae"
@@ -15,12 +18,14 @@ version = release = rheidae.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "numpydoc",
 ]
 exclude_patterns = ["_build", "_gallery"]
 html_theme = "furo"
 html_title = "Rheidae"
+html_static_path = ["_static"]
+html_css_files = ["wrap.css"]
+html_math_renderer = "mathml"  # browsers draw it by themselves: the pages need no network
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
@@ -47,6 +52,28 @@ def draw_gallery(app):
         subprocess.run(command, cwd=GALLERY, check=True, stdout=subprocess.DEVNULL)
 
 
+def _mathml(equation, display):
+    """An equation as MathML. Browsers leave out `mathvariant`; bold letters of their own they draw."""
+    equation = re.sub(r"\\\\\[\d+pt\]", r"\\\\", equation)  # heights of rows, which the converter prints
+    return re.sub(r'<mi mathvariant="bold">([A-Za-z])</mi>', _bold, convert(equation, display=display))
+
+
+def _bold(match):
+    letter = match[1]
+    return f"<mi>{chr((0x1D41A if letter.islower() else 0x1D400) + ord(letter.lower()) - ord('a'))}</mi>"
+
+
+def _inline(translator, node):
+    translator.body.append(_mathml(node.astext(), "inline"))
+    raise nodes.SkipNode
+
+
+def _block(translator, node):
+    translator.body.append(f'<div class="math">{_mathml(node.astext(), "block")}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app):
-    """Draw before the pages are read."""
+    """Draw before the pages are read; write equations as MathML."""
+    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("builder-inited", draw_gallery)

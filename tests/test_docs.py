@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from sklearn.metrics import r2_score
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
+from rheidae import FluxRegressor
 from rheidae.preprocess.__main__ import main as preprocess
 
 ROOT = Path(__file__).parents[1]
@@ -87,3 +89,72 @@ def test_no_language_but_those_that_run():
     for page in PAGES:
         languages = {line[3:].split(" ")[0].strip() for line in page.read_text().splitlines() if line.startswith("```")}
         assert languages <= RUNNING | TEXT, page
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The pages as HTML, with empty pictures in the gallery."""
+    folder = tmp_path_factory.mktemp("html")
+    docs = folder / "docs"
+    shutil.copytree(ROOT / "docs", docs, ignore=shutil.ignore_patterns("_build", "_gallery"))
+    (folder / "benchmarks").mkdir()
+    shutil.copy(ROOT / "benchmarks" / "box3d.png", folder / "benchmarks")
+    for name in re.findall(r"\((_gallery/.*?)\)", (docs / "gallery.md").read_text()):
+        (docs / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(docs / "learning_curve.png", docs / name)
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", docs, folder / "html"],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "html"
+
+
+def test_every_page_of_the_sources_is_in_the_html(built):
+    """Sphinx writes pages of its own, such as search.html, over others of that name."""
+    for page in (ROOT / "docs").glob("*.md"):
+        source = page.read_text()
+        html = (built / f"{page.stem}.html").read_text()
+        headings = re.findall(r"^#+ ([A-Za-z ]+)$", re.sub(r"```.*?```", "", source, flags=re.DOTALL), re.MULTILINE)
+        assert headings
+        for heading in headings:
+            assert f">{heading}<a" in html, (page.name, heading)
+    assert "optuna" in (built / "hyperparameter-search.html").read_text().lower()
+
+
+def test_equations_need_no_network(built):
+    physics = (built / "physics.html").read_text()
+    blocks = len(re.findall(r"^\$\$", (ROOT / "docs" / "physics.md").read_text(), re.MULTILINE)) // 2
+    assert physics.count('display="block"') == blocks > 5
+    equations = re.findall(r"<math.*?</math>", physics, re.DOTALL)
+    assert all("\\" not in equation and "pt]" not in equation for equation in equations)
+    for page in built.rglob("*.html"):
+        loaded = re.findall(r'<(?:script|link|img)\b[^>]*?(?:src|href)="(https?:[^"]*)"', page.read_text())
+        assert loaded == [], page.name
+
+
+def test_long_lines_of_code_are_not_cut(built):
+    assert "pre-wrap" in (built / "_static" / "wrap.css").read_text()
+    for page in PAGES[1:]:
+        assert "wrap.css" in (built / f"{page.stem}.html").read_text(), page.name
+
+
+def test_index_says_how_to_install_and_to_begin(built):
+    index = (built / "index.html").read_text()
+    assert "pip install" in index
+    assert "box3d_skill_score" in index
+
+
+def test_scores_are_skill_and_r2_is_explained(data):
+    """R2 hides what a model is worth: of Box3D alone it is that of the pages."""
+    for page in PAGES:
+        for call in re.findall(r"(?:cross_val_score|SearchCV)\(\n?.*?\n(?:```|\))", page.read_text(), re.DOTALL):
+            assert "scoring=" in call, (page.name, call)
+    box3d = r2_score(data.target, data.data[:, 24:])
+    for text in (
+        (ROOT / "README.md").read_text(),
+        (ROOT / "docs" / "tutorial.md").read_text(),
+        FluxRegressor.score.__doc__,
+    ):
+        (number,) = re.findall(r"Box3D\s+alone\s+(?:already\s+)?has\s+(0\.\d+)", text)
+        assert float(number) == pytest.approx(box3d, abs=0.01)

@@ -554,6 +554,26 @@ def test_want_of_memory_is_said(tmp_path, monkeypatch, capsys):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_compilation_is_said_and_counts_as_no_work(tmp_path, caplog, monkeypatch):
+    write_raw(tmp_path / "a.h5", 300)
+    caplog.set_level("INFO")
+    evaluate, waits = pipeline.evaluate, iter([1.5])
+
+    def compiled_when_first_called(*arguments):
+        time.sleep(next(waits, 0.0))
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(pipeline, "evaluate", compiled_when_first_called)
+    monkeypatch.setattr(pipeline, "COMPILING_AFTER", 0.2)
+    run(config_for(tmp_path, "a"))
+    assert caplog.text.index("compiling kernels") < caplog.text.index("a: 300 rows")
+    assert float(re.search(r"a: 300 rows .*, ([\d.]+) s", caplog.text)[1]) < 1.5
+    assert float(re.search(r"mixing .* ([\d.]+) s", caplog.text)[1]) < 1.5
+    caplog.clear()
+    pipeline.preprocess(config_for(tmp_path, "a"), resume=False)
+    assert "compiling" not in caplog.text
+
+
 def test_report_and_progress(tmp_path, caplog, monkeypatch, capsys):
     write_raw(tmp_path / "a.h5", 300)
     caplog.set_level("INFO")

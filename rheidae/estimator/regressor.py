@@ -417,8 +417,13 @@ class FluxRegressor(FluxNet):
         Returns
         -------
         float
-            1 is perfect, 0 is the mean of `y`. How much nearer than Box3D a model is, say the scorers of
-            `rheidae.scoring.metrics`.
+            1 is perfect, 0 is the mean of `y`.
+
+        Notes
+        -----
+        R2 hides how good a model is: most of it is how the rows differ from each other, which `X` says already, so that
+        Box3D alone has 0.96 on the sample. How much nearer than Box3D a model is, say the scorers of
+        `rheidae.scoring.metrics`, such as ``FluxScorer("box3d_skill_score")``.
         """
         self.check_is_fitted()
         table, target = self._known(X, False, lambda: self._layout.tables(X, y))

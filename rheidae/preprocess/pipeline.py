@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 1 << 14
 """Rows that a thread reads, evaluates and writes at a time, if the configuration does not say: about 30 MB."""
+
+COMPILING_AFTER = 1.0
+"""Seconds after which a kernel that does not answer one row is said to be compiled."""
 
 NAMES_BYTES = 32 << 20
 """Directory names of variable length, which are slow to read, are kept between two passes up to this size."""
@@ -107,6 +111,8 @@ def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str 
         if pending or not (resume and fingerprint.up_to_date(combined, mark, columns)):
             _require_space(pending, simulations, config)
             workers = stack.enter_context(open_workers(scheduler, config.threads))
+            with stages.timed("compile"):
+                _compile_kernels(config)
             workers.require([lock, *(path for s in simulations for path in s.marks)])
         written = []
         for simulation in simulations:
@@ -137,6 +143,25 @@ def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str 
         log.info(line)
     log.info("%-10s %10s %9.2f s", "in all", "", time.perf_counter() - started)
     return written
+
+
+def _compile_kernels(config: PreprocessConfig) -> None:
+    """Call the kernels once, so that compilation is no work in the rates; say so where it is waited for."""
+    F = np.zeros((1, 6, 4))
+    F[0, :, fourflux.T] = [1.0, 0.3, 0.3, 0.9, 0.3, 0.3]
+    F[0, fourflux.NUBAR_E, 2] = 0.4
+    message = "compiling kernels, which later runs find in Numba's cache"
+    notice = threading.Timer(COMPILING_AFTER, log.info, [message])
+    notice.daemon = True
+    notice.start()
+    try:
+        if config.on_bad_rows == "clip":
+            badrows.clip(F.copy(), F.copy(), config.tolerances)
+        else:
+            badrows.classify(F, F, config.tolerances)
+        evaluate(F, F, config)
+    finally:
+        notice.cancel()
 
 
 # --- before anything is computed ---------------------------------------------------------------------------

@@ -1,0 +1,5 @@
+"""Linear stability: how fast the fast flavor instability grows, and at which wave vector."""
+
+from rheidae.linear.stability import FastestMode, discrete_mode, fastest_mode, growth_rate
+
+__all__ = ["FastestMode", "discrete_mode", "fastest_mode", "growth_rate"]

@@ -138,7 +138,7 @@ def root(directions, products, g, kx, ky, kz, omega, tolerance, floor, steps, wo
 
 @kernel
 def velocity(directions, products, g, kx, ky, kz, omega, work, sums, M, D, out):
-    """d omega/dk at a root, its imaginary part into ``out (3)``, its real part into ``out (3:6)``."""
+    """D omega/dk at a root, its imaginary part into ``out (3)``, its real part into ``out (3:6)``."""
     _matrices(directions, products, g, kx, ky, kz, omega, work, sums, M, D)
     # Inverse iteration: M is singular to the root's error, so that one solution is the null vector.
     D[0, 0], D[1, 0], D[2, 0], D[3, 0] = 1.0 + 0.3j, 0.7 - 0.2j, -0.4 + 0.6j, 0.5 + 0.5j
@@ -199,7 +199,9 @@ def ascend(directions, products, g, P, k, omega, floor, work, sums, M, D, h, B):
             guess = omega + dot
             if guess.imag < floor:
                 guess = complex(guess.real, 0.5 * omega.imag)
-            found = root(directions, products, g, trial[0], trial[1], trial[2], guess, _FINE, floor, 20, work, sums, M, D)
+            found = root(
+                directions, products, g, trial[0], trial[1], trial[2], guess, _FINE, floor, 20, work, sums, M, D
+            )
             if found.imag > omega.imag + 1e-4 * length * slope:
                 accepted = True
                 break
@@ -229,7 +231,9 @@ def ascend(directions, products, g, P, k, omega, floor, work, sums, M, D, h, B):
 
 
 @kernel
-def _fastest(directions, products, g, P, starts, phases, heights, floor, ascents, rates, omegas, work, sums, M, D, h, B, at, k):
+def _fastest(
+    directions, products, g, P, starts, phases, heights, floor, ascents, rates, omegas, work, sums, M, D, h, B, at, k
+):
     """The fastest mode of one pair of flavors: returns the growth rate, its wave vector into ``k (3)``."""
     for s in range(starts.shape[0]):
         kx, ky, kz = starts[s, 0], starts[s, 1], starts[s, 2]

@@ -36,7 +36,9 @@ def as_states(F: ArrayLike, name: str = "F_init") -> tuple[Array, tuple[int, ...
     elif array.ndim >= 1 and array.shape[-1] == 24:
         leading = array.shape[:-1]
     else:
-        raise FourFluxError(f"{name} has shape {array.shape}; expected (..., 6, 4): species {SPECIES}, then (x, y, z, t)")
+        raise FourFluxError(
+            f"{name} has shape {array.shape}; expected (..., 6, 4): species {SPECIES}, then (x, y, z, t)"
+        )
     states = as_four_flux(array.reshape(-1, 6, 4), name).astype(np.float64)
     require_physical(states, name)
     empty = np.flatnonzero(states[:, :, T].sum(axis=1) <= 0)
@@ -126,7 +128,9 @@ def matched(states: Array, order: int, closure: str | Closure = "minerbo") -> Ar
         spread += 1e-14 * np.eye(3)
         step = np.linalg.solve(spread, miss[:, :, None])[:, :, 0]
         size = np.linalg.norm(step, axis=1, keepdims=True)
-        a = a + step * np.minimum(1.0, (1.0 + 0.5 * np.linalg.norm(a, axis=1, keepdims=True)) / np.maximum(size, 1e-300))
+        a = a + step * np.minimum(
+            1.0, (1.0 + 0.5 * np.linalg.norm(a, axis=1, keepdims=True)) / np.maximum(size, 1e-300)
+        )
     worst = np.abs(miss).max(axis=1)
     if (worst > MATCHED).any():
         row, species = divmod(int(np.argmax(worst)), 6)

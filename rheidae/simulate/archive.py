@@ -64,7 +64,7 @@ def read_states(path: str | Path) -> Array:
         else:
             found = dataset(file, "F4_initial(1|ccm)", "states need a raw or a preprocessed file")
             F = found[()]
-            if F.ndim == 4 and F.shape[1:] == (4, 2, 3) or F.ndim == 3 and F.shape[1:] == (4, 6):
+            if (F.ndim == 4 and F.shape[1:] == (4, 2, 3)) or (F.ndim == 3 and F.shape[1:] == (4, 6)):
                 F = fourflux.from_emu(F)
     if F.ndim != 3 or F.shape[1:] != (6, 4):
         raise DataError(
@@ -152,7 +152,9 @@ def _chosen(config: SimulateConfig) -> tuple[list[int], Array]:
 
 def _mark(state: Array, options: Options) -> str:
     """What a result depends on, in 16 bytes."""
-    text = json.dumps({"format": FORMAT, "rheidae_version": rheidae.__version__, **options.model_dump()}, sort_keys=True)
+    text = json.dumps(
+        {"format": FORMAT, "rheidae_version": rheidae.__version__, **options.model_dump()}, sort_keys=True
+    )
     return hashlib.blake2b(text.encode() + state.tobytes(), digest_size=16).hexdigest()
 
 
@@ -269,7 +271,9 @@ def _write_archive(
             file.attrs["rheidae_version"] = rheidae.__version__
             file.attrs["config"] = json.dumps(config.model_dump(exclude={"processes"}))
             file.attrs["fingerprints"] = json.dumps(marks)
-            file.attrs["final"] = f"means over the last {config.options.window:g} of each run; mu and tau averaged where alike"
+            file.attrs["final"] = (
+                f"means over the last {config.options.window:g} of each run; mu and tau averaged where alike"
+            )
             file["F4_initial(1|ccm)"] = fourflux.to_emu(states)
             file["F4_final(1|ccm)"] = fourflux.to_emu(column("F_final"))
             file["F4_final_stddev(1|ccm)"] = fourflux.to_emu(column("F_std"))

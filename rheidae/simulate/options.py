@@ -79,7 +79,9 @@ class Options(Section):
     def _resolves_the_mode(self) -> Options:
         waves, cells = self.sides()
         if waves < 1:
-            raise ValueError(f"wavelengths: the box is too small for the mode ({waves:g} of its wavelengths); at least 1")
+            raise ValueError(
+                f"wavelengths: the box is too small for the mode ({waves:g} of its wavelengths); at least 1"
+            )
         if cells < CELLS_PER_WAVELENGTH * waves:
             raise ValueError(
                 f"cells: {cells} for {waves:g} wavelengths are too few to resolve the mode; at least "

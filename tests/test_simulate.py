@@ -275,9 +275,10 @@ def test_two_matrices_give_what_one_does():
 
 def test_rotation_of_the_box():
     F, rotation = merger(), random_rotation(5)
-    straight = simulate(F, **SMALL, saturation_times=6.0).F_final
-    turned = simulate(turn(F[None], rotation)[0], **SMALL, saturation_times=6.0).F_final
-    assert distance(turn(straight[None], rotation)[0], turned, F) < 2e-3
+    straight = simulate(F, **SMALL, saturation_times=8.0).F_final
+    turned = simulate(turn(F[None], rotation)[0], **SMALL, saturation_times=8.0).F_final
+    # The small box sees the lattice of its waves: of a change of 0.06.
+    assert distance(turn(straight[None], rotation)[0], turned, F) < 4e-3
 
 
 def test_seed_and_repetition():
@@ -398,7 +399,7 @@ def test_order_follows_the_flux_factor():
 
 
 def config_for(tmp_path, **options):
-    F = np.concatenate([np.stack([merger(), merger(True)]), random_states(2, 3, max_flux_factor=0.5) * 1e33])
+    F = np.stack([merger(), merger(True), merger()[[0, 4, 5, 3, 1, 2]], 1.3 * merger(), 0.7 * merger(True)])
     with h5py.File(tmp_path / "states.h5", "w") as file:
         file["F4_initial(1|ccm)"] = fourflux.to_emu(F)
     return {
@@ -416,7 +417,7 @@ def test_archive_is_a_raw_file(tmp_path):
 
     config, F = config_for(tmp_path)
     written = simulate_archive(check_config(config, SimulateConfig))
-    assert (written.rows, written.simulated) == (4, 4)
+    assert (written.rows, written.simulated) == (5, 5)
     again = simulate_archive(check_config(config, SimulateConfig))
     assert again.simulated == 0
     assert [path.name for path in written.path.parent.iterdir()] == ["made.h5"]
@@ -426,9 +427,9 @@ def test_archive_is_a_raw_file(tmp_path):
         np.testing.assert_array_equal(fourflux.from_emu(file["F4_final(1|ccm)"][()])[1], direct.F_final)
         assert file["growthRate(1|s)"][1] == direct.growth_rate
         for name in ("time(s)", "box(cm)", "saturation_times", "drift"):
-            assert file[name].shape == (4,)
+            assert file[name].shape == (5,)
         angular = file["angular/lebedev_7"]
-        assert angular["rows"][()].tolist() == [0, 1, 2, 3]
+        assert angular["rows"][()].tolist() == [0, 1, 2, 3, 4]
         np.testing.assert_allclose(angular["probability"][1], direct.probability[:, :2], atol=1e-6)
         assert np.isnan(angular["probability"][0, :, 1]).all()
         assert json.loads(file.attrs["config"])["options"]["seed"] == 1
@@ -438,7 +439,7 @@ def test_archive_is_a_raw_file(tmp_path):
             PreprocessConfig,
         )
     )
-    assert rows[-1].rows == 4
+    assert rows[-1].rows == 5
     np.testing.assert_allclose(read_states(rows[-1].path).shape, F.shape)
 
 
@@ -454,7 +455,7 @@ def test_other_options_are_another_result(tmp_path):
 def test_rows_that_are_not_there(tmp_path):
     config, _ = config_for(tmp_path)
     config["states"]["rows"] = [0, 9]
-    with pytest.raises(DataError, match="has 4 rows, and no row 9"):
+    with pytest.raises(DataError, match="has 5 rows, and no row 9"):
         simulate_archive(check_config(config, SimulateConfig))
 
 
@@ -473,10 +474,10 @@ def test_killed_and_resumed(tmp_path, number):
     process.send_signal(number)
     process.communicate()
     assert process.returncode in (128 + number, -number, 0)
-    done = len(list(parts.glob("*.h5"))) if parts.is_dir() else 4
+    done = len(list(parts.glob("*.h5"))) if parts.is_dir() else 5
     assert done >= 1
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert f"4 rows, {4 - done} simulated now" in out
+    assert f"5 rows, {5 - done} simulated now" in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["made.h5"]
     whole = {**config, "output_root": str(tmp_path / "whole")}
     simulate_archive(check_config(whole, SimulateConfig))

@@ -171,7 +171,7 @@ def _project(P, a, b):
 
 @kernel
 def ascend(directions, products, g, P, k, omega, floor, work, sums, M, D, h, B):
-    """BFGS ascent of Im omega from ``k (3)``, which is moved; returns omega at its end. Work: ``h (7, 6), B (3, 3)``."""
+    """BFGS ascent of Im omega from ``k (3)``, which is moved; returns omega there. Work: ``h (7, 6), B (3, 3)``."""
     omega = root(directions, products, g, k[0], k[1], k[2], omega, _FINE, floor, 30, work, sums, M, D)
     if omega.imag < 0:
         return omega

@@ -92,7 +92,7 @@ def _form(Q, a, b):
 
 @kernel
 def _double(Q, P):
-    """Q:P"""
+    """Double contraction Q:P."""
     return Q[0] * P[0] + Q[3] * P[3] + Q[5] * P[5] + 2.0 * (Q[1] * P[1] + Q[2] * P[2] + Q[4] * P[4])
 
 
@@ -141,7 +141,7 @@ def _network(x, W, b, v, c):
 
 @driver
 def features(F, a, b, half, weights, out, scale):
-    """Features ``out (n, FEATURES)`` and ``scale (n)`` of the pair of flavors a, b of ``F (n, 6, 4)``; b = 3: average."""
+    """Features ``out (n, FEATURES)`` and ``scale (n)`` of flavors a, b of ``F (n, 6, 4)``; b = 3: mu as the average."""
     g, plus, minus = np.empty(2 * half.shape[1]), np.empty(10), np.empty(10)
     for r in range(F.shape[0]):
         _difference(F[r], a, b, half, weights, g)

@@ -135,8 +135,9 @@ def matched(states: Array, order: int, closure: str | Closure = "minerbo") -> Ar
     if (worst > MATCHED).any():
         row, species = divmod(int(np.argmax(worst)), 6)
         raise FourFluxError(
-            f"row {row}, {SPECIES[species]}: the {m} directions of Lebedev order {order} do not represent the flux factor "
-            f"{np.linalg.norm(flux[6 * row + species]):.4g} (off by {worst.max():.1e}); choose a higher order of directions"
+            f"row {row}, {SPECIES[species]}: the {m} directions of Lebedev order {order} do not represent the flux "
+            f"factor {np.linalg.norm(flux[6 * row + species]):.4g} (off by {worst.max():.1e}); choose a higher order "
+            "of directions"
         )
     return (e * N[:, None]).reshape(n, 6, m)
 

@@ -14,8 +14,8 @@ from rheidae.mixing.quadrature import lebedev
 SPEED_OF_LIGHT = 2.99792458e10
 """cm/s"""
 
-POTENTIAL = 6.4228462e-33
-"""``sqrt(2) G_F/(hbar c)`` in cm^2: a lepton number density in 1/cm^3 times this is a potential in 1/cm. CODATA 2022."""
+POTENTIAL = 6.42284614e-33
+"""``sqrt(2) G_F/(hbar c)`` in cm^2: a lepton number density in 1/cm^3 times this is a potential in 1/cm (CODATA)."""
 
 ORDER = 23
 """Lebedev order for continuous distributions: 194 nodes; the growth rate of the states in docs/simulate.md differs from

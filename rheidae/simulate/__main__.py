@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--scheduler",
         metavar="WHERE",
-        help="tcp://host:port of a Dask scheduler, or local:N for N processes (default: processes of the configuration)",
+        help="tcp://host:port of a Dask scheduler, or local:N for N processes (default: `processes` of the file)",
     )
     arguments = parser.parse_args(argv)
 

@@ -23,9 +23,9 @@ The step
 --------
 Strang splitting: half a step of advection, a step of turning, half a step of advection; the halves of two steps
 that follow each other are one. Advection is exact for the waves of the box: a Fourier shift, which is a product of
-shifts along x, y and z, each of them multiplication with a circulant matrix of cells x cells. For up to 128 cells a side
-these dense products (`shift`, BLAS) are quicker than transforms there and back: 2.8 times for 16 cells, 2.0 times for
-32 (scipy.fft, float32, one thread).
+shifts along x, y and z, each of them multiplication with a circulant matrix of cells x cells. For up to 128 cells a
+side these dense products (`shift`, BLAS) are quicker than transforms there and back: 2.8 times for 16 cells, 2.0 times
+for 32 (scipy.fft, float32, one thread).
 
 Turning is local: fourth-order Runge-Kutta in blocks of `BLOCK` cells, whose matrices of all directions stay in the
 second cache. Each stage goes through the directions once: it forms H_j = H_0 - n_j.H from the moments H_0 = sum G Q,
@@ -195,9 +195,9 @@ def _load(q, start, width, y, y0, total, H, g, nx, ny, nz):
 def turn(q, directions, G, trace, potential, time, y, y0, total, H):
     """Turn all matrices of all cells by one step.
 
-    ``q (pairs, matrices, 2, 8, cells)``; ``directions (pairs, 3)``; ``G (pairs, matrices, 2)``, 1/length;
-    ``trace (pairs)``: of H along the first direction of each pair; ``potential (2)``: the diagonal that is left out; work arrays ``y, y0, total (pairs * matrices * 2 * 8 * BLOCK)``,
-    ``H (2, 4 * 8 * BLOCK)``. All float32.
+    ``q (pairs, matrices, 2, 8, cells)``; ``directions (pairs, 3)``; ``G (pairs, matrices, 2)``, 1/length; ``trace
+    (pairs)`` of H along the first direction of each pair; ``potential (2)``: the diagonal that is left out; work arrays
+    ``y, y0, total (pairs * matrices * 2 * 8 * BLOCK)``, ``H (2, 4 * 8 * BLOCK)``. All float32.
     """
     pairs, matrices, cells = q.shape[0], q.shape[1], q.shape[4]
     for b in range(0, cells, _B):

@@ -26,7 +26,8 @@ from rheidae.simulate.options import Options
 from rheidae.simulate.solver import Run, Setup, order_for, prepare, run
 from rheidae.system import commands
 from rheidae.system.cluster import open_workers
-from rheidae.system.files import Outputs, create_h5, dataset, not_written, only_writer, open_h5
+from rheidae.system.h5 import create_h5, dataset, open_h5
+from rheidae.system.outputs import Outputs, not_written, only_writer
 from rheidae.system.signals import uninterrupted
 
 log = logging.getLogger(__name__)
@@ -230,7 +231,7 @@ _RUN_FIELDS = (
 
 def _write_part(place: Path, setup: Setup, one: Run) -> None:
     try:
-        with Outputs() as outputs, create_h5(outputs.path(place)) as file, uninterrupted():
+        with Outputs() as outputs, create_h5(outputs.path(place)) as (file, _), uninterrupted():
             file["order"] = setup.order
             for name in _RUN_FIELDS:
                 file[name] = getattr(one, name)
@@ -266,7 +267,7 @@ def _write_archive(
         return np.array([part[name] for part in parts])
 
     try:
-        with Outputs() as outputs, create_h5(outputs.path(target)) as file, uninterrupted():
+        with Outputs() as outputs, create_h5(outputs.path(target)) as (file, _), uninterrupted():
             file.attrs["about"] = "pseudo-spectral simulations of the fast flavor instability"
             file.attrs["rheidae_version"] = rheidae.__version__
             file.attrs["config"] = json.dumps(config.model_dump(exclude={"processes"}))

@@ -15,7 +15,7 @@ DIRECTION_ORDERS = tuple(order for order in LEBEDEV_ORDERS if order not in (13, 
 CELLS = {1: 128, 2: 32, 3: 16}
 """Cells a side, by dimensions."""
 
-WAVELENGTHS = {1: 20.0, 2: 10.0, 3: 5.0}
+WAVELENGTHS = {1: 20.0, 2: 6.6, 3: 3.3}
 """Wavelengths of the fastest mode a side, by dimensions."""
 
 CELLS_PER_WAVELENGTH = 3.0
@@ -40,7 +40,7 @@ class Options(Section):
     cells : int, optional
         Cells a side; default 16 in 3D, 32 in 2D, 128 in 1D.
     wavelengths : float, optional
-        Length of a side in wavelengths of the fastest mode; default 5 in 3D, 10 in 2D, 20 in 1D. At least 1.
+        Length of a side in wavelengths of the fastest mode; default 3.3 in 3D, 6.6 in 2D, 20 in 1D. At least 1.
     order : int, optional
         Lebedev order of the directions: 11 has 50, 15 86, 19 146. Default: by the largest flux factor, 11 or more.
     perturbation : float

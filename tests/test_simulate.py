@@ -92,9 +92,9 @@ def test_growth_of_two_beams():
     directions = lebedev(3).nodes
     G = np.zeros(6)
     G[np.argmax(directions[2])], G[np.argmin(directions[2])] = a, -b
-    solver = Solver(setup_for(directions, G, 2 * np.pi / (a + b), 16, time_step=0.05), 1e-6, 3)
+    solver = Solver(setup_for(directions, G, 2 * np.pi / (a + b), 16, time_step=0.05), 1e-8, 3)
     rate = 2 * np.sqrt(a * b)
-    assert growth_of(solver, (4 / rate, 8 / rate)) == pytest.approx(rate, rel=0.005)
+    assert growth_of(solver, (8 / rate, 14 / rate)) == pytest.approx(rate, rel=0.005)
 
 
 def test_growth_of_a_homogeneous_mode():
@@ -176,7 +176,7 @@ def test_dense_shift_is_the_transform(monkeypatch):
     q = rng.normal(size=(3, 2, 2, 8, 12**2)).astype(np.float32)
     crossed, other = rng.uniform(-2, 2, (3, 2, 2)), q.copy()
     Shift(crossed, 2, 12)(q)
-    monkeypatch.setattr("rheidae.simulate.solver.DENSE_CELLS", 4)
+    monkeypatch.setattr(sys.modules["rheidae.simulate.solver"], "DENSE_CELLS", 4)
     Shift(crossed, 2, 12)(other)
     np.testing.assert_allclose(q, other, atol=5e-6)
 
@@ -209,7 +209,8 @@ def test_conservation(unlike):
 
 
 def test_second_order_in_the_time_step():
-    setup = prepare(merger(), Options(**ONE, order=7))
+    # An odd number of cells: the shortest wave of an even one loses by the step.
+    setup = prepare(merger(), Options(**{**ONE, "cells": 63}, order=7))
     ends = []
     for parts in (1, 2, 4):
         solver = Solver(setup, 0.1, 5, time_step=0.5 * setup.time_step / parts)

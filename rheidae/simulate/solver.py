@@ -267,7 +267,8 @@ class Shift:
         crossed = np.repeat(crossed[:, None], matrices, axis=1).reshape(-1, self.dimensions)
         number = np.fft.fftfreq(cells, 1 / cells)
         phase = np.exp(-2j * np.pi * number * crossed[..., None] / cells)
-        # The shortest wave of an even number of cells has no direction: its mean of both is real.
+        # The shortest wave of an even number of cells has no direction. It moves both ways and keeps their mean, a cosine:
+        # a loss there, and the sink of what cascades to small scales. Without one (odd numbers of cells) it piles up.
         if cells % 2 == 0:
             phase[..., cells // 2] = phase[..., cells // 2].real
         self.dense = cells <= DENSE_CELLS

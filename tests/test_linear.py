@@ -105,11 +105,8 @@ def test_random_states_against_a_scan(seed):
     N = matched(F, 9)
     D, directions = N[:, :3] - N[:, 3:], lebedev(9).nodes
     rate = discrete_mode(D, directions, alike(F)).growth_rate[0] / SPEED_OF_LIGHT
-    if alike(F)[0]:
-        pairs = [D[0, 0] - D[0, 1]]
-    else:
-        pairs = [D[0, 0] - D[0, 1], D[0, 0] - D[0, 2], D[0, 1] - D[0, 2]]
-    wanted = max(scan(POTENTIAL * g, directions) for g in pairs)
+    pairs = ((0, 1),) if alike(F)[0] else ((0, 1), (0, 2), (1, 2))
+    wanted = max(scan(POTENTIAL * (D[0, a] - D[0, b]), directions) for a, b in pairs)
     assert rate >= 0.999 * wanted
     assert rate <= 1.03 * wanted
 
@@ -192,6 +189,29 @@ def test_matched_moments():
 def test_bad_input(change, message):
     with pytest.raises(FourFluxError, match=message):
         growth_rate(change(random_states(2, 1, alike=False)))
+
+
+@pytest.mark.parametrize("name", ["emu_random.h5", "emu_nsm_a.h5", "emu_nsm_b.h5"])
+def test_quick_rate_on_families_that_were_not_fitted(name):
+    F = sample(name, slice(0, None, 4))
+    error = np.abs(growth_rate(F, method="fast") / growth_rate(F) - 1)
+    assert np.median(error) < 0.025
+    assert np.quantile(error, 0.95) < 0.08
+
+
+def test_quick_rate_of_three_pairs_turns_scales_and_knows_stable_states():
+    F, rotation = random_states(40, 2, max_flux_factor=0.6) * 1e33, random_rotation(3)
+    quick = growth_rate(F, method="fast")
+    strong = growth_rate(F) > 0.02 * F[..., 3].sum(axis=1) * POTENTIAL * SPEED_OF_LIGHT
+    assert strong.sum() > 20
+    assert np.median(np.abs(quick / growth_rate(F) - 1)[strong]) < 0.05
+    np.testing.assert_allclose(growth_rate(1e-3 * F, method="fast"), 1e-3 * quick, rtol=1e-9)
+    turned = growth_rate(turn(F, rotation), method="fast")
+    assert np.median(np.abs(turned / quick - 1)[strong]) < 0.02
+    stable = np.zeros((2, 6, 4))
+    stable[..., 3] = [[4, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]
+    np.testing.assert_array_equal(growth_rate(stable, method="fast"), 0)
+    assert growth_rate(F[0], method="fast") == quick[0]
 
 
 def test_unknown_method():

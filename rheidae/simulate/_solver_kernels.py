@@ -39,7 +39,7 @@ import numpy as np
 
 from rheidae.system.numba import driver, kernel, simd_function
 
-BLOCK = 32
+BLOCK = 64
 """Cells that are turned together."""
 
 NUMBERS = 8
@@ -180,7 +180,8 @@ def _load(q, start, width, y, y0, total, H, g, nx, ny, nz):
     simd_function()
     for c in range(NUMBERS):
         for i in range(width):
-            v = q[c, start + i]
+            # Unsigned: an index that might be negative would be looked at, and the loop not be vectorised.
+            v = q[c, np.uintp(start + i)]
             y[c * _B + i] = v
             y0[c * _B + i] = v
             total[c * _B + i] = v
@@ -236,7 +237,7 @@ def turn(q, directions, G, trace, potential, time, y, y0, total, H):
                 for side in range(2):
                     for c in range(NUMBERS):
                         for i in range(width):
-                            q[p, s, side, c, b + i] = total[o + i]
+                            q[p, s, side, c, np.uintp(b + i)] = total[np.uintp(o + i)]
                         o += _B
 
 

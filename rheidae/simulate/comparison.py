@@ -1,7 +1,7 @@
 """Two tables about the solver: against rows that ship with the package, and convergence in its own parameters.
 
-    python -m rheidae.simulate.comparison                # a few shipped asymptotic rows, made again
-    python -m rheidae.simulate.comparison --convergence  # one state with other cells, boxes, directions, ...
+``python -m rheidae.simulate.comparison`` makes a few shipped asymptotic rows again; with ``--convergence`` one state is
+simulated with other cells, boxes, directions, seeds and time steps.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ from rheidae.system import commands
 from rheidae.system.h5 import dataset, open_h5
 
 SHIPPED = ("asymptotic_published", "asymptotic_random", "asymptotic_nsm_a", "asymptotic_nsm_b")
-
-NSM1 = ((14.22, 0.17), (19.15, 0.35), (4.91, 0.54))
-"""The published NSM1 point: densities in 1e32/cm^3 and flux factors of nu_e, nubar_e and each of the others."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as by default": {},
@@ -60,9 +57,9 @@ def compare(name: str, path: str | Path, rows: int, **options: Any) -> Iterator[
 
 def nsm1() -> Array:
     """The NSM1 state ``(6, 4)``: the row of the shipped file, whose directions the publication gives."""
-    with resources.as_file(resources.files("rheidae.datasets") / "data" / "asymptotic_published.h5") as path:
-        with open_h5(path) as file:
-            return np.asarray(fourflux.from_emu(dataset(file, "F4_initial(1|ccm)")[:1])[0])
+    place = resources.files("rheidae.datasets") / "data" / "asymptotic_published.h5"
+    with resources.as_file(place) as path, open_h5(path) as file:
+        return np.asarray(fourflux.from_emu(dataset(file, "F4_initial(1|ccm)")[:1])[0])
 
 
 def convergence(state: Array, saturation_times: float = 12.0) -> Iterator[tuple[str, Simulation, float, float]]:
@@ -84,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> None:
         if arguments.convergence:
-            print("| NSM1 | nu_e, 1e32/cm^3 | nubar_e | distance from the first | seconds |\n| --- | --- | --- | --- | --- |")
+            print("| NSM1 | nu_e, 1e32/cm^3 | nubar_e | distance from the first | seconds |")
+            print("| --- | --- | --- | --- | --- |", flush=True)
             for label, result, apart, seconds in convergence(nsm1()):
                 N = result.F_final[[0, 3], fourflux.T] * 1e-32
                 print(f"| {label} | {N[0]:.3f} | {N[1]:.3f} | {apart:.5f} | {seconds:.0f} |", flush=True)
@@ -94,10 +92,8 @@ def main(argv: list[str] | None = None) -> int:
             place = resources.files("rheidae.datasets") / "data" / f"{name}.h5"
             with resources.as_file(place) as path:
                 for label, result, apart, change in compare(name, path, arguments.rows):
-                    print(
-                        f"| {label} | {apart:.5f} | {change:.4f} | {result.drift:.1e} | {result.saturation_times:.1f} |",
-                        flush=True,
-                    )
+                    run = f"{result.drift:.1e} | {result.saturation_times:.1f}"
+                    print(f"| {label} | {apart:.5f} | {change:.4f} | {run} |", flush=True)
 
     return commands.run(command)
 

@@ -267,15 +267,15 @@ class Shift:
         crossed = np.repeat(crossed[:, None], matrices, axis=1).reshape(-1, self.dimensions)
         number = np.fft.fftfreq(cells, 1 / cells)
         phase = np.exp(-2j * np.pi * number * crossed[..., None] / cells)
-        # The shortest wave of an even number of cells has no direction. It moves both ways and keeps their mean, a cosine:
-        # a loss there, and the sink of what cascades to small scales. Without one (odd numbers of cells) it piles up.
+        # The shortest wave of an even number of cells has no direction. It moves both ways and keeps their mean, a
+        # cosine: a loss, and the sink of what cascades to small scales. Without it (odd numbers of cells) that piles up.
         if cells % 2 == 0:
             phase[..., cells // 2] = phase[..., cells // 2].real
         self.dense = cells <= DENSE_CELLS
         if self.dense:
             first = np.fft.ifft(phase).real
             index = (np.arange(cells)[:, None] - np.arange(cells)) % cells
-            self._matrices = first[..., index].astype(np.float32)
+            self._matrices = np.ascontiguousarray(first[..., index], dtype=np.float32)
         else:
             self._phase = phase.astype(np.complex64)
 

@@ -268,7 +268,7 @@ class Shift:
         number = np.fft.fftfreq(cells, 1 / cells)
         phase = np.exp(-2j * np.pi * number * crossed[..., None] / cells)
         # The shortest wave of an even number of cells has no direction. It moves both ways and keeps their mean, a
-        # cosine: a loss, and the sink of what cascades to small scales. Without it (odd numbers of cells) that piles up.
+        # cosine: a loss, the sink of what cascades to small scales; without it (odd numbers of cells) that piles up.
         if cells % 2 == 0:
             phase[..., cells // 2] = phase[..., cells // 2].real
         self.dense = cells <= DENSE_CELLS

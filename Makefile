@@ -4,8 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SETUP := $(VENV)/.installed
 
-.PHONY: setup sample simulate preprocess train train-residual smoke demo evaluate ablation plot-loss slurm-preprocess slurm-train \
-	test test-lowest bench docs lint clean
+.PHONY: setup sample simulate preprocess train train-residual smoke demo evaluate ablation plot-loss slurm-preprocess \
+	slurm-train test test-lowest bench docs lint clean
 .DEFAULT_GOAL := demo
 
 # Made anew when the requirements change.

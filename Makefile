@@ -4,8 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SETUP := $(VENV)/.installed
 
-.PHONY: setup sample preprocess train train-residual smoke demo evaluate ablation plot-loss slurm-preprocess slurm-train \
-	test test-lowest bench docs lint clean
+.PHONY: setup sample simulate preprocess train train-residual smoke demo evaluate ablation plot-loss slurm-preprocess \
+	slurm-train test test-lowest bench docs lint clean
 .DEFAULT_GOAL := demo
 
 # Made anew when the requirements change.
@@ -57,6 +57,10 @@ slurm-preprocess: setup
 # The same training as a batch job; started again, it goes on from its last checkpoint.
 slurm-train: setup
 	sbatch --export=ALL,RUN_ID=$(RUN_ID) config/slurm/train.sbatch
+
+# A few of the shipped asymptotic states made again, in about a minute, and compared with the shipped rows.
+simulate: setup
+	$(RUN) -m rheidae.simulate.comparison --rows 2
 
 test: setup
 	$(RUN) -m pytest

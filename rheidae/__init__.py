@@ -7,6 +7,8 @@ Box3D and other mixing schemes on moments (`box3d_flux`, `mix`), training sets f
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
     from rheidae.estimator.regressor import FluxRegressor
     from rheidae.mixing.box3d import Box3D, box3d, box3d_flux
     from rheidae.mixing.schemes import mix
+    from rheidae.simulate import simulate
 
-__all__ = ["Box3D", "FluxRegressor", "__version__", "box3d", "box3d_flux", "load_dataset", "mix"]
+__all__ = ["Box3D", "FluxRegressor", "__version__", "box3d", "box3d_flux", "load_dataset", "mix", "simulate"]
 
 # Numba, torch and matplotlib take seconds to import: each name is loaded when first asked for.
 _HOME = {
@@ -38,3 +41,23 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(types.ModuleType):
+    """The package as a module whose `simulate` is the function of that name.
+
+    It has a folder of that name too, for ``python -m rheidae.simulate``, and Python puts a folder in the place of the
+    name when it imports it. Here that has no effect; ``from rheidae.simulate import ...`` reaches the folder as always.
+    """
+
+    @property
+    def simulate(self) -> Any:
+        """`rheidae.simulate.simulate`."""
+        return importlib.import_module("rheidae.simulate").simulate
+
+    @simulate.setter
+    def simulate(self, folder: types.ModuleType) -> None:
+        pass
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,187 @@
+"""Numba kernel of the quick growth rate: features of the lepton number on a small rule, and a small network.
+
+Features
+--------
+With G(n) between two flavors, L the side (G > 0 or G < 0) of the larger integral and S the other, for each side the
+integral I, the mean direction j = int |G| n / I and the second moment Q = int |G| (n n - 1/3) / I:
+
+    ln(I_S/I_L), j_L.j_L, j_S.j_S, j_L.j_S, Q_L:Q_L, Q_S:Q_S, Q_L:Q_S,
+    j_S.Q_L.j_S, j_S.Q_S.j_S, j_L.Q_L.j_L, j_L.Q_S.j_L, j_S.Q_L.j_L, j_S.Q_S.j_L.
+
+All are rotation invariants. The rate is sqrt(I_L I_S) exp(network(features)), one hidden layer of tanh.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rheidae.mixing._closure_kernels import LOG2_E, inverse_langevin, pow2, z_over_sinh
+from rheidae.system.numba import driver, kernel, simd_function
+
+FEATURES = 13
+_LEAST = 1e-4
+"""Ratio of the integrals below which the feature stays: nothing was fitted there."""
+
+
+@kernel
+def _add_minerbo(F, sign, half, weights, g):
+    """Add ``sign`` times the Minerbo distribution of one four-flux ``F (4)``, over pairs of opposite directions."""
+    simd_function()
+    N = F[3]
+    size = np.sqrt(F[0] ** 2 + F[1] ** 2 + F[2] ** 2)
+    f = min(size / N if N > 0.0 else 0.0, 0.99)
+    Z = inverse_langevin(f)
+    A = sign * N * z_over_sinh(Z) * 0.07957747154594767
+    s = Z * LOG2_E / (size if size > 0.0 else 1.0)
+    x, y, z = F[0] * s, F[1] * s, F[2] * s
+    pairs = half.shape[1]
+    for p in range(pairs):
+        e = pow2(x * half[0, p] + y * half[1, p] + z * half[2, p])
+        w = A * weights[p]
+        g[p] += w * e
+        g[pairs + p] += w / e
+
+
+@kernel
+def _sums(g, half, plus, minus):
+    """Moments 1, x, y, z, xx, xy, xz, yy, yz, zz of the positive and the negative part of ``g``."""
+    simd_function()
+    pairs = half.shape[1]
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = a8 = a9 = 0.0
+    b0 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = b8 = b9 = 0.0
+    for p in range(pairs):
+        x, y, z = half[0, p], half[1, p], half[2, p]
+        u, v = max(g[p], 0.0), max(g[pairs + p], 0.0)
+        s, d = u + v, u - v
+        a0 += s
+        a1 += d * x
+        a2 += d * y
+        a3 += d * z
+        a4 += s * x * x
+        a5 += s * x * y
+        a6 += s * x * z
+        a7 += s * y * y
+        a8 += s * y * z
+        a9 += s * z * z
+        u, v = u - g[p], v - g[pairs + p]
+        s, d = u + v, u - v
+        b0 += s
+        b1 += d * x
+        b2 += d * y
+        b3 += d * z
+        b4 += s * x * x
+        b5 += s * x * y
+        b6 += s * x * z
+        b7 += s * y * y
+        b8 += s * y * z
+        b9 += s * z * z
+    plus[0], plus[1], plus[2], plus[3], plus[4] = a0, a1, a2, a3, a4
+    plus[5], plus[6], plus[7], plus[8], plus[9] = a5, a6, a7, a8, a9
+    minus[0], minus[1], minus[2], minus[3], minus[4] = b0, b1, b2, b3, b4
+    minus[5], minus[6], minus[7], minus[8], minus[9] = b5, b6, b7, b8, b9
+
+
+@kernel
+def _form(Q, a, b):
+    """a.Q.b for ``Q`` as xx, xy, xz, yy, yz, zz."""
+    return (
+        Q[0] * a[0] * b[0] + Q[3] * a[1] * b[1] + Q[5] * a[2] * b[2]
+        + Q[1] * (a[0] * b[1] + a[1] * b[0]) + Q[2] * (a[0] * b[2] + a[2] * b[0]) + Q[4] * (a[1] * b[2] + a[2] * b[1])
+    )  # fmt: skip
+
+
+@kernel
+def _double(Q, P):
+    """Double contraction Q:P."""
+    return Q[0] * P[0] + Q[3] * P[3] + Q[5] * P[5] + 2.0 * (Q[1] * P[1] + Q[2] * P[2] + Q[4] * P[4])
+
+
+@kernel
+def _features(plus, minus, out):
+    """The 13 features into ``out``; returns sqrt(I_L I_S), 0 without a crossing. Overwrites the sums."""
+    if plus[0] >= minus[0]:
+        large, small = plus, minus
+    else:
+        large, small = minus, plus
+    L, S = large[0], small[0]
+    # What rounding leaves of equal distributions, or of a side that is not there, is no crossing.
+    if not S > 1e-12 * L or not L > 0.0:
+        return 0.0
+    for k in range(1, 10):
+        large[k] /= L
+        small[k] /= S
+    third = 1.0 / 3.0
+    for k in (4, 7, 9):
+        large[k] -= third
+        small[k] -= third
+    jl, js, Ql, Qs = large[1:4], small[1:4], large[4:10], small[4:10]
+    out[0] = np.log(max(S / L, _LEAST))
+    out[1] = jl[0] ** 2 + jl[1] ** 2 + jl[2] ** 2
+    out[2] = js[0] ** 2 + js[1] ** 2 + js[2] ** 2
+    out[3] = jl[0] * js[0] + jl[1] * js[1] + jl[2] * js[2]
+    out[4], out[5], out[6] = _double(Ql, Ql), _double(Qs, Qs), _double(Ql, Qs)
+    out[7], out[8], out[9] = _form(Ql, js, js), _form(Qs, js, js), _form(Ql, jl, jl)
+    out[10], out[11], out[12] = _form(Qs, jl, jl), _form(Ql, js, jl), _form(Qs, js, jl)
+    return np.sqrt(L * S)
+
+
+@kernel
+def _network(x, W, b, v, c):
+    """``c + v . tanh(W x + b)``, with W ``(FEATURES, hidden)``."""
+    total = c
+    for h in range(b.shape[0]):
+        s = b[h]
+        for k in range(FEATURES):
+            s += x[k] * W[k, h]
+        # tanh s = 1 - 2/(exp(2 s) + 1)
+        t = min(max(2.0 * LOG2_E * s, -60.0), 60.0)
+        total += v[h] * (1.0 - 2.0 / (pow2(t) + 1.0))
+    return total
+
+
+@driver
+def features(F, a, b, half, weights, out, scale):
+    """Features ``out (n, FEATURES)`` and ``scale (n)`` of flavors a, b of ``F (n, 6, 4)``; b = 3: mu as the average."""
+    g, plus, minus = np.empty(2 * half.shape[1]), np.empty(10), np.empty(10)
+    for r in range(F.shape[0]):
+        _difference(F[r], a, b, half, weights, g)
+        _sums(g, half, plus, minus)
+        scale[r] = _features(plus, minus, out[r])
+
+
+@kernel
+def _difference(F, a, b, half, weights, g):
+    for p in range(g.shape[0]):
+        g[p] = 0.0
+    _add_minerbo(F[a], 1.0, half, weights, g)
+    _add_minerbo(F[3 + a], -1.0, half, weights, g)
+    if b < 3:
+        _add_minerbo(F[b], -1.0, half, weights, g)
+        _add_minerbo(F[3 + b], 1.0, half, weights, g)
+    else:
+        # mu and tau are alike, so that one of them is their average.
+        _add_minerbo(F[1], -1.0, half, weights, g)
+        _add_minerbo(F[4], 1.0, half, weights, g)
+
+
+@driver
+def rates(F, half, weights, W, b, v, c, out):
+    """Growth rates in the unit of ``F (n, 6, 4)``; of unlike mu and tau the largest of three pairs."""
+    g, plus, minus, x = np.empty(2 * half.shape[1]), np.empty(10), np.empty(10), np.empty(FEATURES)
+    for r in range(F.shape[0]):
+        total, apart = 0.0, 0.0
+        for s in range(6):
+            total += F[r, s, 3]
+        for k in range(4):
+            apart = max(apart, abs(F[r, 1, k] - F[r, 2, k]), abs(F[r, 4, k] - F[r, 5, k]))
+        unlike = apart > 1e-6 * total
+        best = 0.0
+        for pair in range(3 if unlike else 1):
+            first = 1 if pair == 2 else 0
+            second = 3 if not unlike else (1 if pair == 0 else 2)
+            _difference(F[r], first, second, half, weights, g)
+            _sums(g, half, plus, minus)
+            scale = _features(plus, minus, x)
+            if scale > 1e-12 * total:
+                best = max(best, scale * np.exp(_network(x, W, b, v, c)))
+        out[r] = best

@@ -1,0 +1,168 @@
+"""Angular distributions on the directions of a Lebedev rule: closures, evaluated at nodes or matched to moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rheidae.exceptions import FourFluxError
+from rheidae.fourflux import SPECIES, T, as_four_flux, require_physical
+from rheidae.mixing.closure import inverse_langevin
+from rheidae.mixing.quadrature import lebedev
+
+Array = NDArray[np.float64]
+
+Closure = Callable[[Array, int, Array], ArrayLike]
+"""``closure(F, species, directions)``: a distribution up to its normalisation, at ``directions (m, 3)``, for one
+four-flux ``F (4)`` of species 0 to 5."""
+
+MATCHED = 1e-6
+"""The moments of a matched distribution are the given ones to this part of the number density, or an error says so."""
+
+
+def as_states(F: ArrayLike, name: str = "F_init") -> tuple[Array, tuple[int, ...]]:
+    """``(..., 6, 4)`` or ``(..., 24)`` four-fluxes as ``(n, 6, 4)`` float64, checked, and the leading shape.
+
+    Raises
+    ------
+    FourFluxError
+        If the shape is another, a number is not finite, a four-flux not physical, or a row holds no neutrinos.
+    """
+    array = np.asarray(F)
+    if array.ndim >= 2 and array.shape[-2:] == (6, 4):
+        leading = array.shape[:-2]
+    elif array.ndim >= 1 and array.shape[-1] == 24:
+        leading = array.shape[:-1]
+    else:
+        raise FourFluxError(
+            f"{name} has shape {array.shape}; expected (..., 6, 4): species {SPECIES}, then (x, y, z, t)"
+        )
+    states = as_four_flux(array.reshape(-1, 6, 4), name).astype(np.float64)
+    require_physical(states, name)
+    empty = np.flatnonzero(states[:, :, T].sum(axis=1) <= 0)
+    if len(empty):
+        raise FourFluxError(f"{name} row {empty[0]}: no neutrinos, all six densities are 0. Remove the row")
+    return states, leading
+
+
+def alike(states: Array) -> NDArray[np.bool_]:
+    """Whether mu and tau, and their antineutrinos, are the same to 1e-6 of a row's total density."""
+    apart = np.abs(states[:, [1, 4]] - states[:, [2, 5]]).max(axis=(1, 2))
+    return np.asarray(apart <= 1e-6 * states[:, :, T].sum(axis=1))
+
+
+def minerbo(states: Array, order: int) -> Array:
+    """Minerbo distributions at the nodes of a Lebedev rule, times their weights.
+
+    Parameters
+    ----------
+    states : ndarray, shape (n, 6, 4)
+        Four-fluxes.
+    order : int
+        Of the rule, whose quadrature error the moments have.
+
+    Returns
+    -------
+    ndarray, shape (n, 6, m)
+        Number densities of each direction, in the unit of `states`.
+    """
+    rule = lebedev(order)
+    axis, Z = _axes(states)
+    N = states[:, :, T]
+    # N Z/sinh Z exp(Z cos)/(4 pi), written so that nothing overflows.
+    small = Z < 1e-4
+    safe = np.where(small, 1.0, Z)
+    top = np.where(small, 1.0, 2 * safe / -np.expm1(-2 * safe)) * N / (4 * np.pi)
+    with np.errstate(under="ignore"):
+        g = np.exp(Z[..., None] * (axis @ rule.nodes) - np.where(small, 0.0, Z)[..., None])
+    return top[..., None] * g * rule.weights
+
+
+def matched(states: Array, order: int, closure: str | Closure = "minerbo") -> Array:
+    """Distributions on the nodes of a Lebedev rule whose sums are exactly the given moments.
+
+    Parameters
+    ----------
+    states : ndarray, shape (n, 6, 4)
+        Four-fluxes.
+    order : int
+        Of the rule, which must have no negative weights.
+    closure : "minerbo" or callable
+        See `Closure`. What it returns is multiplied by ``exp(a + b.n)``, the least change (in relative entropy) that
+        makes the moments right; for Minerbo this is the maximum-entropy distribution of the directions themselves.
+
+    Returns
+    -------
+    ndarray, shape (n, 6, m)
+        Number densities of each direction, in the unit of `states`.
+
+    Raises
+    ------
+    FourFluxError
+        If the rule has too few directions for a flux factor, or the closure returns something that is no distribution.
+    """
+    rule = lebedev(order)
+    nodes, weights = rule.nodes, rule.weights / rule.weights.sum()
+    n, m = len(states), len(weights)
+    N = states[:, :, T].reshape(-1)
+    flux = np.divide(states[:, :, :3].reshape(-1, 3), N[:, None], out=np.zeros((6 * n, 3)), where=N[:, None] > 0)
+    axis, Z = _axes(states)
+    prior = np.log(np.broadcast_to(weights, (6 * n, m)))
+    a = (axis * Z[..., None]).reshape(-1, 3)
+    if closure != "minerbo":
+        prior = prior + np.log(_evaluated(states, closure, nodes))
+        a = np.zeros_like(a)
+    # Newton on the convex function log sum exp(prior + a.(n - flux)); steps are bounded while it is far from its end.
+    # A beam has its own b -> infinity: the directions nearest to it do it best, and the check below decides.
+    for _ in range(60):
+        exponent = prior + a @ nodes
+        e = np.exp(exponent - exponent.max(axis=1, keepdims=True))
+        e /= e.sum(axis=1, keepdims=True)
+        mean = e @ nodes.T
+        miss = flux - mean
+        if np.abs(miss).max(initial=0.0) < 1e-13:
+            break
+        spread = np.einsum("ki,ai,bi->kab", e, nodes, nodes, optimize=True) - mean[:, :, None] * mean[:, None, :]
+        spread += 1e-14 * np.eye(3)
+        step = np.linalg.solve(spread, miss[:, :, None])[:, :, 0]
+        size = np.linalg.norm(step, axis=1, keepdims=True)
+        a = a + step * np.minimum(
+            1.0, (1.0 + 0.5 * np.linalg.norm(a, axis=1, keepdims=True)) / np.maximum(size, 1e-300)
+        )
+    worst = np.abs(miss).max(axis=1)
+    if (worst > MATCHED).any():
+        row, species = divmod(int(np.argmax(worst)), 6)
+        raise FourFluxError(
+            f"row {row}, {SPECIES[species]}: the {m} directions of Lebedev order {order} do not represent the flux "
+            f"factor {np.linalg.norm(flux[6 * row + species]):.4g} (off by {worst.max():.1e}); choose a higher order "
+            "of directions"
+        )
+    return (e * N[:, None]).reshape(n, 6, m)
+
+
+def _axes(states: Array) -> tuple[Array, Array]:
+    """Directions of the fluxes, and Z of their flux factors."""
+    N, size = states[..., T], np.linalg.norm(states[..., :3], axis=-1)
+    axis = np.divide(states[..., :3], size[..., None], out=np.zeros_like(states[..., :3]), where=size[..., None] > 0)
+    factor = np.divide(size, N, out=np.zeros_like(N), where=N > 0)
+    return axis, inverse_langevin(np.minimum(factor, 1 - 1e-7))
+
+
+def _evaluated(states: Array, closure: str | Closure, nodes: Array) -> Array:
+    if isinstance(closure, str):
+        raise FourFluxError(f"closure={closure!r} is unknown; expected 'minerbo' or a function of direction")
+    directions = np.ascontiguousarray(nodes.T)
+    out = np.empty((len(states), 6, len(directions)))
+    for row, state in enumerate(states):
+        for species in range(6):
+            values = np.asarray(closure(state[species], species, directions), dtype=np.float64)
+            if values.shape != (len(directions),) or not np.isfinite(values).all() or (values < 0).any():
+                raise FourFluxError(
+                    f"closure of row {row}, {SPECIES[species]}, returned shape {values.shape} for {len(directions)} "
+                    "directions; expected one finite number >= 0 for each"
+                )
+            # Nothing at a node: so little that the moments do not see it.
+            out[row, species] = np.maximum(values, 1e-30 * values.max(initial=1e-300))
+    return out.reshape(6 * len(states), -1)

@@ -1,0 +1,173 @@
+"""The fastest growing mode of a state: growth rate, wave vector, and between which flavors."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rheidae.linear.distributions import Array, alike, as_states, minerbo
+from rheidae.mixing.quadrature import lebedev
+
+SPEED_OF_LIGHT = 2.99792458e10
+"""cm/s"""
+
+POTENTIAL = 6.42284614e-33
+"""``sqrt(2) G_F/(hbar c)`` in cm^2: a lepton number density in 1/cm^3 times this is a potential in 1/cm (CODATA)."""
+
+ORDER = 23
+"""Lebedev order for continuous distributions: 194 nodes; the growth rate of the states in docs/simulate.md differs from
+order 53 by less than 3e-4."""
+
+PAIRS = ((0, 1), (0, 2), (1, 2))
+"""Pairs of flavors between which a mode can grow: e-mu, e-tau, mu-tau."""
+
+# The unstable wave vectors lie within about 1.2 sum |g|. The axes through the corners, edges and faces of a cube, both
+# ways, three lengths, three Newton starts each: on the states of docs/simulate.md as good as twelve times as many.
+_LENGTHS = (0.2, 0.45, 0.8)
+_PHASES = np.array([-0.6, 0.0, 0.6])
+_HEIGHTS = np.array([0.1])
+_FLOOR = 1e-5
+_ASCENTS = 4
+
+
+class FastestMode(NamedTuple):
+    """The fastest mode of each of n states.
+
+    Attributes
+    ----------
+    growth_rate : ndarray, shape (...)
+        1/s; 0 where the state is stable.
+    wave_vector : ndarray, shape (..., 3)
+        1/cm, of the flavor coherence itself (not in the frame that turns with the potential).
+    pair : ndarray of int, shape (...)
+        Index into `PAIRS`; where mu and tau are alike, 0 stands for e and either. -1 where the state is stable.
+    """
+
+    growth_rate: Array
+    wave_vector: Array
+    pair: NDArray[np.int64]
+
+
+def fastest_mode(F: ArrayLike, *, order: int = ORDER) -> FastestMode:
+    """Linear stability of Minerbo distributions: the wave vector that grows fastest, of all directions and lengths.
+
+    Parameters
+    ----------
+    F : array_like, shape (..., 6, 4)
+        Four-fluxes, 1/cm^3.
+    order : int
+        Lebedev order of the quadrature.
+
+    Returns
+    -------
+    FastestMode
+
+    Raises
+    ------
+    FourFluxError
+        If `F` has another shape, or a row is not physical or holds no neutrinos.
+
+    Notes
+    -----
+    The dispersion relation is that of Izaguirre, Raffelt and Tamborra 2017, arXiv:1610.01612; its derivation and how it
+    is solved stand in ``_dispersion_kernels.py``.
+    """
+    states, leading = as_states(F, "F")
+    N = minerbo(states, order)
+    return _reshaped(discrete_mode(N[:, :3] - N[:, 3:], lebedev(order).nodes, alike(states)), leading)
+
+
+def discrete_mode(
+    lepton_number: Array, directions: Array, mu_tau_alike: NDArray[np.bool_], box: Array | None = None
+) -> FastestMode:
+    """Fastest mode of distributions over discrete directions.
+
+    Parameters
+    ----------
+    lepton_number : ndarray, shape (n, 3, m)
+        Neutrinos minus antineutrinos of the flavors e, mu, tau in each direction, 1/cm^3.
+    directions : ndarray, shape (3, m)
+        Unit vectors.
+    mu_tau_alike : ndarray of bool, shape (n,)
+        Where True, mu and tau are taken as their average, and one pair of flavors is looked at.
+    box : ndarray, shape (d, 3), optional
+        Orthonormal vectors: only wave vectors that they span. Default: all.
+    """
+    directions = np.ascontiguousarray(directions, dtype=np.float64)
+    rows, pairs, parts = [], [], []
+    D = np.asarray(lepton_number, dtype=np.float64) * POTENTIAL
+    for number, (a, b) in enumerate(PAIRS):
+        which = np.flatnonzero(~mu_tau_alike) if number else np.arange(len(D))
+        other = D[which, b]
+        if number == 0:
+            other = np.where(mu_tau_alike[:, None], 0.5 * (D[:, 1] + D[:, 2]), other)
+        rows.append(which)
+        pairs.append(np.full(len(which), number))
+        parts.append(D[which, a] - other)
+    row, pair, g = np.concatenate(rows), np.concatenate(pairs), np.concatenate(parts)
+    # Differences that are nothing but rounding are none.
+    g[np.abs(g).max(axis=1) <= 1e-13 * POTENTIAL * np.abs(lepton_number[row]).sum(axis=(1, 2))] = 0.0
+    rate, k = _solve(g, directions, box)
+    best = np.full(len(D), -1)
+    for candidate in np.argsort(rate, kind="stable"):
+        if rate[candidate] > 0:
+            best[row[candidate]] = candidate
+    grows = best >= 0
+    out = FastestMode(np.zeros(len(D)), np.zeros((len(D), 3)), np.full(len(D), -1))
+    out.growth_rate[grows] = rate[best[grows]] * SPEED_OF_LIGHT
+    # Back from the frame that turns with the potential: K = k + sum g n.
+    out.wave_vector[grows] = k[best[grows]] + g[best[grows]] @ directions.T
+    out.pair[grows] = pair[best[grows]]
+    return out
+
+
+def _solve(g: Array, directions: Array, box: Array | None) -> tuple[Array, Array]:
+    from rheidae.linear import _dispersion_kernels as kernels
+
+    rate, k = np.zeros(len(g)), np.zeros((len(g), 3))
+    if not len(g):
+        return rate, k
+    J = g @ directions.T
+    if box is None:
+        P, starts, frames = np.eye(3), _starts(), _frames(J)
+    else:
+        # The wave vectors of the box, K = k + J; the kernel shifts them by -J.
+        P = box.T @ box
+        ways = _starts()[:, : len(box)] @ box if len(box) > 1 else np.linspace(-1.6, 1.6, 33)[:, None] * box
+        starts, frames = ways, np.broadcast_to(np.eye(3), (len(g), 3, 3))
+    kernels.fastest(
+        directions, _products(directions), np.ascontiguousarray(g), np.ascontiguousarray(frames), P,
+        np.ascontiguousarray(starts), _PHASES, _HEIGHTS, _FLOOR, _ASCENTS, rate, k,
+    )  # fmt: skip
+    return rate, k
+
+
+@cache
+def _starts() -> Array:
+    ways = np.array([(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if x or y or z], dtype=float)
+    ways /= np.linalg.norm(ways, axis=1, keepdims=True)
+    return np.concatenate([length * ways for length in _LENGTHS])
+
+
+def _frames(J: Array) -> Array:
+    """Orthonormal frames ``(n, 3, 3)`` whose last column is along J, so that answers turn with the state."""
+    size = np.linalg.norm(J, axis=1, keepdims=True)
+    z = np.where(size > 0, J / np.where(size > 0, size, 1.0), [0.0, 0.0, 1.0])
+    other = np.where(np.abs(z[:, :1]) < 0.9, [1.0, 0.0, 0.0], [0.0, 1.0, 0.0])
+    x = np.cross(z, other)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return np.stack([x, np.cross(z, x), z], axis=2)
+
+
+def _products(directions: Array) -> Array:
+    four = np.concatenate([np.ones((1, directions.shape[1])), directions])
+    return np.array([four[a] * four[b] for a in range(4) for b in range(a, 4)])
+
+
+def _reshaped(mode: FastestMode, leading: tuple[int, ...]) -> FastestMode:
+    return FastestMode(
+        mode.growth_rate.reshape(leading), mode.wave_vector.reshape(*leading, 3), mode.pair.reshape(leading)
+    )

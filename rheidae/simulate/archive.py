@@ -1,0 +1,312 @@
+"""Many states: one process each, resumable, into a raw file as archives of simulations have it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+import rheidae
+from rheidae import fourflux
+from rheidae.exceptions import DataError
+from rheidae.linear.distributions import Array, alike, as_states
+from rheidae.mixing.quadrature import lebedev
+from rheidae.simulate.config import SimulateConfig
+from rheidae.simulate.options import Options
+from rheidae.simulate.solver import Run, Setup, order_for, prepare, run
+from rheidae.system import commands
+from rheidae.system.cluster import open_workers
+from rheidae.system.h5 import create_h5, dataset, open_h5
+from rheidae.system.outputs import Outputs, not_written, only_writer
+from rheidae.system.signals import uninterrupted
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raised when the same version of the package begins to compute or write something else."""
+
+LINE_EVERY = 10.0
+"""Seconds between two lines in a log."""
+
+
+class Written(NamedTuple):
+    """What `simulate_archive` wrote."""
+
+    path: Path
+    rows: int
+    simulated: int
+    """Rows of this run; the others were there already."""
+    converged: int
+
+
+def read_states(path: str | Path) -> Array:
+    """Initial four-fluxes ``(n, 6, 4)`` of a raw file or a preprocessed one.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read or holds no initial four-fluxes.
+    """
+    with open_h5(path) as file:
+        if "F_init" in file:
+            found = dataset(file, "F_init")
+            F = found[()]
+            F = F if F.shape[1:] == (6, 4) else F.T
+        else:
+            found = dataset(file, "F4_initial(1|ccm)", "states need a raw or a preprocessed file")
+            F = found[()]
+            if (F.ndim == 4 and F.shape[1:] == (4, 2, 3)) or (F.ndim == 3 and F.shape[1:] == (4, 6)):
+                F = fourflux.from_emu(F)
+    if F.ndim != 3 or F.shape[1:] != (6, 4):
+        raise DataError(
+            f"{path}: dataset {found.name.lstrip('/') if found else ''!r} has shape {F.shape}; expected (n, 6, 4), or "
+            "(n, 4, 2, 3) in a raw file"
+        )
+    return np.asarray(F, dtype=np.float64)
+
+
+def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: str | None = None) -> Written:
+    """Simulate the states of a configuration and write a raw file.
+
+    Each state that is done is kept in a folder beside the output until all are, and the same configuration goes on
+    from there, whatever ended it.
+
+    Parameters
+    ----------
+    config : SimulateConfig
+        See ``config/simulate.yaml``.
+    resume : bool
+        Keep what earlier runs of the same states, options and version have done.
+    scheduler : str, optional
+        ``tcp://host:port`` of a Dask scheduler or ``local:N``. Default: `processes` on this machine.
+
+    Raises
+    ------
+    DataError
+        If the states cannot be read.
+    FourFluxError
+        If a state is not physical, or too forward peaked for any directions.
+    OutputError
+        If outputs cannot be written, or another run writes into the same folder.
+    ClusterError
+        If the cluster cannot be reached, or loses its workers.
+    """
+    rows, states = _chosen(config)
+    states, _ = as_states(states, config.states.path)
+    if config.options.order is None:
+        order_for(states)
+    root = Path(config.output_root)
+    target = root / config.output_filename
+    parts = root / f"{config.output_filename}.parts"
+    marks = [_mark(state, config.options) for state in states]
+    with only_writer(root) as lock, ExitStack() as stack:
+        # Files of a state are named by what it is made from, so that those of another configuration never count.
+        places = [parts / f"{mark}.h5" for mark in marks]
+        done = resume and _finished(target, marks)
+        pending = [] if done else [i for i, place in enumerate(places) if not (resume and place.is_file())]
+        if pending:
+            setups = {i: prepare(states[i], config.options) for i in pending}
+            # The longest first: at the end all processes finish at about the same time.
+            pending.sort(key=lambda i: -setups[i].cost)
+            progress = stack.enter_context(_Progress(target.name, [setups[i].cost for i in pending]))
+            work = [(i, states[i], config.options) for i in pending]
+            if scheduler is None:
+                found = _processes(_simulate, work, config.processes)
+            else:
+                workers = stack.enter_context(open_workers(scheduler, None))
+                workers.require([lock])
+                found = workers.run(_simulate, iter(work))
+            for i, setup, one in found:
+                _write_part(places[i], setup, one)
+                progress.advance(setups[i].cost, f"row {rows[i]}: {_said(one)}")
+        if not done:
+            results = [_read_part(place) for place in places]
+            _write_archive(target, config, rows, states, marks, results)
+            for place in parts.glob("*.h5") if parts.is_dir() else ():
+                place.unlink()
+            if parts.is_dir():
+                parts.rmdir()
+        with open_h5(target) as file:
+            converged = int(dataset(file, "converged")[()].sum())
+    return Written(target, len(states), len(pending), converged)
+
+
+def _chosen(config: SimulateConfig) -> tuple[list[int], Array]:
+    states = read_states(config.states.path)
+    rows = config.states.rows if config.states.rows is not None else list(range(len(states)))
+    rows = rows[: config.states.max_rows]
+    beyond = [row for row in rows if row >= len(states)]
+    if beyond:
+        raise DataError(f"{config.states.path} has {len(states)} rows, and no row {beyond[0]}; mend states.rows")
+    return rows, states[rows]
+
+
+def _mark(state: Array, options: Options) -> str:
+    """What a result depends on, in 16 bytes."""
+    text = json.dumps(
+        {"format": FORMAT, "rheidae_version": rheidae.__version__, **options.model_dump()}, sort_keys=True
+    )
+    return hashlib.blake2b(text.encode() + state.tobytes(), digest_size=16).hexdigest()
+
+
+def _said(one: Run) -> str:
+    return f"{one.steps} steps, {one.saturation_times:.1f} saturation times, drift {one.drift:.1e} ({one.stopped})"
+
+
+# --- work --------------------------------------------------------------------------------------------------
+
+
+def _simulate(row: int, state: Array, options: Options) -> tuple[int, Setup, Run]:
+    """One state; runs in another process, perhaps on another machine."""
+    from threadpoolctl import threadpool_limits
+
+    setup = prepare(state, options)
+    with threadpool_limits(1, user_api="blas"):
+        return row, setup, run(setup, state, options)
+
+
+def _processes(work: Callable[..., Any], blocks: list[tuple[Any, ...]], count: int | None) -> Iterator[Any]:
+    """Yield ``work(*block)`` as the processes finish them; alone, in this process."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(count or available, len(blocks))
+    if count == 1:
+        yield from (work(*block) for block in blocks)
+        return
+    from joblib import Parallel, delayed, parallel_config
+
+    with parallel_config(backend="loky", inner_max_num_threads=1):
+        yield from Parallel(n_jobs=count, return_as="generator_unordered", pre_dispatch="all", batch_size=1)(
+            delayed(work)(*block) for block in blocks
+        )
+
+
+class _Progress:
+    """States done, and the time that the others will take by the work that is expected of each."""
+
+    def __init__(self, name: str, costs: Iterable[float]) -> None:
+        costs = list(costs)
+        self.name, self.count, self.total = name, len(costs), sum(costs) or 1.0
+        self.done, self.worked = 0, 0.0
+        self.started = self.spoke = time.perf_counter()
+        self.bar = tqdm(total=self.count, desc=name, unit="state", leave=False) if commands.on_terminal() else None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def advance(self, cost: float, said: str) -> None:
+        """Count a state as done."""
+        self.done, self.worked = self.done + 1, self.worked + cost
+        now = time.perf_counter()
+        part = min(self.worked / self.total, 1.0)
+        left = (now - self.started) * (1 - part) / part if part > 0 else float("nan")
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"about {left:.0f} s left", refresh=False)
+            self.bar.update()
+        elif now - self.spoke >= LINE_EVERY or self.done == self.count:
+            self.spoke = now
+            log.info("%s: %s; %d of %d states, about %.0f s left", self.name, said, self.done, self.count, left)
+
+
+# --- files -------------------------------------------------------------------------------------------------
+
+_RUN_FIELDS = (
+    "F_final", "F_std", "probability", "growth_rate", "drift", "saturation_times", "converged", "stopped", "time",
+    "side", "steps",
+)  # fmt: skip
+
+
+def _write_part(place: Path, setup: Setup, one: Run) -> None:
+    try:
+        with Outputs() as outputs, create_h5(outputs.path(place)) as (file, _), uninterrupted():
+            file["order"] = setup.order
+            for name in _RUN_FIELDS:
+                file[name] = getattr(one, name)
+    except OSError as error:
+        raise not_written(place, error) from error
+
+
+def _read_part(place: Path) -> dict[str, Any]:
+    with open_h5(place, "simulate again") as file:
+        part = {name: dataset(file, name)[()] for name in ("order", *_RUN_FIELDS)}
+    part["stopped"] = part["stopped"].decode()
+    return part
+
+
+def _finished(target: Path, marks: list[str]) -> bool:
+    """Whether the archive is whole and made from these states, options and version."""
+    if not target.is_file():
+        return False
+    try:
+        with open_h5(target) as file:
+            return bool(json.loads(file.attrs.get("fingerprints", "[]")) == marks)
+    except (DataError, ValueError):
+        return False
+
+
+def _write_archive(
+    target: Path, config: SimulateConfig, rows: list[int], states: Array, marks: list[str], parts: list[dict[str, Any]]
+) -> None:
+    """Write the raw file; its names and axes are those of Emu's archives."""
+    same = alike(states)
+
+    def column(name: str) -> Any:
+        return np.array([part[name] for part in parts])
+
+    try:
+        with Outputs() as outputs, create_h5(outputs.path(target)) as (file, _), uninterrupted():
+            file.attrs["about"] = "pseudo-spectral simulations of the fast flavor instability"
+            file.attrs["rheidae_version"] = rheidae.__version__
+            file.attrs["config"] = json.dumps(config.model_dump(exclude={"processes"}))
+            file.attrs["fingerprints"] = json.dumps(marks)
+            file.attrs["final"] = (
+                f"means over the last {config.options.window:g} of each run; mu and tau averaged where alike"
+            )
+            file["F4_initial(1|ccm)"] = fourflux.to_emu(states)
+            file["F4_final(1|ccm)"] = fourflux.to_emu(column("F_final"))
+            file["F4_final_stddev(1|ccm)"] = fourflux.to_emu(column("F_std"))
+            file["growthRate(1|s)"] = column("growth_rate")
+            file["time(s)"] = column("time")
+            file["box(cm)"] = column("side")
+            file["saturation_times"] = column("saturation_times")
+            file["drift"] = column("drift")
+            file["converged"] = column("converged")
+            file["steps"] = column("steps")
+            strings = h5py.string_dtype()
+            file.create_dataset("stopped", data=[part["stopped"] for part in parts], dtype=strings)
+            stem = Path(config.states.path).stem
+            names = [f"{stem}/{config.options.dimensions}D/row{row}" for row in rows]
+            file.create_dataset("directorynames", data=names, dtype=strings)
+            file["nf"] = 3
+            _write_angular(file, same, parts)
+    except OSError as error:
+        raise not_written(target, error) from error
+
+
+def _write_angular(file: h5py.File, same: Any, parts: list[dict[str, Any]]) -> None:
+    orders = np.array([part["order"] for part in parts])
+    for order in np.unique(orders):
+        numbers = np.flatnonzero(orders == order)
+        P = np.array([parts[i]["probability"] for i in numbers])[:, :, :2].astype(np.float32)
+        P[same[numbers], :, 1] = np.nan
+        rule = lebedev(int(order))
+        group = file.create_group(f"angular/lebedev_{order}")
+        group["rows"] = numbers
+        group["direction"], group["weight"] = rule.nodes.T, rule.weights
+        group["probability"] = P
+        group["probability"].attrs["axes"] = (
+            "row, direction, initial flavor (e, mu), final flavor (e, mu, tau); mu is NaN where mu and tau start alike"
+        )

@@ -1,0 +1,102 @@
+"""Two tables about the solver: against rows that ship with the package, and convergence in its own parameters.
+
+``python -m rheidae.simulate.comparison`` makes a few shipped asymptotic rows again; with ``--convergence`` one state is
+simulated with other cells, boxes, directions, seeds and time steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rheidae import fourflux
+from rheidae.linear.distributions import Array
+from rheidae.simulate.simulation import Simulation, simulate
+from rheidae.system import commands
+from rheidae.system.h5 import dataset, open_h5
+
+SHIPPED = ("asymptotic_published", "asymptotic_random", "asymptotic_nsm_a", "asymptotic_nsm_b")
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as by default": {},
+    "seed 2": {"seed": 2},
+    "seed 3": {"seed": 3},
+    "time step 0.3": {"time_step": 0.3},
+    "perturbation 1e-4": {"perturbation": 1e-4},
+    "28 saturation times": {"saturation_times": 28.0},
+    "86 directions": {"order": 15},
+    "larger box, 24 cells": {"cells": 24, "wavelengths": 4.95},
+    "24 cells": {"cells": 24},
+    "24 cells, smaller box": {"cells": 24, "wavelengths": 2.2},
+    "17 cells (no loss at the shortest wave)": {"cells": 17},
+}
+
+
+def distance(F: Array, other: Array, F_init: Array) -> float:
+    """Four-flux distance of two final states ``(6, 4)``, mean over species, over the total density."""
+    return float(np.linalg.norm(F - other, axis=-1).mean() / F_init[:, fourflux.T].sum())
+
+
+def compare(name: str, path: str | Path, rows: int, **options: Any) -> Iterator[tuple[str, Simulation, float, float]]:
+    """Make the first rows of a raw file again: label, result, its distance from the row, and the row's change."""
+    with open_h5(path) as file:
+        F_init, final = (
+            fourflux.from_emu(dataset(file, f"F4_{which}(1|ccm)")[:rows]) for which in ("initial", "final")
+        )
+    final = fourflux.average_heavy(final, F_init)
+    for row, (state, wanted) in enumerate(zip(F_init, final, strict=True)):
+        result = simulate(state, **options)
+        yield f"{name} {row}", result, distance(result.F_final, wanted, state), distance(state, wanted, state)
+
+
+def nsm1() -> Array:
+    """The NSM1 state ``(6, 4)``: the row of the shipped file, whose directions the publication gives."""
+    place = resources.files("rheidae.datasets") / "data" / "asymptotic_published.h5"
+    with resources.as_file(place) as path, open_h5(path) as file:
+        return np.asarray(fourflux.from_emu(dataset(file, "F4_initial(1|ccm)")[:1])[0])
+
+
+def convergence(state: Array, saturation_times: float = 12.0) -> Iterator[tuple[str, Simulation, float, float]]:
+    """The same state with each of `VARIANTS`: label, result, distance from the first one, seconds."""
+    first = None
+    for label, options in VARIANTS.items():
+        started = time.process_time()
+        result = simulate(state, **{"saturation_times": saturation_times, **options})
+        first = result.F_final if first is None else first
+        yield label, result, distance(result.F_final, first, state), time.process_time() - started
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``python -m rheidae.simulate.comparison``."""
+    parser = argparse.ArgumentParser(prog="python -m rheidae.simulate.comparison", description=__doc__)
+    parser.add_argument("--rows", type=int, default=2, help="of each shipped file (default: %(default)s)")
+    parser.add_argument("--convergence", action="store_true", help="the NSM1 point with other parameters")
+    arguments = parser.parse_args(argv)
+
+    def command() -> None:
+        if arguments.convergence:
+            print("| NSM1 | nu_e, 1e32/cm^3 | nubar_e | distance from the first | seconds |")
+            print("| --- | --- | --- | --- | --- |", flush=True)
+            for label, result, apart, seconds in convergence(nsm1()):
+                N = result.F_final[[0, 3], fourflux.T] * 1e-32
+                print(f"| {label} | {N[0]:.3f} | {N[1]:.3f} | {apart:.5f} | {seconds:.0f} |", flush=True)
+            return
+        print("| row | distance | change | drift | saturation times |\n| --- | --- | --- | --- | --- |")
+        for name in SHIPPED:
+            place = resources.files("rheidae.datasets") / "data" / f"{name}.h5"
+            with resources.as_file(place) as path:
+                for label, result, apart, change in compare(name, path, arguments.rows):
+                    run = f"{result.drift:.1e} | {result.saturation_times:.1f}"
+                    print(f"| {label} | {apart:.5f} | {change:.4f} | {run} |", flush=True)
+
+    return commands.run(command)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

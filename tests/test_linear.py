@@ -1,0 +1,234 @@
+"""Linear stability against analytic rates, and against eigenvalues of the full problem."""
+
+from importlib import resources
+
+import h5py
+import numpy as np
+import pytest
+
+from rheidae import fourflux
+from rheidae.exceptions import FourFluxError
+from rheidae.linear import discrete_mode, fastest_mode, growth_rate
+from rheidae.linear.distributions import alike, matched, minerbo
+from rheidae.linear.stability import POTENTIAL, SPEED_OF_LIGHT
+from rheidae.mixing.quadrature import lebedev
+from tests.states import random_rotation, random_states, turn
+
+YES = np.array([True])
+
+
+def lepton_number(g):
+    """Electron lepton number (1, 3, m) that makes the potential `g` (1/cm)."""
+    out = np.zeros((1, 3, len(g)))
+    out[0, 0] = np.asarray(g) / POTENTIAL
+    return out
+
+
+def scan(g, directions, axes=31, lengths=33):
+    """Largest growth rate, 1/cm: eigenvalues of the matrix of all directions over wave vectors, then Nelder-Mead."""
+    from scipy.optimize import minimize
+
+    matrix = -(1 - directions.T @ directions) * g
+    scale = np.abs(g).sum()
+
+    def rate(k):
+        return np.linalg.eigvals(matrix + np.diag(scale * (k @ directions))).imag.max() / scale
+
+    # A spiral over half the sphere; lengths of both signs.
+    z = (np.arange(axes) + 0.5) / axes
+    phi = np.pi * (1 + np.sqrt(5)) * np.arange(axes)
+    ways = np.stack([np.sqrt(1 - z**2) * np.cos(phi), np.sqrt(1 - z**2) * np.sin(phi), z], axis=1)
+    ks = np.linspace(-1.2, 1.2, lengths)
+    best, top = 0.0, np.zeros(3)
+    for way in ways:
+        stack = matrix + scale * ks[:, None, None] * np.diag(way @ directions)
+        rates = np.linalg.eigvals(stack).imag.max(axis=1) / scale
+        if rates.max() > best:
+            best, top = rates.max(), ks[rates.argmax()] * way
+    simplex = top + 0.05 * np.vstack([np.zeros(3), np.eye(3)])
+    found = minimize(lambda k: -rate(k), top, method="Nelder-Mead", options={"initial_simplex": simplex, "maxfev": 150})
+    return scale * max(best, -found.fun)
+
+
+def sample(name, rows):
+    with resources.files("rheidae.datasets").joinpath(f"data/{name}").open("rb") as stream, h5py.File(stream) as file:
+        return fourflux.from_emu(file["F4_initial(1|ccm)"][()])[rows]
+
+
+# --- analytic ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (1.0, 0.3), (0.2, 3.0)])
+def test_two_beams(a, b):
+    """Opposite beams of neutrinos (a) and antineutrinos (b): omega^2 = k^2 - 4 a b."""
+    mode = discrete_mode(lepton_number([a, -b]), np.array([[0, 0], [0, 0], [1.0, -1.0]]), YES)
+    np.testing.assert_allclose(mode.growth_rate, 2 * np.sqrt(a * b) * SPEED_OF_LIGHT, rtol=1e-5)
+    # k = 0: the wave vector of the coherence itself is sum g n.
+    np.testing.assert_allclose(mode.wave_vector[0, 2], a + b, rtol=0.02)
+
+
+def test_homogeneous_mode_of_an_axisymmetric_distribution():
+    """At k = 0 the rate is sqrt(J^2 - (I + K)^2/4) with the moments I, J, K = sum g (1, z, z^2)."""
+    rule = lebedev(17)
+    z = rule.nodes[2]
+    g = rule.weights * (0.3 - 1.4 * z)
+    moments = g.sum(), g @ z, g @ z**2
+    wanted = np.sqrt(moments[1] ** 2 - 0.25 * (moments[0] + moments[2]) ** 2)
+    from rheidae.linear import _dispersion_kernels as kernels
+    from rheidae.linear.stability import _products
+
+    scale = np.abs(g).sum()
+    work, sums = np.empty((4, len(g))), np.empty((10, 4))
+    M, D = np.empty((4, 4), complex), np.empty((4, 4), complex)
+    omega = kernels.root(
+        rule.nodes, _products(rule.nodes), g / scale, 0.0, 0.0, 0.0, 0.1 + 0.2j, 1e-9, 1e-5, 50, work, sums, M, D
+    )
+    np.testing.assert_allclose(scale * omega.imag, wanted, rtol=1e-8)
+    assert discrete_mode(lepton_number(g), rule.nodes, YES).growth_rate[0] >= 0.999 * wanted * SPEED_OF_LIGHT
+
+
+def test_without_a_crossing_nothing_grows():
+    F = np.zeros((3, 6, 4))
+    F[..., 3] = [[4, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 1, 1, 3, 1, 1]]
+    F[0, 0, 2] = 0.5
+    mode = fastest_mode(F * 1e33)
+    assert (mode.growth_rate == 0).all()
+    assert (mode.pair == -1).all()
+
+
+# --- against the full eigenvalue problem -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_states_against_a_scan(seed):
+    F = random_states(1, seed, max_flux_factor=0.6, alike=seed % 2 == 0) * 1e33
+    N = matched(F, 9)
+    D, directions = N[:, :3] - N[:, 3:], lebedev(9).nodes
+    rate = discrete_mode(D, directions, alike(F)).growth_rate[0] / SPEED_OF_LIGHT
+    pairs = ((0, 1),) if alike(F)[0] else ((0, 1), (0, 2), (1, 2))
+    wanted = max(scan(POTENTIAL * (D[0, a] - D[0, b]), directions) for a, b in pairs)
+    assert rate >= 0.999 * wanted
+    assert rate <= 1.03 * wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["emu_random.h5", "emu_nsm_a.h5", "emu_nsm_b.h5", "emu_three_d.h5"])
+def test_sample_against_a_scan(name):
+    F = sample(name, slice(3, None, 60))
+    N = matched(F, 11)
+    D, directions = N[:, :3] - N[:, 3:], lebedev(11).nodes
+    rates = discrete_mode(D, directions, alike(F)).growth_rate / SPEED_OF_LIGHT
+    wanted = [scan(POTENTIAL * (d[0] - 0.5 * (d[1] + d[2])), directions, axes=13, lengths=25) for d in D]
+    np.testing.assert_allclose(rates, wanted, rtol=0.03)
+
+
+def test_eigenvalue_at_the_wave_vector_found():
+    F = random_states(5, 11, alike=True) * 1e33
+    N = matched(F, 11)
+    directions = lebedev(11).nodes
+    D = N[:, :3] - N[:, 3:]
+    mode = discrete_mode(D, directions, alike(F))
+    for d, rate, K in zip(D, mode.growth_rate, mode.wave_vector, strict=True):
+        g = POTENTIAL * (d[0] - 0.5 * (d[1] + d[2]))
+        matrix = -(1 - directions.T @ directions) * g + np.diag((K - directions @ g) @ directions)
+        np.testing.assert_allclose(np.linalg.eigvals(matrix).imag.max() * SPEED_OF_LIGHT, rate, rtol=1e-6)
+
+
+# --- properties --------------------------------------------------------------------------------------------
+
+
+def test_turns_with_the_state_and_scales():
+    F, rotation = random_states(6, 4, alike=True) * 1e33, random_rotation(8)
+    mode, turned = fastest_mode(F), fastest_mode(turn(F, rotation))
+    np.testing.assert_allclose(turned.growth_rate, mode.growth_rate, rtol=2e-3)
+    np.testing.assert_allclose(growth_rate(F * 1e-3), mode.growth_rate * 1e-3, rtol=1e-6)
+    size = np.linalg.norm(mode.wave_vector, axis=1)
+    assert np.median(np.linalg.norm(turned.wave_vector - mode.wave_vector @ rotation.T, axis=1) / size) < 0.01
+
+
+def test_the_largest_of_three_pairs_counts():
+    """Electron neutrinos without a crossing over either, and a crossing between mu and tau."""
+    F = np.zeros((6, 4))
+    F[:, 3] = [3, 1, 1, 1, 1, 1]
+    F[1, 2], F[2, 2] = 0.5, -0.5
+    mode = fastest_mode(1e33 * F)
+    assert mode.pair == 2
+    assert mode.growth_rate > 0
+    swapped = F[[0, 2, 1, 3, 5, 4]]
+    np.testing.assert_allclose(growth_rate(1e33 * swapped), mode.growth_rate, rtol=1e-6)
+
+
+def test_more_directions_converge():
+    F = random_states(8, 4, max_flux_factor=0.7) * 1e33
+    np.testing.assert_allclose(growth_rate(F), growth_rate(F, order=41), rtol=3e-3)
+
+
+def test_matched_moments():
+    F = random_states(20, 5, max_flux_factor=0.8) * 1e33
+    F[0, 1] = 0  # none of a species
+    F[1, 2, :3] = 0  # isotropic
+    for closure in ("minerbo", lambda F, species, directions: (1.1 + directions @ [0.3, 0.1, 0.9]) ** 2):
+        N = matched(F, 19, closure)
+        assert (N >= 0).all()
+        np.testing.assert_allclose(N.sum(axis=-1), F[..., 3], rtol=1e-12)
+        np.testing.assert_allclose(N @ lebedev(19).nodes.T, F[..., :3], atol=1e-11 * F.max())
+    # Where quadrature is good, both are the same distribution.
+    mild = random_states(5, 6, max_flux_factor=0.5) * 1e33
+    np.testing.assert_allclose(matched(mild, 31), minerbo(mild, 31), rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda F: F[:, :4], r"shape \(2, 4, 4\); expected \(\.\.\., 6, 4\)"),
+        (lambda F: np.where(F[1, 2, 3] == F, np.nan, F), r"row 1, nu_tau: .* not finite"),
+        (lambda F: F * np.array([4, 4, 4, 1.0]), r"exceeds N"),
+        (lambda F: F * 0, r"no neutrinos"),
+    ],
+)
+def test_bad_input(change, message):
+    with pytest.raises(FourFluxError, match=message):
+        growth_rate(change(random_states(2, 1, alike=False)))
+
+
+@pytest.mark.parametrize("name", ["emu_random.h5", "emu_nsm_a.h5", "emu_nsm_b.h5"])
+def test_quick_rate_on_families_that_were_not_fitted(name):
+    F = sample(name, slice(0, None, 4))
+    error = np.abs(growth_rate(F, method="fast") / growth_rate(F) - 1)
+    assert np.median(error) < 0.025
+    assert np.quantile(error, 0.95) < 0.08
+
+
+def test_quick_rate_of_three_pairs_turns_scales_and_knows_stable_states():
+    F, rotation = random_states(40, 2, max_flux_factor=0.6) * 1e33, random_rotation(3)
+    quick = growth_rate(F, method="fast")
+    strong = growth_rate(F) > 0.02 * F[..., 3].sum(axis=1) * POTENTIAL * SPEED_OF_LIGHT
+    assert strong.sum() > 20
+    assert np.median(np.abs(quick / growth_rate(F) - 1)[strong]) < 0.05
+    np.testing.assert_allclose(growth_rate(1e-3 * F, method="fast"), 1e-3 * quick, rtol=1e-9)
+    turned = growth_rate(turn(F, rotation), method="fast")
+    assert np.median(np.abs(turned / quick - 1)[strong]) < 0.02
+    stable = np.zeros((2, 6, 4))
+    stable[..., 3] = [[4, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]
+    np.testing.assert_array_equal(growth_rate(stable, method="fast"), 0)
+    assert growth_rate(F[0], method="fast") == quick[0]
+
+
+def test_unknown_method():
+    with pytest.raises(ValueError, match="expected 'exact' or 'fast'"):
+        growth_rate(random_states(1), method="quick")
+
+
+def test_too_few_directions():
+    F = np.zeros((1, 6, 4))
+    F[:, :, 3] = 1.0
+    F[0, 3, 2] = 0.97
+    with pytest.raises(FourFluxError, match=r"nubar_e: the 6 directions of Lebedev order 3 .*higher order"):
+        matched(turn(F, random_rotation(1)), 3)
+
+
+def test_closure_that_is_none():
+    with pytest.raises(FourFluxError, match="returned shape"):
+        matched(random_states(1), 11, lambda F, species, directions: 1.0)
+    with pytest.raises(FourFluxError, match="unknown"):
+        matched(random_states(1), 11, "levermore")

@@ -13,6 +13,7 @@ import rheidae
 COMMANDS = {
     "init": ("rheidae.init", "put commented configuration files into a folder"),
     "datasets": ("rheidae.datasets.__main__", "write the sample simulations as raw files"),
+    "simulate": ("rheidae.simulate.__main__", "run simulations until they settle"),
     "preprocess": ("rheidae.preprocess.__main__", "raw simulation files to training sets"),
     "train": ("rheidae.train", "train a model"),
     "plots": ("rheidae.plots", "draw the losses of a run"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from rheidae.exceptions import OutputError
 from rheidae.system import commands
 
-FILES = ("pre_process.yaml", "model.yaml", "train_parms.yaml")
+FILES = ("pre_process.yaml", "simulate.yaml", "model.yaml", "train_parms.yaml")
 
 
 def write_defaults(folder: str | Path) -> list[Path]:

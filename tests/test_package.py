@@ -65,8 +65,8 @@ def test_docstrings_and_their_examples(name):
 
 ORDER = (
     ("exceptions",), ("system",), ("fourflux", "_fourflux_kernels"), ("mixing",), ("moments", "relaxation"),
-    ("config",), ("linear", "simulate", "preprocess"), ("datasets",), ("scoring",), ("estimator",), ("runs",),
-    ("export",), ("init", "train", "evaluate", "plots", "ablation"), ("__main__",),
+    ("config",), ("linear",), ("simulate", "preprocess"), ("datasets",), ("scoring",), ("estimator",),
+    ("runs",), ("export",), ("init", "train", "evaluate", "plots", "ablation"), ("__main__",),
 )  # fmt: skip
 """Imports go to the left, or stay where they are."""
 

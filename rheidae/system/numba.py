@@ -68,6 +68,7 @@ def _compile(**options: Any) -> Callable[[Any], Any]:
     """Decorator of a kernel: compiled when it is first called, and kept on the disk where that is possible."""
 
     def decorate(function: Any) -> Any:
+        """Make a kernel of a function."""
         # Every option is given everywhere: one that is not would be inherited from the function whose compilation asks
         # for this one.
         compiled = njit(error_model="numpy", nogil=True, **options)(function)

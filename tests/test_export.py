@@ -3,11 +3,15 @@
 import copy
 import ctypes
 import errno
+import io
 import json
+import pickle
+import re
 import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,7 @@ from hypothesis import strategies as st
 from rheidae import FluxRegressor, box3d_flux
 from rheidae.estimator.networks import MixingModel, ResidualFFIModel
 from rheidae.estimator.tensors.power import ContinuousMixing
-from rheidae.exceptions import ExportError, FourFluxError
+from rheidae.exceptions import ExportError, FourFluxError, OutputError
 from rheidae.export import __main__ as command
 from rheidae.export import export_regressor, load_exported
 from rheidae.export.box3d import Box3DTerms
@@ -334,12 +338,12 @@ class Branching(torch.nn.Module):
 def test_what_cannot_be_exported(residual, tmp_path, data):
     branching = FluxRegressor(Branching, max_epochs=1).fit(data.data[:64], data.target[:64])
     with pytest.raises(ExportError, match="cannot be turned into a graph"):
-        export_regressor(branching, tmp_path / "model", "pt2")
+        export_regressor(branching, tmp_path / "model.pt2", "pt2")
     with pytest.raises(ValueError, match="format='tflite' is not one of onnx, pt2, torchscript"):
         export_regressor(residual, tmp_path / "model", "tflite")
     generic = FluxRegressor(layout="generic", max_epochs=1).fit(data.data[:64], data.target[:64])
     with pytest.raises(ExportError, match="layout='generic'"):
-        export_regressor(generic, tmp_path / "model", "pt2")
+        export_regressor(generic, tmp_path / "model.pt2", "pt2")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -355,7 +359,7 @@ def test_a_full_disk_leaves_what_was_there(residual, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(file))
 
     monkeypatch.setattr(Path, "write_bytes", write_half)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match=r"model\.ts: disk full"):
         export_regressor(residual, path, "torchscript", with_box3d=False)
     # Never under its own name before it is complete and compared.
     assert written[0].name != path.name
@@ -364,8 +368,9 @@ def test_a_full_disk_leaves_what_was_there(residual, tmp_path, monkeypatch):
 
 
 def test_a_folder_of_that_name_is_said_before_the_work(residual, tmp_path):
-    (tmp_path / "model.json").mkdir()
-    for name in (tmp_path, tmp_path / "model"):
+    (tmp_path / "model.onnx.json").mkdir()
+    (tmp_path / "folder.onnx").mkdir()
+    for name in (tmp_path / "folder.onnx", tmp_path / "model.onnx"):
         with pytest.raises(ExportError, match="is a folder; name a file"):
             export_regressor(residual, name, "onnx")
 
@@ -384,8 +389,76 @@ def test_files_that_are_no_exports(tmp_path):
         load_exported(tmp_path / "text.onnx")
     with (tmp_path / "archive.pt2").open("wb") as file:
         np.savez(file, x=1)
-    with pytest.raises(ExportError, match="cannot be read"):
+    with pytest.raises(ExportError, match=r"holds 'x\.npy', which may run code"):
         load_exported(tmp_path / "archive.pt2")
+
+
+# --- files of strangers ----------------------------------------------------------------------------------
+
+
+class Mischief:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def rewritten(path, target, change):
+    """Copy a zip archive; `change(part, content)` gives the new content of each part."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as copy:
+        for name in source.namelist():
+            copy.writestr(name, change(name.partition("/")[2], source.read(name)))
+    return target
+
+
+def pickled(thing):
+    buffer = io.BytesIO()
+    torch.save(thing, buffer, pickle_module=pickle)
+    return buffer.getvalue()
+
+
+def test_pt2_files_that_run_code_are_refused(exported, tmp_path):
+    """A pickle as sample inputs, a pickled weight, an operator that is none, an expression that is a call."""
+    mark, sound = tmp_path / "ran", exported("mixing", "pt2")
+
+    def pickled_weight(part, content):
+        if part == "data/weights/model_weights_config.json":
+            return content.replace(b'"use_pickle": false', b'"use_pickle": true', 1)
+        return pickled(Mischief(mark)) if part == "data/weights/weight_0" else content
+
+    def call(part, content):
+        code = json.dumps(f"__import__('pathlib').Path({str(mark)!r}).touch()").encode()
+        return re.sub(rb'"expr_str": "[^"]*"', lambda _: b'"expr_str": ' + code, content)
+
+    def system(part, content):
+        return re.sub(rb'"torch\.ops\.aten\.[^"]*"', b'"torch.os.system"', content)
+
+    def sample(part, content):
+        return pickled(Mischief(mark)) if part == "data/sample_inputs/model.pt" else content
+
+    for change in (sample, pickled_weight, call, system):
+        path = rewritten(sound, tmp_path / f"{change.__name__}.pt2", change)
+        with pytest.raises(ExportError, match="may run code"):
+            load_exported(path)
+        shutil.copyfile(path, tmp_path / "model.onnx")
+        with pytest.raises(ExportError, match=r"format pt2 has to end in \.pt2; it is not what its name says"):
+            load_exported(tmp_path / "model.onnx")
+    assert not mark.exists()
+    again = rewritten(sound, tmp_path / "same.pt2", lambda part, content: content)
+    F = random_states(5)
+    np.testing.assert_array_equal(load_exported(again).predict(F), load_exported(sound).predict(F))
+
+
+def test_name_and_content_have_to_agree(exported, residual, tmp_path):
+    for format, name in (("torchscript", "x.onnx"), ("torchscript", "x.pt2"), ("onnx", "x.ts"), ("pt2", "x.pt")):
+        shutil.copyfile(exported("mixing", format), tmp_path / name)
+        with pytest.raises(ExportError, match=f"of format {format} has to end in .* not what its name says"):
+            load_exported(tmp_path / name)
+    with pytest.raises(ExportError, match=r"of format torchscript has to end in \.ts or \.pt or \.torchscript"):
+        export_regressor(residual, tmp_path / "y.onnx", "torchscript")
 
 
 def test_command(processed, tmp_path, capsys):

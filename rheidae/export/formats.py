@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +39,8 @@ class Format(NamedTuple):
     """The file, from what `convert` made and its metadata."""
     read: Callable[[Path, int], tuple[Function, Metadata]]
     """Of a file and a number of threads."""
+    suffixes: tuple[str, ...]
+    """How the names of such files end."""
     packages: tuple[str, ...] = ()
     """What writing needs beside torch."""
 
@@ -67,17 +71,29 @@ def trace(graph: torch.nn.Module, rows: Sequence[torch.Tensor]) -> Any:
     return program
 
 
-def load(path: Path, threads: int) -> tuple[Function, Metadata]:
-    """Open an exported file of any format, told by its first bytes."""
-    with path.open("rb") as file:
-        archive = file.read(2) == b"PK"
-    if not archive:
-        return FORMATS["onnx"].read(path, threads)
-    import zipfile
+def require_suffix(path: str | Path, format: str) -> None:
+    """Raise `ExportError` if the name of a file does not say its format."""
+    if Path(path).suffix not in FORMATS[format].suffixes:
+        endings = " or ".join(FORMATS[format].suffixes)
+        raise ExportError(f"{path}: the name of a file of format {format} has to end in {endings}")
 
-    with zipfile.ZipFile(path) as file:
-        scripted = any(name.endswith("/constants.pkl") for name in file.namelist())
-    return FORMATS["torchscript" if scripted else "pt2"].read(path, threads)
+
+def format_of(path: Path) -> str:
+    """Return the format of an exported file, told by its first bytes, if its name says the same.
+
+    A file that is called ``model.onnx`` is never handed to torch, which may run what an archive holds.
+    """
+    format = "onnx"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            format = "torchscript" if any(name.endswith("/constants.pkl") for name in file.namelist()) else "pt2"
+    try:
+        require_suffix(path, format)
+    except ExportError as error:
+        raise ExportError(
+            f"{error}; it is not what its name says: do not open it unless you know who made it"
+        ) from None
+    return format
 
 
 # --- ONNX ------------------------------------------------------------------------------------------------
@@ -129,8 +145,23 @@ def _from_onnx(path: Path, threads: int) -> tuple[Function, Metadata]:
 # --- torch.export ----------------------------------------------------------------------------------------
 
 
+#
+# torch.export.load unpickles sample inputs, and tensors that the archive's tables mark so; it looks up operators by any
+# dotted name below torch, and evaluates the sizes' expressions. Files written here have no pickle, operators of ATen
+# and sums and products of sizes, and nothing else is read.
+
+_PARTS = re.compile(
+    r"data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
+    r"|models/model\.json|extra/rheidae|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
+)
+_SAMPLE_INPUTS = "data/sample_inputs/model.pt"
+_OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.(add|sub|mul|floordiv|eq|ne|le|lt|ge|gt)")
+_EXPRESSION = re.compile(r"(Symbol\('[su]\d+'(, \w+=True)*\)|[su](?=\d)|\d|[-+*() ]|(Eq|Ne|Max|Min)(?=\()|,)*")
+
+
 def _write_pt2(program: Any, metadata: Metadata) -> bytes:
     buffer = io.BytesIO()
+    program.example_inputs = None  # a pickle otherwise
     with _quiet():
         torch.export.save(program, buffer, extra_files={KEY: json.dumps(metadata)})
     return buffer.getvalue()
@@ -138,9 +169,39 @@ def _write_pt2(program: Any, metadata: Metadata) -> bytes:
 
 def _from_pt2(path: Path, threads: int) -> tuple[Function, Metadata]:
     extra = {KEY: ""}
-    with _quiet(), path.open("rb") as file:
-        module = torch.export.load(file, extra_files=extra).module()
+    with _quiet():
+        module = torch.export.load(_without_code(path), extra_files=extra).module()
     return _of_torch(module, threads), json.loads(extra[KEY] or "{}")
+
+
+def _without_code(path: Path) -> io.BytesIO:
+    """Return a copy of a pt2 archive, written anew from what was looked at, so that torch reads nothing else."""
+    checked = io.BytesIO()
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(checked, "w", zipfile.ZIP_STORED) as copy:
+        for name in dict.fromkeys(source.namelist()):
+            part, content = name.partition("/")[2], source.read(name)
+            if not _PARTS.fullmatch(part) and not (part == _SAMPLE_INPUTS and not content):
+                raise ExportError(f"{path}: holds {name!r}, which may run code; exports have no such part")
+            if part.endswith(".json"):
+                _require_data(path, json.loads(content))
+            copy.writestr(f"archive/{part}", content)
+    checked.seek(0)
+    return checked
+
+
+def _require_data(path: Path, content: Any) -> None:
+    """Raise `ExportError` if a table of a pt2 archive asks for a pickle, or for more than arithmetic."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            unsafe = (
+                (key == "use_pickle" and value)
+                or (key == "target" and isinstance(value, str) and not _OPERATOR.fullmatch(value))
+                or (key == "expr_str" and not _EXPRESSION.fullmatch(str(value)))
+            )
+            if unsafe:
+                raise ExportError(f"{path}: {key} {value!r} may run code; files of this package hold none")
+    for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        _require_data(path, value)
 
 
 # --- TorchScript -----------------------------------------------------------------------------------------
@@ -194,9 +255,9 @@ def _of_torch(module: Any, threads: int) -> Function:
 
 
 FORMATS = {
-    "onnx": Format(_to_onnx, _write_onnx, _from_onnx, ("onnx", "onnxscript", "onnxruntime")),
-    "pt2": Format(lambda program, _inputs: program, _write_pt2, _from_pt2),
-    "torchscript": Format(_to_torchscript, _write_torchscript, _from_torchscript),
+    "onnx": Format(_to_onnx, _write_onnx, _from_onnx, (".onnx",), ("onnx", "onnxscript", "onnxruntime")),
+    "pt2": Format(lambda program, _inputs: program, _write_pt2, _from_pt2, (".pt2",)),
+    "torchscript": Format(_to_torchscript, _write_torchscript, _from_torchscript, (".ts", ".pt", ".torchscript")),
 }
 
 

@@ -16,7 +16,7 @@ import rheidae
 from rheidae import fourflux
 from rheidae.exceptions import DataError, ExportError, FourFluxError
 from rheidae.export.box3d import Box3DTerms
-from rheidae.export.formats import FORMATS, Function, Metadata, load, require, trace
+from rheidae.export.formats import FORMATS, Function, Metadata, format_of, require, require_suffix, trace
 from rheidae.export.graph import FluxGraph
 from rheidae.export.states import made_states, sample_states
 from rheidae.fourflux import COMPONENTS, SPECIES
@@ -81,6 +81,10 @@ class Exported:
 def load_exported(path: str | Path, threads: int = 1) -> Exported:
     """Open a file that `export_regressor` wrote, of any format.
 
+    **Of strangers open ONNX files alone.** TorchScript is a program, which may read and write files. Archives of
+    ``torch.export`` that hold pickles or more than tensor arithmetic are refused, but torch does not promise that the
+    rest is harmless.
+
     Parameters
     ----------
     path : path
@@ -92,13 +96,14 @@ def load_exported(path: str | Path, threads: int = 1) -> Exported:
     Raises
     ------
     ExportError
-        If the file does not exist, cannot be read, or was not written by this package.
+        If the file does not exist, cannot be read, was not written by this package, or its name (``.onnx``, ``.pt2``;
+        ``.ts``, ``.pt`` or ``.torchscript``) is of another format than its content.
     """
     path = Path(path)
     if not path.is_file():
         raise ExportError(f"{path}: no such file; write it with: python -m rheidae.export")
     try:
-        function, metadata = load(path, threads)
+        function, metadata = FORMATS[format_of(path)].read(path, threads)
     except ExportError:
         raise
     except Exception as error:  # each runtime has its own
@@ -131,7 +136,8 @@ def export_regressor(
         The file; its metadata go beside it under the same name with ``.json`` behind. Both appear together, or
         neither, and what was there is replaced.
     format : {"onnx", "pt2", "torchscript"}
-        For onnxruntime, for ``torch.export.load`` and for ``torch.jit.load``.
+        For onnxruntime, for ``torch.export.load`` and for ``torch.jit.load``. The name has to end in ``.onnx``, in
+        ``.pt2``, and in ``.ts``, ``.pt`` or ``.torchscript``.
     with_box3d : bool
         Compute Box3D's answer inside. False: the graph takes it as its second input. `MixingModel` does not use it;
         its graph has one input either way.
@@ -150,13 +156,14 @@ def export_regressor(
     Raises
     ------
     ExportError
-        If the network cannot be turned into a graph, a package is missing, a folder has the file's name, or the file
-        does not reproduce the estimator. No file is left then.
+        If the network cannot be turned into a graph, a package is missing, a folder has the file's name or the name
+        another format's ending, or the file does not reproduce the estimator. No file is left then.
     ValueError
         If `format` is not known, or the order or the fraction is not allowed.
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
+    require_suffix(path, format)
     require(*FORMATS[format].packages)
     regressor.check_is_fitted()
     for name in (path, f"{path}.json"):
@@ -181,7 +188,7 @@ def export_regressor(
         # Once to learn how near it comes, once more with that in it.
         for _ in range(2):
             temporary.write_bytes(FORMATS[format].write(made, metadata))
-            reached = _difference(temporary, [tables[name] for name in graph.inputs], expected)
+            reached = _difference(temporary, format, [tables[name] for name in graph.inputs], expected)
             if not reached <= tolerance:
                 raise ExportError(
                     f"{path}: the {format} file differs from the estimator by {reached:.1e} of the total density, more "
@@ -280,9 +287,9 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _difference(path: Path, tables: list[NDArray[np.float64]], expected: NDArray[np.float64]) -> float:
+def _difference(path: Path, format: str, tables: list[NDArray[np.float64]], expected: NDArray[np.float64]) -> float:
     """Largest difference from the estimator, over the total density, in one batch and in others."""
-    function, _ = load(path, 1)
+    function, _ = FORMATS[format].read(path, 1)
     total = fourflux.total_density(tables[0])
     largest = 0.0
     batches = [slice(0, len(expected)), *(slice(k, k + 1) for k in range(0, len(expected), 97)), slice(5, 12)]

@@ -32,12 +32,14 @@ def main(argv: list[str] | None = None) -> int:
     def command() -> None:
         import torch
 
-        from rheidae.runs.ablation import ablate
+        from rheidae.runs.ablation import ablate, figure_beside
 
         torch.set_num_threads(1)
+        outputs = {"--out": arguments.out, "figure of --out": figure_beside(arguments.out)}
+        commands.require_harmless(outputs, [Path(arguments.data)])
         options = {"seeds": arguments.seeds, "folds": arguments.folds, "epochs": arguments.epochs}
         written = ablate(arguments.data, arguments.out, said, **options)
-        print(f"written: {', '.join(map(str, written))}")
+        commands.show(f"written: {', '.join(map(str, written))}")
 
     return commands.run(command)
 

@@ -61,12 +61,20 @@ def main(argv: list[str] | None = None) -> int:
     def command() -> None:
         import torch
 
-        from rheidae.runs.report import check_outputs, report_on, text, write_report
+        from rheidae.runs.folder import FILES
+        from rheidae.runs.report import report_on, text, write_report
         from rheidae.runs.score import score_folder, score_settings
-        from rheidae.scoring.figures import write_figures
+        from rheidae.scoring.figures import figure_files, write_figures
 
         torch.set_num_threads(1)  # more gain nothing at these widths
-        check_outputs(arguments.json, arguments.markdown, arguments.figures)
+        drawn = figure_files(arguments.figures) if arguments.figures else []
+        inputs = [arguments.data, arguments.config, arguments.train_parms]
+        if arguments.run:
+            inputs += [Path(arguments.run, name) for name in FILES]
+        commands.require_harmless(
+            {"--json": arguments.json, "--markdown": arguments.markdown, **{f"--figures: {p.name}": p for p in drawn}},
+            [Path(path) for path in inputs if path is not None],
+        )
         if arguments.run:
             scored, data, about = score_folder(arguments.run, arguments.data)
         else:
@@ -76,12 +84,14 @@ def main(argv: list[str] | None = None) -> int:
                 sample=arguments.sample,
             )  # fmt: skip
         report = report_on(scored, data, about, arguments.resamples)
-        print(text(report))
-        written = write_report(report, arguments.json, arguments.markdown)
-        if arguments.figures:
-            written += write_figures(scored, report, arguments.figures, arguments.sample)
+        try:
+            written = write_report(report, arguments.json, arguments.markdown)
+            if arguments.figures:
+                written += write_figures(scored, report, arguments.figures, arguments.sample)
+        finally:  # a full disk costs the files alone
+            commands.show(text(report))
         if written:
-            print(f"\nwritten: {', '.join(map(str, written))}")
+            commands.show(f"\nwritten: {', '.join(map(str, written))}")
 
     return commands.run(command)
 

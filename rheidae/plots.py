@@ -19,13 +19,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def command() -> None:
-        from rheidae.runs.folder import read_history
+        from rheidae.runs.folder import FILES, read_history
         from rheidae.scoring.plots import loss_curve
 
         folder = Path(arguments.run)
         output = Path(arguments.output or folder / "loss.png")
+        commands.require_harmless({"--output": output}, [folder / name for name in FILES])
         loss_curve(read_history(folder), output)
-        print(output)
+        commands.show(str(output))
 
     return commands.run(command)
 

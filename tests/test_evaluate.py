@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -26,6 +27,7 @@ from rheidae.scoring import figures, splits
 from rheidae.scoring import scores as evaluation
 from rheidae.scoring.metrics import coverage, flux_error
 from tests.states import random_states
+from tests.streams import STREAMS
 
 ROWS = 12
 
@@ -417,6 +419,34 @@ def test_a_run_from_the_command_line(run, folder, tmp_path, capsys):
     assert evaluate.main([*arguments, str(row)]) == 0
     assert evaluate.main([*arguments, "4711"]) == 2
     assert "row 4711 is not among" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_files_are_written_whatever_becomes_of_the_words(name, run, folder, tmp_path, monkeypatch):
+    make, status = STREAMS[name]
+    files = {"--json": tmp_path / "r.json", "--markdown": tmp_path / "r.md"}
+    options = [part for option, path in files.items() for part in (option, str(path))]
+    data = str(folder / "preprocessed_all.h5")
+    with make() as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert evaluate.main(["--run", str(run.folder), "--data", data, "--resamples", "10", *options]) == status
+    assert all(path.stat().st_size for path in files.values())
+
+
+def test_outputs_leave_run_and_data_alone(run, folder, tmp_path, capsys):
+    data = folder / "preprocessed_all.h5"
+    before = data.read_bytes(), (run.folder / "weights.safetensors").read_bytes()
+    arguments = ["--run", str(run.folder), "--data", str(data)]
+    (tmp_path / "f").mkdir()
+    for outputs, message in (
+        (["--json", str(data)], "preprocessed_all.h5: is an input"),
+        (["--json", str(run.folder / "weights.safetensors")], "weights.safetensors: is an input"),
+        (["--json", str(tmp_path / "x"), "--markdown", str(tmp_path / "x")], "x: is --json already"),
+        (["--markdown", str(tmp_path / "f" / "skill.png"), "--figures", str(tmp_path / "f")], "is --markdown already"),
+    ):
+        assert evaluate.main([*arguments, *outputs]) == 2
+        assert message in capsys.readouterr().err
+    assert (data.read_bytes(), (run.folder / "weights.safetensors").read_bytes()) == before
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
         from rheidae.datasets import write_sample
 
         for path in write_sample(arguments.folder):
-            print(path)
+            commands.show(str(path))
 
     return commands.run(command)
 

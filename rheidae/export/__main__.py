@@ -6,6 +6,7 @@ python -m rheidae.export --run checkpoints/RUN --format onnx --out model.onnx
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from rheidae.system import commands
@@ -43,16 +44,18 @@ def main(argv: list[str] | None = None) -> int:
         import torch
 
         from rheidae.export.model import export_run
-        from rheidae.runs.folder import load_run
+        from rheidae.runs.folder import FILES, load_run
 
         torch.set_num_threads(1)
+        outputs = {"--out": Path(arguments.out), "metadata of --out": Path(f"{arguments.out}.json")}
+        commands.require_harmless(outputs, [Path(arguments.run, name) for name in FILES])
         options: dict[str, Any] = {"with_box3d": arguments.with_box3d}
         if arguments.box3d_order is not None:
             options["box3d_order"] = arguments.box3d_order
         metadata = export_run(load_run(arguments.run), arguments.out, arguments.format, **options)
         names = ", ".join(f"{entry['name']} (n, 24)" for entry in metadata["inputs"])
         reached = metadata["tolerance"]
-        print(
+        commands.show(
             f"{arguments.out}: {names} -> F_final (n, 24); differs from the estimator by at most "
             f"{reached['reached']:.1e} of the total density in {reached['rows_compared']} states. "
             f"Metadata: {arguments.out}.json"

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         for entry in preprocess(config, resume=not arguments.force, scheduler=arguments.scheduler):
             state = ", up to date" if entry.up_to_date else ""
             bad = "".join(f", {count} {kind}" for kind, count in entry.bad_rows.items())
-            print(f"{entry.name:16s} {entry.rows:9d} rows  {entry.path}{state}{bad}")
+            commands.show(f"{entry.name:16s} {entry.rows:9d} rows  {entry.path}{state}{bad}")
 
     return commands.run(command)
 

@@ -253,6 +253,11 @@ def learning_curve(learned: Sequence[tuple[Variant, Scores]], rows: int, path: P
         figure.axes[0].legend(fontsize="x-small")
 
 
+def figure_beside(out: Path) -> Path:
+    """Where the figure of a page goes."""
+    return out.with_name("learning_curve.png")
+
+
 def ablate(source: str, out: Path, command: str, *, seeds: int, folds: int, epochs: int | None = None) -> list[Path]:
     """Score every choice and write the page, with a figure beside it; return their paths.
 
@@ -275,7 +280,7 @@ def ablate(source: str, out: Path, command: str, *, seeds: int, folds: int, epoc
     chosen = variants() if epochs is None else smaller(variants(), epochs)
     analytic, learned = score_variants(data, chosen, folds=folds, seeds=range(seeds), test_only=test_only)
     trainable = int((~np.isin(data.groups, test_only)).sum())
-    figure = out.with_name("learning_curve.png")
+    figure = figure_beside(out)
     learning_curve(learned, trainable * (folds - 1) // folds, figure)
     write_text(
         out,

@@ -10,7 +10,6 @@ from typing import Any
 
 import rheidae
 from rheidae import fourflux
-from rheidae.exceptions import RunError
 from rheidae.mixing.schemes import STORED
 from rheidae.scoring.metrics import COVERAGE
 from rheidae.scoring.scores import CONFIDENCE, RESAMPLES, TITLES, Entry, Scored, summary, worst
@@ -92,21 +91,6 @@ def text(report: Report) -> str:
     """Return what a terminal shows: scores, coverage, and what the numbers are."""
     lines = entries(report)
     return "\n\n".join(filter(None, [score_table(lines), coverage_table(lines), notes(report)]))
-
-
-def check_outputs(json_path: Path | None, page: Path | None, figures: Path | None) -> None:
-    """Refuse impossible outputs before minutes of training, not after.
-
-    Raises
-    ------
-    RunError
-        If a file's name is that of a folder, or the folder's that of a file.
-    """
-    for path in filter(None, (json_path, page)):
-        if path.is_dir():
-            raise RunError(f"{path}: is a folder; name a file in it")
-    if figures and figures.exists() and not figures.is_dir():
-        raise RunError(f"{figures}: is a file; --figures takes a folder")
 
 
 def write_report(report: Report, json_path: Path | None = None, page: Path | None = None) -> list[Path]:

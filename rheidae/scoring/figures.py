@@ -25,6 +25,22 @@ COLORS = {**{name: scheme.color for name, scheme in schemes.SCHEMES.items()}, "m
 _ERROR = "four-flux distance over the row's total density, mean over the six species"
 
 
+FIGURES = ("errors", "species", "parity", "depth", "skill", "sphere")
+
+
+def figure_files(folder: Path) -> list[Path]:
+    """What `write_figures` writes into a folder.
+
+    Raises
+    ------
+    RunError
+        If there is a file in the folder's place.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: is a file; --figures takes a folder")
+    return [folder / f"{name}.png" for name in FIGURES]
+
+
 def write_figures(scored: Scored, report: dict[str, Any], folder: Path, sample: int | None = None) -> list[Path]:
     """Draw everything into a folder, which is made if it is not there.
 
@@ -59,15 +75,15 @@ def write_figures(scored: Scored, report: dict[str, Any], folder: Path, sample: 
                 "choose one of these, or leave --sample out"
             )
         index = int(scored_at[0])
-    draw: dict[str, Callable[[Path], None]] = {
-        "errors": lambda path: error_histograms(scored, path),
-        "species": lambda path: error_by_species(report, path),
-        "parity": lambda path: parity(scored, path),
-        "depth": lambda path: error_by_state(scored, path),
-        "skill": lambda path: skill_by_group(report, path),
-        "sphere": lambda path: survival_on_sphere(scored, index, path),
-    }
-    return [folder / f"{name}.png" for name, function in draw.items() if drawn(function, folder / f"{name}.png")]
+    draw: tuple[Callable[[Path], None], ...] = (
+        lambda path: error_histograms(scored, path),
+        lambda path: error_by_species(report, path),
+        lambda path: parity(scored, path),
+        lambda path: error_by_state(scored, path),
+        lambda path: skill_by_group(report, path),
+        lambda path: survival_on_sphere(scored, index, path),
+    )
+    return [path for function, path in zip(draw, figure_files(folder), strict=True) if drawn(function, path)]
 
 
 def error_histograms(scored: Scored, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import textwrap
 from collections.abc import Callable, Iterator
@@ -34,8 +35,10 @@ def saved_figure(path: Path, width: float, height: float, caption: str = "", dpi
         if caption:
             lines = textwrap.fill(caption, int(15 * width))
             figure.supxlabel(lines, x=0.01, ha="left", fontsize="small")
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=dpi)
         with Outputs() as outputs:
-            figure.savefig(outputs.path(path), format="png", dpi=dpi)
+            outputs.write(path, picture.getvalue())
 
 
 def drawn(draw: Callable[[Path], None], path: Path) -> bool:

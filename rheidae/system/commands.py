@@ -1,13 +1,19 @@
-"""What the package's commands share: errors as one message and status 2, logging that fits a batch log."""
+"""What the package's commands share.
+
+Errors are one message and status 2, logging fits a batch log, outputs destroy nothing, and files come before words.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
-from rheidae.exceptions import RheidaeError
+from rheidae.exceptions import OutputError, RheidaeError
+from rheidae.system.outputs import is_stream
 from rheidae.system.signals import Terminated, termination_raises
 
 
@@ -16,16 +22,81 @@ def on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
+def show(text: str = "") -> None:
+    """Print a line for the user, after the files are written.
+
+    Never fails: what the encoding lacks is escaped, a reader that has gone gets nothing more, and what else goes wrong
+    is said by `run` at the end.
+    """
+    global _lost
+    if sys.stdout is None:
+        return
+    try:
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _lost = error
+        # What is still in the buffer goes nowhere, instead of failing once more when the interpreter ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+_lost: OSError | None = None
+"""Why the standard output could not be written."""
+
+
+def require_harmless(outputs: Mapping[str, Path | None], inputs: Iterable[Path | None] = ()) -> None:
+    """Refuse outputs that would destroy something, before any work is done.
+
+    Parameters
+    ----------
+    outputs : mapping of str to path
+        Files to be written, by the options that name them; None where an option is not given.
+    inputs : iterable of path
+        Files that are read; those of a run folder are all that a run writes there.
+
+    Raises
+    ------
+    OutputError
+        If one is a folder, an input, or another output. Devices and pipes may stand for any number of outputs.
+    """
+    taken = {_identity(path): f"is an input ({path})" for path in inputs if path is not None}
+    for option, path in outputs.items():
+        if path is None or is_stream(path):
+            continue
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; name a file ({option})")
+        identity = _identity(path)
+        if identity in taken:
+            raise OutputError(f"{path}: {taken[identity]} and would be overwritten; name another file ({option})")
+        taken[identity] = f"is {option} already"
+
+
+def _identity(path: Path) -> object:
+    """The same for two names of one file, hard links included."""
+    try:
+        status = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
+
+
 def run(command: Callable[[], None]) -> int:
     """Run a command's body and return its exit status.
 
     0 for success; 2 with the message alone for an error that the user can mend (a full disk included); 128 plus
     the signal's number for Ctrl-C (130) and SIGTERM (143). Anything else is a defect and keeps its traceback.
     """
+    global _lost
+    _lost = None
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     try:
         with termination_raises():
             command()
+        if _lost is not None:
+            raise OutputError(f"standard output: cannot be written ({_lost.strerror}); files are complete")
     except (RheidaeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,9 @@ import os
 import re
 import shutil
 import socket
+import stat
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +31,10 @@ _HOST = re.sub(r"[^\w.]", "_", socket.gethostname()) or "localhost"
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[\w.]+)-(?P<pid>\d+)-\d+\.tmp$")
 _LOCK_NAME = ".rheidae.lock"
 _serial = itertools.count()
+_OWN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""For files that nobody but this module makes: a link or a pipe of that name leads elsewhere."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What only writing can end in."""
 
 
 class Outputs:
@@ -36,10 +43,19 @@ class Outputs:
     Each is written under a temporary name in its own folder. Leaving the ``with`` block without an error
     syncs and renames all of them; an error removes them and leaves what was there before. What a killed process
     left behind is removed by the next one that writes the same file.
+
+    Links are followed. What is no file, such as a pipe or ``/dev/null``, and what the process prints to, gets the
+    finished bytes and stays what it is.
+
+    Raises
+    ------
+    OutputError
+        If the disk is full, or a file cannot be written for another reason that its name is part of.
     """
 
     def __init__(self) -> None:
         self._pending: list[tuple[Path, Path]] = []
+        self._streams: list[tuple[Path, Path]] = []
         self._locks: list[int] = []
 
     def __enter__(self) -> Outputs:
@@ -48,12 +64,29 @@ class Outputs:
     def path(self, target: str | Path) -> Path:
         """Return the temporary path under which the file `target` is to be written; it exists and is empty."""
         target = Path(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(target.parent, target.name)
-        temporary = _temporary(target)
-        self._pending.append((temporary, target))
-        self._locks.append(_open_locked(temporary))
+        if target.is_dir():
+            raise OutputError(f"{target}: is a folder; name a file")
+        try:
+            if is_stream(target):
+                beside = Path(tempfile.gettempdir(), target.name)
+            else:
+                target = beside = Path(os.path.realpath(target))
+                make_folder(target.parent)
+            remove_stale(beside.parent, beside.name)
+            temporary = _temporary(beside)
+            (self._pending if target == beside else self._streams).append((temporary, target))
+            self._locks.append(_open_locked(temporary))
+        except OSError as error:
+            raise not_written(target, error) from error
         return temporary
+
+    def write(self, target: str | Path, content: bytes) -> None:
+        """Write a whole file."""
+        temporary = self.path(target)
+        try:
+            temporary.write_bytes(content)
+        except OSError as error:
+            raise not_written(Path(target), error, len(content)) from error
 
     def scratch(self, target: str | Path) -> Path:
         """Return a temporary path beside `target` for a file that goes away when the block ends."""
@@ -61,7 +94,7 @@ class Outputs:
         self._pending[-1] = (temporary, temporary)
         return temporary
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         try:
             if kind is None:
                 self.sync()
@@ -71,9 +104,13 @@ class Outputs:
                         os.replace(temporary, target)
                 for folder in {target.parent for target in self.targets}:
                     sync(folder)
+                for temporary, target in self._streams:
+                    _pour(temporary, target)
+            elif isinstance(error, OSError) and error.errno in _FULL and self._pending:
+                raise not_written(self._pending[-1][1], error) from error
         finally:
             with uninterrupted():
-                for temporary, _target in self._pending:
+                for temporary, _target in (*self._pending, *self._streams):
                     temporary.unlink(missing_ok=True)
                 self.unlock()
 
@@ -84,8 +121,11 @@ class Outputs:
 
     def sync(self) -> None:
         """Wait until what was written so far is on the disk."""
-        for temporary in self.targets.values():
-            sync(temporary)
+        for target, temporary in self.targets.items():
+            try:
+                sync(temporary)
+            except OSError as error:
+                raise not_written(target, error, temporary.stat().st_size) from error
 
     def unlock(self) -> None:
         """Let go of the locks that tell others that the temporary files are in use; HDF5 reads no locked file."""
@@ -123,11 +163,7 @@ class Finished:
         while self._waiting:
             outputs, synced = self._waiting.pop(0)
             with outputs:
-                try:
-                    synced.result()
-                except OSError as error:
-                    target, temporary = next(iter(outputs.targets.items()))
-                    raise not_written(target, error, temporary.stat().st_size) from error
+                synced.result()
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -138,7 +174,12 @@ class Finished:
 
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():  # one may write into a folder without seeing its names
+            return
+        raise
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -149,10 +190,53 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, whose names are on the disk then too."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
+
+
 def write_text(target: str | Path, text: str) -> None:
     """Write a text file under its name only once it is complete."""
     with Outputs() as outputs:
-        outputs.path(target).write_text(text, encoding="utf-8")
+        outputs.write(target, text.encode())
+
+
+def is_stream(target: Path) -> bool:
+    """Whether a path is a pipe, a device, or a file that the process prints to."""
+    try:
+        status = target.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if stat.S_ISREG(status.st_mode):
+        return _printed_to(status) is not None
+    return not stat.S_ISDIR(status.st_mode)
+
+
+def _printed_to(status: os.stat_result) -> int | None:
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), status):
+                return descriptor
+    return None
+
+
+def _pour(temporary: Path, target: Path) -> None:
+    """Copy a complete file to where it cannot be renamed to."""
+    descriptor = _printed_to(target.stat())
+    try:
+        if descriptor is None:
+            descriptor = os.open(target, os.O_WRONLY)
+        else:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            descriptor = os.dup(descriptor)
+        with temporary.open("rb") as source, open(descriptor, "wb") as sink:
+            shutil.copyfileobj(source, sink)
+    except OSError as error:
+        raise not_written(target, error) from error
 
 
 def write_all(descriptor: int, data: Any, offset: int) -> None:
@@ -197,7 +281,7 @@ def _same(descriptor: int, path: Path) -> bool:
 def _open_locked(path: Path) -> int:
     """Create a temporary file and lock it, unless it is removed in between by someone who took it for a leftover."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _OWN, 0o666)
         if _lock(descriptor) is not False and _same(descriptor, path):
             return descriptor
         os.close(descriptor)
@@ -219,7 +303,7 @@ def remove_stale(folder: Path, name: str | None = None) -> list[Path]:
         if match is None:
             continue
         with suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR)
+            descriptor = os.open(path, os.O_RDWR | _OWN)
             try:
                 locked = _lock(descriptor)
                 gone = locked if locked is not None else match["host"] == _HOST and not _alive(int(match["pid"]))
@@ -259,8 +343,8 @@ def only_writer(folder: Path) -> Iterator[Path]:
     path = folder / _LOCK_NAME
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            make_folder(folder)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _OWN, 0o666)
         except OSError as error:
             raise not_written(folder, error) from error
         locked = _lock(descriptor)
@@ -269,7 +353,7 @@ def only_writer(folder: Path) -> Iterator[Path]:
             os.close(descriptor)
             raise OutputError(
                 f"{folder}: another run is writing there (process {who}); wait until it has finished, stop it, "
-                "or choose another output_root"
+                f"or {_ELSEWHERE}"
             )
         if _same(descriptor, path):
             break
@@ -294,21 +378,22 @@ def require_space(folder: Path, needed: int) -> None:
         raise disk_full(folder, needed)
 
 
-def disk_full(folder: Path, needed: int) -> OutputError:
-    """Return the error for an output of `needed` bytes that does not fit."""
-    free = shutil.disk_usage(folder).free
-    return OutputError(
-        f"{folder}: disk full: needs {size(needed)}, {size(free)} free; make room, or choose another output_root"
-    )
+_ELSEWHERE = "choose another output_root, run id or file"
+
+
+def disk_full(target: Path, needed: int) -> OutputError:
+    """Return the error for an output of `needed` bytes, 0 if unknown, or a folder of outputs, that does not fit."""
+    free = shutil.disk_usage(next(path for path in (target, *target.absolute().parents) if path.is_dir())).free
+    needs = f"needs {size(needed)}, " if needed else ""
+    return OutputError(f"{target}: disk full: {needs}{size(free)} free; make room, or {_ELSEWHERE}")
 
 
 def not_written(target: Path, error: OSError, needed: int = 0) -> OutputError:
-    """Return the error for an output of `needed` bytes, or a folder, that cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) and needed:
-        return disk_full(target.parent, needed)
+    """Return the error for an output of `needed` bytes, 0 if unknown, or a folder, that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(target, needed)
     return OutputError(
-        f"{target}: cannot be written ({error.strerror or error}); see to the disk and the permissions, "
-        "or choose another output_root"
+        f"{target}: cannot be written ({error.strerror or error}); see to the disk and the permissions, or {_ELSEWHERE}"
     )
 
 

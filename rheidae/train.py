@@ -6,7 +6,7 @@ python -m rheidae.train --config config/model.yaml --train-parms config/train_pa
 from __future__ import annotations
 
 import argparse
-from datetime import datetime
+from pathlib import Path
 
 from rheidae.exceptions import RunStopped
 from rheidae.system import commands
@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
         from rheidae.config import Config, TrainParms, read_config
         from rheidae.estimator.processes import is_first
+        from rheidae.runs.folder import FILES
         from rheidae.runs.train import smoke, train
 
         torch.set_num_threads(arguments.threads)
@@ -46,16 +47,21 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.predict_residual:
             parms = parms.model_copy(update={"predict_residual": True})
         if arguments.smoke:
-            print(f"one batch forward and backward: loss {smoke(config, parms):.4e}")
+            commands.show(f"one batch forward and backward: loss {smoke(config, parms):.4e}")
             return
         if arguments.resume_from:
             training = config.training.model_copy(update={"resume_from": arguments.resume_from})
             config = config.model_copy(update={"training": training})
+        elif arguments.run_id is not None:
+            folder = Path(config.training.checkpoint_dir, arguments.run_id)
+            commands.require_harmless(
+                {f"--run-id: {name}": folder / name for name in FILES},
+                map(Path, (arguments.config, arguments.train_parms, config.data.processed_path)),
+            )
         try:
-            run_id = arguments.run_id or datetime.now().strftime("%Y%m%d-%H%M%S")
-            folder = train(config, parms, run_id, arguments.threads)
+            folder = train(config, parms, arguments.run_id, arguments.threads)
             if is_first():
-                print(folder)
+                commands.show(str(folder))
         except RunStopped as stop:
             raise SystemExit(128 + stop.signal) from None
 

@@ -109,7 +109,8 @@ def test_errors_by_hand():
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "weights.safetensors").unlink(), "not a finished run"),
+        (lambda folder: (folder / "run.json").unlink(), r"not a finished run \(no run\.json\)"),
+        (lambda folder: (folder / "weights.safetensors").unlink(), r"weights\.safetensors: is missing"),
         (lambda folder: (folder / "weights.safetensors").write_bytes(b"x" * 100), "damaged"),
     ],
 )
@@ -127,6 +128,10 @@ def test_weights_of_another_architecture_are_refused(trained, tmp_path):
     config = yaml.safe_load((copy / "model.yaml").read_text())
     config["model"]["hidden_dim"] = 8
     (copy / "model.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(RunError, match=r"model\.yaml: .*not what the run wrote"):
+        runs.load_run(copy)
+    about = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**about, "digests": runs.digests(copy)}))
     with pytest.raises(RunError, match=r"does not fit the run's model\.yaml"):
         runs.load_run(copy)
 

@@ -86,8 +86,7 @@ def test_nothing_is_in_doubt_where_nothing_changes():
 def test_comes_back_from_its_file(tmp_path):
     F, predicted, true, box, _ = known_errors(200, 0)
     scale = ErrorScale.fit(F, predicted, true, box)
-    scale.save(tmp_path / "scale.safetensors")
-    again = ErrorScale.load(tmp_path / "scale.safetensors")
+    again = ErrorScale.from_bytes(scale.to_bytes())
     np.testing.assert_array_equal(again.std(F, predicted), scale.std(F, predicted))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,18 +80,18 @@ class ErrorScale:
         unchanged = (F_pred == F_init).all(axis=(1, 2))
         return np.where(unchanged[:, None, None], 0.0, np.sqrt(variance))
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file."""
-        from safetensors.numpy import save_file
+    def to_bytes(self) -> bytes:
+        """As safetensors."""
+        from safetensors.numpy import save
 
-        save_file(self.arrays, path)
+        return save(self.arrays)
 
     @classmethod
-    def load(cls, path: Path) -> ErrorScale:
-        """Read what `save` wrote."""
-        from safetensors.numpy import load_file
+    def from_bytes(cls, content: bytes) -> ErrorScale:
+        """Read what `to_bytes` returned."""
+        from safetensors.numpy import load
 
-        return cls(load_file(path))
+        return cls(load(content))
 
 
 _TINY = 1e-12

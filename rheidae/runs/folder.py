@@ -1,22 +1,26 @@
 """Run folders: what a training run leaves behind, and how it is opened again.
 
 ``checkpoints/<run-id>/`` holds ``model.yaml`` and ``train_parms.yaml`` (resolved), ``run.json`` (status, versions,
-seed, fingerprint of the data), ``history.json``, ``.jsonl`` (a line per epoch as it goes) and ``.csv``, ``state.pt``
-(all that is needed to go on exactly; tensors and plain data alone), ``last.safetensors`` (its weights) and, once
-finished, ``weights.safetensors`` (the best epoch's), ``error_scale.safetensors`` (how far off it may be),
-``rows.npz`` (which rows it was trained on) and ``MODEL_CARD.md`` (see `rheidae.runs.modelcard`).
+seed, fingerprint of the data; written last, with the SHA-256 of all that makes up the model), ``history.json``,
+``.jsonl`` (a line per epoch as it goes) and ``.csv``, ``state.pt`` (all that is needed to go on exactly; tensors and
+plain data alone), ``last.safetensors`` (its weights) and, once finished, ``weights.safetensors`` (the best epoch's),
+``error_scale.safetensors`` (how far off it may be), ``rows.npz`` (which rows it was trained on) and ``MODEL_CARD.md``
+(see `rheidae.runs.modelcard`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import json
 import pickle
 import platform
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,19 +30,30 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as load_safetensors
 
 import rheidae
 from rheidae.config import Config, TrainParms, read_config
 from rheidae.estimator.callbacks import save_history, save_weights
 from rheidae.estimator.callbacks.saving import plain_history, write_history_csv
 from rheidae.estimator.regressor import FluxRegressor
+from rheidae.estimator.resuming import STATE_FORMAT
 from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import RunError
 from rheidae.runs.build import build_regressor
-from rheidae.system.outputs import Outputs, write_text
+from rheidae.system.outputs import Outputs, make_folder, only_writer, sync, write_text
 
-RESULTS = ("weights.safetensors", "error_scale.safetensors", "history.json", "rows.npz", "run.json", "MODEL_CARD.md")
+DIGESTED = (
+    "model.yaml", "train_parms.yaml", "weights.safetensors", "error_scale.safetensors", "history.json", "rows.npz",
+)  # fmt: skip
+"""What a model is made of; ``run.json`` holds the digests."""
+
+FILES = (*DIGESTED, "run.json", "state.pt", "last.safetensors", "history.jsonl", "history.csv", "MODEL_CARD.md")
+"""All that a run writes into its folder, and no other command may."""
+
+COMPLETE = ("finished", "interrupted")
+"""Status of a run that can be opened."""
+
 PACKAGES = ("numpy", "numba", "h5py", "torch", "skorch", "scikit-learn", "scipy")
 
 
@@ -96,27 +111,71 @@ def data_fingerprint(data: Any) -> str:
     return digest.hexdigest()
 
 
+def require_run_id(run_id: str) -> None:
+    """Raise `RunError` unless an id is the name of a folder."""
+    if run_id in ("", ".", "..") or any(mark in run_id for mark in "/\\\0"):
+        raise RunError(
+            f"run id {run_id!r}: must be the name of a folder, without others: those go into training.checkpoint_dir"
+        )
+
+
+def new_folder(parent: Path) -> Path:
+    """Make a folder for one run, whose name is the time and that no other run has."""
+    make_folder(parent)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for number in itertools.count(1):
+        folder = parent / (stamp if number == 1 else f"{stamp}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+    sync(parent)
+    return folder
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Be the only run that writes into a folder, and let it be a run's.
+
+    Raises
+    ------
+    OutputError
+        If another run is writing there.
+    RunError
+        If other things than a run lie there.
+    """
+    with only_writer(folder) as lock:
+        others = sorted(path.name for path in folder.iterdir() if path.name != lock.name)
+        if others and "run_id" not in _about(folder):
+            raise RunError(f"{folder}: holds {others[0]!r} and no run; give another --run-id")
+        yield
+
+
 def clear_run(folder: Path) -> None:
     """Remove what an earlier run of the same name left, so that nothing of it is taken for this one's."""
-    for name in (*RESULTS, "state.pt", "last.safetensors", "history.jsonl", "history.csv"):
-        (folder / name).unlink(missing_ok=True)
+    for name in FILES:
+        if name != "run.json":
+            (folder / name).unlink(missing_ok=True)
 
 
-def save_run(
-    folder: Path, regressor: FluxRegressor, rows: dict[str, NDArray[np.uint64]], about: dict[str, Any]
-) -> None:
-    """Write a finished run; `about` goes to ``run.json``."""
+def save_run(folder: Path, regressor: FluxRegressor, rows: dict[str, NDArray[np.uint64]]) -> None:
+    """Write what a finished run is made of; `save_about` has to follow."""
     save_weights(regressor, folder / "weights.safetensors")
-    if regressor.error_scale_ is not None:
-        with Outputs() as outputs:
-            regressor.error_scale_.save(outputs.path(folder / "error_scale.safetensors"))
     save_history(regressor, folder / "history.json")
     history = plain_history(regressor.history)
     write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
     write_history_csv(history, folder / "history.csv")
-    with Outputs() as outputs, outputs.path(folder / "rows.npz").open("wb") as file:
-        np.savez(file, **rows)  # type: ignore[arg-type]
-    save_about(folder, {**about, **{f"{part}_rows": len(keys) for part, keys in rows.items()}})
+    table = io.BytesIO()
+    np.savez(table, **rows)  # type: ignore[arg-type]
+    with Outputs() as outputs:
+        outputs.write(folder / "rows.npz", table.getvalue())
+        if regressor.error_scale_ is not None:
+            outputs.write(folder / "error_scale.safetensors", regressor.error_scale_.to_bytes())
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each of the `DIGESTED` files that are there."""
+    paths = [folder / name for name in DIGESTED if (folder / name).is_file()]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def save_about(folder: Path, about: dict[str, Any]) -> None:
@@ -139,9 +198,13 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         If no epoch is finished.
     """
     path = folder / "history.jsonl"
-    if not path.is_file():
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        with _naming(path):
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if not rows:
         raise RunError(f"{folder}: no history.jsonl; give a run folder with one finished epoch at least")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return rows
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -156,10 +219,15 @@ def load_state(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RunError(f"{folder}: no checkpoint to go on from (no state.pt); start the run anew with its --run-id")
     try:
+        # torch passes over the checksums.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise RunError(f"{path}: is damaged, or holds more than data: {error}") from error
-    if not isinstance(state, dict) or "epoch" not in state:
+    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
         raise RunError(f"{path}: is not a checkpoint of a run")
     return state
 
@@ -171,6 +239,26 @@ _MAY_DIFFER = {
 }  # fmt: skip
 
 
+def require_run(folder: Path) -> dict[str, Any]:
+    """Return what ``run.json`` holds, or raise `RunError` if there is none."""
+    about = _about(folder)
+    if "run_id" not in about:
+        raise RunError(f"{folder}: not a run folder (no run.json); give one that python -m rheidae.train wrote")
+    return about
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What ``run.json`` holds; nothing if it isn't there."""
+    path = folder / "run.json"
+    if not path.is_file():
+        return {}
+    with _naming(path):
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(about, dict):
+            raise ValueError("not a mapping")
+    return about
+
+
 def check_same_run(folder: Path, config: Config, parms: TrainParms, fingerprint: str) -> None:
     """Compare configuration and data with those that a run was started with.
 
@@ -179,8 +267,7 @@ def check_same_run(folder: Path, config: Config, parms: TrainParms, fingerprint:
     RunError
         Naming the keys that differ, with both values.
     """
-    if not (folder / "run.json").is_file():
-        raise RunError(f"{folder}: not a run folder (no run.json); give one that python -m rheidae.train wrote")
+    about = require_run(folder)
     then_config = read_config(folder / "model.yaml", Config)
     then_parms = read_config(folder / "train_parms.yaml", TrainParms)
     pairs = ((then_config, config), (then_parms, parms))
@@ -192,7 +279,6 @@ def check_same_run(folder: Path, config: Config, parms: TrainParms, fingerprint:
                 differences.append(f"{key} (then {before.get(key)!r}, now {after.get(key)!r})")
     if differences:
         raise RunError(f"{folder}: a run goes on only with its own configuration; different: {', '.join(differences)}")
-    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     if about.get("data_fingerprint") != fingerprint:
         raise RunError(f"{folder}: the rows of data.processed_path are not those that the run was started with")
 
@@ -219,32 +305,48 @@ def load_run(folder: str | Path) -> Run:
     Raises
     ------
     RunError
-        If the folder does not hold a finished run, a file of it is missing or damaged, or its weights do not fit its
-        configuration.
+        If the folder does not hold a finished (or interrupted) run, a file of it is missing, or differs by a bit from
+        what the run wrote.
     """
     folder = Path(folder)
-    weights = folder / "weights.safetensors"
-    if not weights.is_file():
-        raise RunError(f"{folder}: not a finished run (no weights.safetensors); train one: python -m rheidae.train")
+    about = _about(folder)
+    if about.get("status") not in COMPLETE:
+        raise RunError(
+            f"{folder}: not a finished run ({about.get('status', 'no run.json')}); train one, or go on with it: "
+            "python -m rheidae.train [--resume-from RUN]"
+        )
+    content = _checked(folder, about)
     config = read_config(folder / "model.yaml", Config)
     parms = read_config(folder / "train_parms.yaml", TrainParms)
     regressor = build_regressor(config, parms).initialize()
-    with _naming(weights, "does not fit the run's model.yaml, or is damaged"):
-        regressor.module_.load_state_dict(load_file(weights))
-    scale = folder / "error_scale.safetensors"
-    if scale.is_file():
-        with _naming(scale):
-            regressor.error_scale_ = ErrorScale.load(scale)
-    history = folder / "history.json"
-    if history.is_file():
-        with _naming(history):
-            regressor.load_params(f_history=str(history))
-    # Opened here: of a damaged file, NumPy does not close what it opened.
-    with _naming(folder / "rows.npz"), (folder / "rows.npz").open("rb") as archive, np.load(archive) as file:
+    with _naming(folder / "weights.safetensors", "does not fit the run's model.yaml"):
+        regressor.module_.load_state_dict(load_safetensors(content["weights.safetensors"]))
+    if "error_scale.safetensors" in content:
+        with _naming(folder / "error_scale.safetensors"):
+            regressor.error_scale_ = ErrorScale.from_bytes(content["error_scale.safetensors"])
+    with _naming(folder / "history.json"):
+        regressor.load_params(f_history=io.StringIO(content["history.json"].decode()))
+    with _naming(folder / "rows.npz"), np.load(io.BytesIO(content["rows.npz"])) as file:
         rows = {part: file[part] for part in file.files}
     with _naming(folder / "run.json"):
-        groups = frozenset(json.loads((folder / "run.json").read_text(encoding="utf-8"))["groups"])
+        groups = frozenset(about["groups"])
     return Run(folder, regressor, config, parms, rows, groups)
+
+
+def _checked(folder: Path, about: dict[str, Any]) -> dict[str, bytes]:
+    """Contents of the `DIGESTED` files, if they are those that the run wrote."""
+    with _naming(folder / "run.json"):
+        known = dict(about["digests"])
+    content = {}
+    for name in DIGESTED:
+        path = folder / name
+        if name not in known and not path.exists():
+            continue
+        with _naming(path):
+            content[name] = path.read_bytes()
+            if hashlib.sha256(content[name]).hexdigest() != known.get(name):
+                raise ValueError("not what the run wrote")
+    return content
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rheidae.datasets import load_dataset
 from rheidae.estimator.callbacks import EpochProgress, HistoryLog, RunCheckpoint, StopRequest
 from rheidae.estimator.distributed import distribute
 from rheidae.estimator.processes import agreed, join, launched
-from rheidae.exceptions import DataError, RunError, RunStopped
+from rheidae.exceptions import DataError, OutputError, RunError, RunStopped
 from rheidae.runs import modelcard
 from rheidae.runs.build import build_regressor
 from rheidae.runs.folder import (
@@ -29,7 +29,12 @@ from rheidae.runs.folder import (
     check_same_run,
     clear_run,
     data_fingerprint,
+    digests,
     load_state,
+    new_folder,
+    own_folder,
+    require_run,
+    require_run_id,
     row_keys,
     save_about,
     save_config,
@@ -125,7 +130,7 @@ def require_box3d(path: str | Path) -> None:
             )
 
 
-def train(config: Config, parms: TrainParms, run_id: str, threads: int | None = 1) -> Path:
+def train(config: Config, parms: TrainParms, run_id: str | None = None, threads: int | None = 1) -> Path:
     """Train a model and write its run folder.
 
     Parameters
@@ -133,8 +138,9 @@ def train(config: Config, parms: TrainParms, run_id: str, threads: int | None = 
     config, parms : Config, TrainParms
         ``config/model.yaml`` and ``config/train_parms.yaml``. With `resume_from`, the run in that folder goes on from
         its last checkpoint, exactly as if it had not been stopped; configuration and data have to be those of then.
-    run_id : str
-        Name of the folder under `checkpoint_dir`; a run of that name is replaced. Not used with `resume_from`.
+    run_id : str, optional
+        Name of the folder under `checkpoint_dir`; a run of that name is replaced. Default: the time, and a number if
+        another run has that name. Not used with `resume_from`.
     threads : int or None
         Of `FluxRegressor`.
 
@@ -146,7 +152,8 @@ def train(config: Config, parms: TrainParms, run_id: str, threads: int | None = 
     Raises
     ------
     RheidaeError
-        If the data or the configuration do not allow it; nothing is written then.
+        If the data or the configuration do not allow it, or another run writes into the folder; nothing is written
+        then. If the disk is full; ``run.json`` says that the run failed, where there is room.
     RunStopped
         After SIGTERM or SIGUSR1; the last finished epoch is saved.
     KeyboardInterrupt
@@ -172,79 +179,91 @@ def train(config: Config, parms: TrainParms, run_id: str, threads: int | None = 
         regressor.set_params(train_split=predefined_split(valid))
     if parms.logging.tensorboard:
         _require_tensorboard()
+    if run_id is not None:
+        require_run_id(run_id)
     fingerprint = data_fingerprint(data)
-    resume_from = config.training.resume_from
-    state = None
-    if resume_from is None:
-        folder = Path(config.training.checkpoint_dir) / run_id
-        if writes:
-            clear_run(folder)
-            save_config(folder, config, parms)
-    else:
-        folder = Path(resume_from)
-        check_same_run(folder, config, parms, fingerprint)
-        state = load_state(folder)
-    run_id = folder.name
     log.info(
         "%d rows: %s, held out %s", len(data.data), ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()),
         ", ".join(config.data.holdout_groups) or "no group",
     )  # fmt: skip
-    about = {
-        "run_id": run_id,
+    about: dict[str, Any] = {
         "data": source,
         "data_fingerprint": fingerprint,
         "seed": config.data.seed,
         "groups": sorted(set(data.groups[train_rows].tolist())),
         "training_range": modelcard.training_range(data, train_rows),
     }
-    if writes:
-        save_about(folder, {**about, "status": "running"})
     keys = row_keys(data.data, data.target)
     saved_rows = {part: keys[rows] for part, rows in parts.items()}
-    checkpoint = RunCheckpoint(folder, parms.logging.save_every)
-    started = time.perf_counter()
-    with stop_signals() as asked:
-        if accelerator is not None:
-            asked = agreed(asked, accelerator)
-        extra: list[tuple[str, Any]] = [("stop", StopRequest(asked))]
+    resume_from = config.training.resume_from
+    state = None
+    with ExitStack() as stack:
+        if resume_from is not None:
+            folder = Path(resume_from).resolve()
+            require_run(folder)
+        elif run_id is not None or not writes:
+            folder = Path(config.training.checkpoint_dir) / (run_id or "")
+        else:
+            folder = new_folder(Path(config.training.checkpoint_dir))
+        about = {"run_id": folder.name, **about}
         if writes:
-            extra += [("progress", EpochProgress(config.training.epochs)), ("history_log", HistoryLog(folder))]
-            if parms.logging.tensorboard:
-                extra.append(("tensorboard", _tensorboard(folder)))
-            extra.append(("checkpoint", checkpoint))
-        regressor.set_params(callbacks=[*regressor.callbacks, *extra])
-        try:
+            stack.enter_context(own_folder(folder))
+        if resume_from is not None:
+            check_same_run(folder, config, parms, fingerprint)
+            state = load_state(folder)
+        if writes:
+            save_about(folder, {**about, "status": "running"})
             if state is None:
-                regressor.fit(X, y)
-            else:
-                log.info("going on after epoch %d", state["epoch"])
-                regressor.resume(X, y, state)
-        except RunStopped as stop:
+                clear_run(folder)
+                save_config(folder, config, parms)
+        checkpoint = RunCheckpoint(folder, parms.logging.save_every)
+        started = time.perf_counter()
+        try:
+            with stop_signals() as asked:
+                if accelerator is not None:
+                    asked = agreed(asked, accelerator)
+                extra: list[tuple[str, Any]] = [("stop", StopRequest(asked))]
+                if writes:
+                    extra += [("progress", EpochProgress(config.training.epochs)), ("history_log", HistoryLog(folder))]
+                    if parms.logging.tensorboard:
+                        extra.append(("tensorboard", _tensorboard(folder)))
+                    extra.append(("checkpoint", checkpoint))
+                regressor.set_params(callbacks=[*regressor.callbacks, *extra])
+                try:
+                    if state is None:
+                        regressor.fit(X, y)
+                    else:
+                        log.info("going on after epoch %d", state["epoch"])
+                        regressor.resume(X, y, state)
+                except RunStopped as stop:
+                    if writes:
+                        checkpoint.write(regressor)
+                        save_about(folder, {**about, "status": f"stopped by signal {stop.signal}"})
+                    log.info("stopped by signal %d; go on with: --resume-from %s", stop.signal, folder)
+                    raise
+            seconds = time.perf_counter() - started
+            about |= {
+                "status": "interrupted" if regressor.interrupted_ else "finished",
+                "epochs": len(regressor.history),
+                "seconds": round(seconds, 2),
+                "parameters": sum(parameter.numel() for parameter in regressor.module_.parameters()),
+            }
+            if accelerator is not None:
+                accelerator.end_training()
             if writes:
-                checkpoint.write(regressor)
-                save_about(folder, {**about, "status": f"stopped by signal {stop.signal}"})
-            log.info("stopped by signal %d; go on with: --resume-from %s", stop.signal, folder)
-            raise
-        except RunError as error:
+                save_run(folder, regressor, saved_rows)
+                run = Run(folder, regressor, config, parms, saved_rows, frozenset(about["groups"]))
+                write_text(folder / modelcard.NAME, modelcard.model_card(run, data, about))
+                about |= {f"{part}_rows": len(rows) for part, rows in parts.items()}
+                save_about(folder, {**about, "digests": digests(folder)})
+        except (RunError, OutputError) as error:
             if writes:
-                save_about(folder, {**about, "status": f"failed: {error}"})
+                with suppress(OutputError):
+                    save_about(folder, {**about, "status": f"failed: {error}"})
             raise
-    seconds = time.perf_counter() - started
-    about |= {
-        "status": "interrupted" if regressor.interrupted_ else "finished",
-        "epochs": len(regressor.history),
-        "seconds": round(seconds, 2),
-        "parameters": sum(parameter.numel() for parameter in regressor.module_.parameters()),
-    }
-    if accelerator is not None:
-        accelerator.end_training()
-    if writes:
-        save_run(folder, regressor, saved_rows, about)
-        run = Run(folder, regressor, config, parms, saved_rows, frozenset(data.groups[train_rows].tolist()))
-        write_text(folder / modelcard.NAME, modelcard.model_card(run, data, about))
-        if len(regressor.history):
-            picture = Path(config.training.results_dir) / run_id / "loss.png"
-            plots.drawn(lambda path: plots.loss_curve(regressor.history, path), picture)
+    if writes and len(regressor.history):
+        picture = Path(config.training.results_dir) / folder.name / "loss.png"
+        plots.drawn(lambda path: plots.loss_curve(regressor.history, path), picture)
     log.info("%d epochs in %.1f s; run folder %s", len(regressor.history), seconds, folder)
     if regressor.interrupted_:
         raise KeyboardInterrupt

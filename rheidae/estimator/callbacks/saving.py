@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
 import math
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from skorch.callbacks import Callback
 from torch import Tensor
 
 from rheidae.exceptions import RunStopped
-from rheidae.system.outputs import Outputs, write_text
+from rheidae.system.outputs import Outputs, not_written, write_text
 
 
 class RunCheckpoint(Callback):
@@ -64,14 +66,13 @@ class RunCheckpoint(Callback):
         """Put the last finished epoch on disk; return whether there is one."""
         if self.snapshot_ is None:
             return False
-        from safetensors.torch import save_file
-
+        folder, state = Path(self.folder), io.BytesIO()
+        torch.save(self.snapshot_, state)
         with Outputs() as outputs:
-            save_file(_contiguous(self.snapshot_["module"]), outputs.path(Path(self.folder) / "last.safetensors"))
-            rows = self.snapshot_["history"]
-            outputs.path(Path(self.folder) / "history.json").write_text(json.dumps(rows), encoding="utf-8")
+            outputs.write(folder / "last.safetensors", _safetensors(self.snapshot_["module"]))
+            outputs.write(folder / "history.json", json.dumps(self.snapshot_["history"]).encode())
             # Renamed last: a run killed before goes on from the state of before and writes the others again.
-            torch.save(self.snapshot_, outputs.path(self.path))
+            outputs.write(self.path, state.getvalue())
         net.last_checkpoint_ = str(self.path)
         return True
 
@@ -100,8 +101,7 @@ class HistoryLog(Callback):
             write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
             self.fresh_ = False
         else:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            _append(path, (json.dumps(rows[-1]) + "\n").encode())
 
     def on_train_end(self, net: Any, **kwargs: Any) -> None:
         """Write the table."""
@@ -208,22 +208,34 @@ def copy_state(value: Any) -> Any:
     return value
 
 
-def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in state.items()}
+def _safetensors(state: dict[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    # Its save_file gives the file another inode and mode, and leaves its own temporary files behind.
+    return save({name: tensor.contiguous() for name, tensor in state.items()})
 
 
 def save_weights(net: Any, path: Path) -> None:
     """Write the module's parameters and buffers as safetensors, complete or not at all."""
-    from safetensors.torch import save_file
-
     with Outputs() as outputs:
-        save_file(_contiguous(net.module_.state_dict()), outputs.path(path))
+        outputs.write(path, _safetensors(net.module_.state_dict()))
 
 
 def save_history(net: Any, path: Path) -> None:
     """Write the training history as JSON, complete or not at all."""
-    with Outputs() as outputs:
-        net.history.to_file(str(outputs.path(path)))
+    write_text(path, json.dumps(net.history.to_list()))
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line to a file, the whole of it or nothing."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            before = file.tell()
+            if file.write(line) != len(line):
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, "No space left on device")
+    except OSError as error:
+        raise not_written(path, error, len(line)) from error
 
 
 def plain_history(history: Any) -> list[dict[str, Any]]:
@@ -234,7 +246,8 @@ def plain_history(history: Any) -> list[dict[str, Any]]:
 def write_history_csv(rows: list[dict[str, Any]], path: Path) -> None:
     """Write epochs as a table, complete or not at all."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with Outputs() as outputs, outputs.path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())

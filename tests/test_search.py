@@ -2,6 +2,10 @@
 
 import multiprocessing
 import os
+import signal
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numba
@@ -12,6 +16,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from skorch.callbacks import Callback
 
 from rheidae import FluxRegressor
+from rheidae.estimator.networks import ResidualFFIModel
 from rheidae.scoring.metrics import FluxScorer
 from rheidae.system import threads as sharing
 from rheidae.system.threads import default_threads, limited
@@ -139,3 +144,47 @@ def test_threads_of_the_schemes(monkeypatch):
     assert (calls, used) == ([(0, many)], [])
     monkeypatch.setenv("NUMBA_NUM_THREADS", "2")
     assert default_threads() == numba.get_num_threads()
+
+
+def test_models_fitted_in_threads_are_those_of_their_seeds(rows):
+    X, y, _ = rows
+
+    def predicted(seed):
+        return FluxRegressor(max_epochs=3, random_state=seed).fit(X, y).predict(X)
+
+    expected = [predicted(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for found, wanted in zip(pool.map(predicted, range(4)), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    found = joblib.Parallel(4, backend="threading")(joblib.delayed(predicted)(seed) for seed in range(4))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, None])
+def test_a_forked_process_predicts_after_torch_has_used_threads(rows, threads):
+    X, y, _ = rows
+    model = FluxRegressor(ResidualFFIModel, module__hidden_dim=64, max_epochs=1, random_state=0, threads=threads)
+    model.fit(X, y)
+    many = np.tile(X, (-(-4096 // len(X)), 1))
+    expected, before = model.predict(many), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model.threads = None
+        model.predict(many)
+        torch.ones(1 << 20).exp()
+        model.threads = threads
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks of processes with threads
+            child = os.fork()
+        if child == 0:
+            os._exit(0 if np.allclose(model.predict(many), expected, rtol=1e-5) else 3)
+        started, pid, status = time.monotonic(), 0, -1
+        while pid == 0 and time.monotonic() - started < 60:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0.02)
+        if pid == 0:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    finally:
+        torch.set_num_threads(before)
+    assert status == 0

@@ -22,7 +22,7 @@ from rheidae.estimator.net import FluxNet
 from rheidae.estimator.resuming import STATE_FORMAT
 from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import FourFluxError, RunError
-from rheidae.system.threads import limited
+from rheidae.system.threads import limited, taking_turns
 
 
 class SetByFit:
@@ -89,9 +89,11 @@ class FluxRegressor(FluxNet):
         Seed of initial weights, order of batches and dropout. The global generators are left as they were.
         None draws from torch's global generator.
     threads : int or None
-        Threads of torch and Numba while it is trained; afterwards they have those of before. More than one gain nothing
-        at these sizes, and cost much where other processes use the processors: a worker of a search is to have one.
-        None leaves them alone.
+        Threads of torch and Numba while it is trained and while it predicts; afterwards they have those of before. More
+        than one gain nothing at these sizes, and cost much where other processes use the processors: a worker of a
+        search is to have one. None leaves them alone. Estimators that are fitted in several threads of one process
+        take turns, since torch's generator is the process's; processes work side by side. In a forked process it is
+        always one.
     lr, max_epochs, batch_size : float, int, int
         Of AdamW; the learning rate falls to zero along half a cosine over `max_epochs` (the callback
         ``lr_schedule``: ``callbacks__lr_schedule=None`` keeps it constant). Too few epochs leave skill behind, too
@@ -296,7 +298,7 @@ class FluxRegressor(FluxNet):
         self, X: Any, y: Any, sample_weight: Any, fresh: bool, state: Any = None, **fit_params: Any
     ) -> FluxRegressor:
         """Train on rows that are looked at first, with new components if `fresh`."""
-        with limited(self.threads):
+        with taking_turns(), limited(self.threads):
             return self._learn_here(X, y, sample_weight, fresh, state, **fit_params)
 
     def _learn_here(
@@ -385,6 +387,10 @@ class FluxRegressor(FluxNet):
 
     def _answer(self, table: Any) -> Any:
         """Answers ``(n, outputs)`` for rows that are known to be good."""
+        with limited(self.threads):
+            return self._answer_here(table)
+
+    def _answer_here(self, table: Any) -> Any:
         x, _ = self._layout.scaled(table, None)
         dataset = TableDataset(torch.from_numpy(x), torch.zeros(len(x), 0))
         self._set_training(False)

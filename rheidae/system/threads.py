@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,22 +17,46 @@ from contextlib import contextmanager
 _ROWS_PER_THREAD = 1024
 
 
+_forked = False
+_turn = threading.RLock()
+
+
+def _in_child() -> None:
+    global _forked, _turn
+    _forked = True
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
+@contextmanager
+def taking_turns() -> Iterator[None]:
+    """Let one thread of the process at a time do what draws from torch's global generator, for seeds to hold."""
+    with _turn:
+        yield
+
+
 @contextmanager
 def limited(count: int | None) -> Iterator[None]:
     """Give torch and Numba this many threads for a while; None leaves them as they are.
 
-    Torch's number is the whole process's, Numba's the calling thread's.
+    One in a process that another one has forked: the threads of torch's OpenMP do not come along, and the first
+    operation that waits for them would wait for ever.
 
     Raises
     ------
     ValueError
         If `count` is not at least 1.
     """
+    if count is not None and count < 1:
+        raise ValueError(f"threads={count!r} must be at least 1, or None for the numbers that torch and Numba have")
+    if _forked:
+        count = 1
     if count is None:
         yield
         return
-    if count < 1:
-        raise ValueError(f"threads={count!r} must be at least 1, or None for the numbers that torch and Numba have")
     import numba
     import torch
 

@@ -136,6 +136,7 @@ class PreprocessConfig(Section):
     """``config/pre_process.yaml``."""
 
     data_root: str = ".data"
+    allow_external: bool = False
     output_root: str = ".pdata"
     h5_paths: H5Paths = H5Paths()
     axes: Axes | None = None

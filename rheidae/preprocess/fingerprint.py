@@ -29,7 +29,10 @@ ATTRIBUTE = "fingerprint"
 _PIECES, _PIECE = 64, 1 << 16
 
 # How the work is done, and what other files hold, does not change the rows of one simulation.
-_NOT_ROWS = {"data_root", "output_root", "output_filename", "files", "shuffle", "seed", "chunk_rows", "threads"}
+_NOT_ROWS = {
+    "data_root", "output_root", "output_filename", "files", "shuffle", "seed", "chunk_rows", "threads",
+    "allow_external",
+}  # fmt: skip
 
 
 def of_source(path: Path) -> dict[str, Any]:

@@ -191,7 +191,8 @@ def _inspect(raw: RawFile, config: PreprocessConfig) -> _Simulation:
     datasets = inspect(source, config.h5_paths, raw.axes or config.axes)
     if config.diagnostics == "minimal":
         datasets = datasets._replace(F_true_stddev=None, growth_rate=None, dirnames=None)
-    marks |= {path: fingerprint.of_source(path) for path in linked_files(source, datasets)}
+    root = None if config.allow_external else Path(config.data_root)
+    marks |= {path: fingerprint.of_source(path) for path in linked_files(source, datasets, root)}
     return _Simulation(
         raw=raw,
         source=source,

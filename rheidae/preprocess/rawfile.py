@@ -109,25 +109,40 @@ def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None) -> Raw
 _one_per_row = "one per row"
 
 
-def linked_files(path: str | Path, datasets: RawDatasets) -> list[Path]:
+def linked_files(path: str | Path, datasets: RawDatasets, root: Path | None = None) -> list[Path]:
     """Other files that hold rows of a raw file, which may keep links, virtual datasets and external storage.
+
+    Parameters
+    ----------
+    path, datasets
+        The file, and what `inspect` says of it.
+    root : Path, optional
+        The folder that they have to lie in, links resolved. Default: anywhere, even where a stranger's file points to.
 
     Raises
     ------
     DataError
-        If one of them is not there: HDF5 would read the rows of a missing part as zeros.
+        If one of them is not there (HDF5 would read the rows of a missing part as zeros), or lies elsewhere.
     """
     carried = (datasets.F_true_stddev.rows if datasets.F_true_stddev else None, datasets.growth_rate, datasets.dirnames)
-    behind: dict[Path, None] = {}
+    behind: dict[Path, str] = {}
     with open_h5(path) as file:
         for rows in (datasets.F_init.rows, datasets.F_true.rows, *carried):
             if rows is None:
                 continue
             try:
-                behind |= dict.fromkeys(_behind(dataset(file, rows.name), rows.where, frozenset()))
+                for other in _behind(dataset(file, rows.name), rows.where, frozenset()):
+                    behind.setdefault(other, rows.where)
             except H5_ERRORS as error:
                 raise DataError(f"{rows.where} cannot be opened ({error}); fetch the file again") from error
-    return [other for other in behind if not other.samefile(path)]
+    others = {other: where for other, where in behind.items() if not other.samefile(path)}
+    for other, where in others.items():
+        if root is not None and not other.resolve().is_relative_to(root.resolve()):
+            raise DataError(
+                f"{where} takes rows from {other}, which is outside of data_root; if they belong to the file, set "
+                "allow_external: true"
+            )
+    return list(others)
 
 
 def _behind(source: h5py.Dataset, where: str, seen: frozenset[tuple[Path, str]]) -> Iterator[Path]:

@@ -73,6 +73,7 @@ def open_h5(path: str | Path, remedy: str = "check the path") -> Iterator[h5py.F
 def dataset(file: h5py.File, name: str, remedy: str = "check the name") -> h5py.Dataset:
     """Return a dataset of an open file, or raise `DataError` that lists what the file holds."""
     try:
+        _require_no_pipe(file, name)
         # A name that ends or begins oddly (".", an empty one) raises; a dangling link is None.
         member = file.get(name)
         link = file.get(name, getlink=True) if member is None else None
@@ -89,6 +90,15 @@ def dataset(file: h5py.File, name: str, remedy: str = "check the name") -> h5py.
         raise DataError(f"{file.filename}: no dataset {name!r}; {remedy}. The file holds: {_names(file)}")
     _require_stored(member, name)
     return member
+
+
+def _require_no_pipe(file: h5py.File, name: str) -> None:
+    """Refuse a link to a pipe or a device, which HDF5 would wait for."""
+    link = file.get(name, getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        other = Path(file.filename).parent / link.filename
+        if other.exists() and not other.is_file():
+            raise DataError(f"{file.filename}: {name!r} is a link to {other}, which is not a file; {FETCH_AGAIN}")
 
 
 _MOST_UNPACKED = 1100

@@ -394,6 +394,7 @@ def test_a_second_run_makes_only_what_is_out_of_date(tmp_path):
 
 
 OTHERWISE = {
+    "allow_external": True,
     "h5_paths": {"F_true": "other"},
     "axes": ["row", "component", "nu_nubar", "flavor"],
     "on_bad_rows": "clip",
@@ -646,6 +647,19 @@ def test_what_others_add_to_an_output_stays_out_of_the_combined_file(tmp_path):
     assert (tmp_path / "out" / "preprocessed_all.h5").read_bytes() == wanted
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_compressed_bytes_do_not_depend_on_the_blocks(tmp_path, shuffle):
+    write_raw(tmp_path / "a.h5", 700)
+    write_raw(tmp_path / "b.h5", 90)
+    options = {"compression": "gzip", "h5_chunk_rows": 64, "shuffle": shuffle}
+    written = []
+    for rows in (7, 64, 129, None):
+        pipeline.preprocess(config_for(tmp_path, "a", "b", **options, chunk_rows=rows), resume=False)
+        written.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
+    assert all(files == written[0] for files in written)
+    assert len(written[0]) == 3
+
+
 def test_a_damaged_output_is_named_with_the_way_out(tmp_path):
     write_raw(tmp_path / "a.h5")
     config = config_for(tmp_path, "a", compression="gzip")
@@ -714,6 +728,37 @@ def test_rows_that_lie_in_other_files(tmp_path, monkeypatch, how):
     with pytest.raises(DataError, match=r"a\.h5: .*F4_initial.*part\.h5.* not there; fetch that file too"):
         run(config)
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == older
+
+
+@pytest.mark.parametrize("how", [linked, virtual, link_to_virtual, external])
+def test_rows_outside_of_data_root_are_read_only_if_the_configuration_says_so(tmp_path, how):
+    part, root = tmp_path / "part.h5", tmp_path / "root"
+    root.mkdir()
+    write_raw(part)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name in (INIT, TRUE):
+            how(file, part, name, (20, 4, 2, 3))
+    # A link among the files changes nothing about where they lie.
+    for name in ("a.h5", "part.h5"):
+        (root / name).symlink_to(tmp_path / name)
+    if how is link_to_virtual:
+        (root / "between.h5").symlink_to(tmp_path / "between.h5")
+    config = {"data_root": str(root), "output_root": str(tmp_path / "out")}
+    with pytest.raises(DataError, match=r"a\.h5: .*F4_initial.* outside of data_root; .*allow_external: true"):
+        run(config_for(tmp_path, "a", **config))
+    assert list((tmp_path / "out").iterdir()) == []
+    run(config_for(tmp_path, "a", **config, allow_external=True))
+    run(config_for(tmp_path, "a"))
+
+
+def test_a_link_to_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    write_raw(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file[INIT]
+        file[INIT] = h5py.ExternalLink("pipe", "/x")
+    with pytest.raises(DataError, match=r"a\.h5: .* is a link to .*pipe, which is not a file"):
+        run(config_for(tmp_path, "a"))
 
 
 def test_virtual_rows_of_the_same_file_and_of_themselves(tmp_path):

@@ -124,22 +124,48 @@ class Done(NamedTuple):
 
 
 class Output:
-    """A file that is being written, by the process that gave out the blocks, in their order."""
+    """A file that is being written, by the process that gave out the blocks, in their order.
+
+    Chunks are written whole, one of each dataset at a time, so that the bytes of a compressed file do not depend on
+    the size of the blocks.
+    """
 
     def __init__(
-        self, file: h5py.File, require_written: Callable[[], None], columns: Sequence[Column], stages: Stages
+        self,
+        file: h5py.File,
+        require_written: Callable[[], None],
+        columns: Sequence[Column],
+        stages: Stages,
+        rows: int,
+        chunk: int | None,
     ) -> None:
         self._file, self._require_written = file, require_written
         self._names = [column.name for column in columns]
         self._stages = stages
+        self._rows, self._chunk = rows, chunk
+        self._rest: Arrays = {}
 
     def take(self, done: Done) -> None:
         """Write a block, and account for it."""
         self._stages.update(done.stages)
         with self._stages.timed("write"):
-            count = write_rows(self._file, {name: done.arrays[name] for name in self._names}, done.start)
+            count = self._write({name: done.arrays[name] for name in self._names}, done.start, done.start + done.rows)
         self._stages.add("write", 0.0, count)
         self._require_written()
+
+    def _write(self, arrays: Arrays, start: int, stop: int) -> int:
+        if self._chunk is None:
+            return write_rows(self._file, arrays, start)
+        if self._rest:
+            arrays = {name: np.concatenate([self._rest[name], values]) for name, values in arrays.items()}
+            start = stop - len(arrays[self._names[0]])
+        whole = stop if stop == self._rows else stop - stop % self._chunk
+        count = 0
+        for begin in range(start, whole, self._chunk):
+            rows = slice(begin - start, begin - start + self._chunk)
+            count += write_rows(self._file, {name: values[rows] for name, values in arrays.items()}, begin)
+        self._rest = {name: values[whole - start :].copy() for name, values in arrays.items()} if whole < stop else {}
+        return count
 
 
 @contextmanager
@@ -194,7 +220,7 @@ def writing(
                     file.attrs.update(attributes)
                     for name, numbers in dropped.items():
                         file.create_dataset(f"dropped_rows/{name}", data=numbers)
-                yield Output(file, require_written, columns, stages)
+                yield Output(file, require_written, columns, stages, rows, chunk)
             if finished is not None:
                 with uninterrupted():
                     finished.add(outputs)
@@ -224,7 +250,7 @@ def attributes(config: PreprocessConfig, sources: Sequence[Path], mark: str, bad
         "layout": "row-major",
         "rheidae_version": rheidae.__version__,
         # How the work was done leaves no trace in the file.
-        "config": config.model_dump_json(exclude={"chunk_rows", "threads"}),
+        "config": config.model_dump_json(exclude={"chunk_rows", "threads", "allow_external"}),
         "sources": json.dumps([str(source) for source in sources]),
         "on_bad_rows": config.on_bad_rows,
         "bad_rows": json.dumps(bad_rows),

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> None:
         for path in write_defaults(arguments.folder):
-            print(path)
+            commands.show(str(path))
 
     return commands.run(command)
 

@@ -488,6 +488,17 @@ def test_two_runs_in_one_folder(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_preprocessed.h5", "preprocessed_all.h5"]
 
 
+def test_the_output_folder_may_be_relative_and_a_link(tmp_path, monkeypatch):
+    write_raw(tmp_path / "a.h5")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    monkeypatch.chdir(tmp_path)
+    run(config_for(tmp_path, "a", output_root="link"))
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == [
+        "a_preprocessed.h5", "preprocessed_all.h5",
+    ]  # fmt: skip
+
+
 def test_an_output_that_would_overwrite_an_input_is_refused(tmp_path):
     write_raw(tmp_path / "a_preprocessed.h5")
     with pytest.raises(DataError, match=r"a_preprocessed\.h5 is an input and would be an output"):

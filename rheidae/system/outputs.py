@@ -153,9 +153,10 @@ class Finished:
 
     def where(self, target: Path) -> Path:
         """Under which name the file `target` can be read now."""
+        real = Path(os.path.realpath(target))
         for outputs, _ in self._waiting:
-            if target in outputs.targets:
-                return outputs.targets[target]
+            if real in outputs.targets:
+                return outputs.targets[real]
         return target
 
     def name(self) -> None:

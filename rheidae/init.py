@@ -41,7 +41,7 @@ def write_defaults(folder: str | Path) -> list[Path]:
             raise OutputError(f"{target}: is there already; name another folder, or remove the file")
     with Outputs() as outputs:
         for target in targets:
-            outputs.path(target).write_bytes((resources.files("rheidae") / "defaults" / target.name).read_bytes())
+            outputs.write(target, (resources.files("rheidae") / "defaults" / target.name).read_bytes())
     return targets
 
 

@@ -50,8 +50,7 @@ def write_sample(folder: str | Path) -> list[Path]:
     with Outputs() as outputs:
         for name in (*SETTLED, *EMU, "README.md"):
             target = Path(folder) / name
-            with resources.as_file(resources.files(__name__) / "data" / name) as source:
-                shutil.copyfile(source, outputs.path(target))
+            outputs.write(target, (resources.files(__name__) / "data" / name).read_bytes())
             written.append(target)
     return written
 

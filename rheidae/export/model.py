@@ -22,7 +22,7 @@ from rheidae.export.states import made_states, sample_states
 from rheidae.fourflux import COMPONENTS, SPECIES
 from rheidae.mixing.box3d import ORDERS, box3d_flux
 from rheidae.system.h5 import open_h5
-from rheidae.system.outputs import Outputs
+from rheidae.system.outputs import Outputs, naming
 
 TOLERANCE = 1e-6
 """Largest difference from the estimator that is let through, relative to the total number density of the row."""
@@ -184,10 +184,12 @@ def export_regressor(
     made = FORMATS[format].convert(program, graph.inputs)
     metadata = {**_describe(regressor, graph, used), **(about or {}), "format": format}
     with Outputs() as outputs:
-        temporary, beside = outputs.path(path), outputs.path(f"{path}.json")
+        temporary = outputs.path(path)
         # Once to learn how near it comes, once more with that in it.
         for _ in range(2):
-            temporary.write_bytes(FORMATS[format].write(made, metadata))
+            content = FORMATS[format].write(made, metadata)
+            with naming(path, len(content)):
+                temporary.write_bytes(content)
             reached = _difference(temporary, format, [tables[name] for name in graph.inputs], expected)
             if not reached <= tolerance:
                 raise ExportError(
@@ -202,7 +204,7 @@ def export_regressor(
                 "relative_to": "total number density of the row",
                 "rows_compared": len(states),
             }
-        beside.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        outputs.write(f"{path}.json", (json.dumps(metadata, indent=2) + "\n").encode())
     return metadata
 
 

@@ -129,7 +129,7 @@ def combine(
     scratch_bytes = rows * record.itemsize if config.shuffle else 0
     with (
         writing(target, rows, columns, attributes, dropped, config, stages, scratch_bytes) as output,
-        Outputs() as scratch,
+        Outputs(scratch_bytes) as scratch,
     ):
         blocks: Iterator[tuple[Any, ...]]
         if config.shuffle:

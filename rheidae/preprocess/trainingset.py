@@ -212,7 +212,7 @@ def writing(
     storage = Storage(chunk, config.compression_level if compressed else None)
     try:
         with ExitStack() as stack:
-            outputs = stack.enter_context(Outputs())
+            outputs = stack.enter_context(Outputs(needed))
             path = outputs.path(target)
             with create_h5(path) as (file, require_written):
                 with uninterrupted():

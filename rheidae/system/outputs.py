@@ -33,8 +33,6 @@ _LOCK_NAME = ".rheidae.lock"
 _serial = itertools.count()
 _OWN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """For files that nobody but this module makes: a link or a pipe of that name leads elsewhere."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What only writing can end in."""
 
 
 class Outputs:
@@ -47,13 +45,19 @@ class Outputs:
     Links are followed. What is no file, such as a pipe or ``/dev/null``, and what the process prints to, gets the
     finished bytes and stays what it is.
 
+    Parameters
+    ----------
+    needed : int
+        Bytes that will be written, for the message if the disk is full. Default: not known.
+
     Raises
     ------
     OutputError
         If the disk is full, or a file cannot be written for another reason that its name is part of.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, needed: int = 0) -> None:
+        self._needed = needed
         self._pending: list[tuple[Path, Path]] = []
         self._streams: list[tuple[Path, Path]] = []
         self._locks: list[int] = []
@@ -77,16 +81,14 @@ class Outputs:
             (self._pending if target == beside else self._streams).append((temporary, target))
             self._locks.append(_open_locked(temporary))
         except OSError as error:
-            raise not_written(target, error) from error
+            raise not_written(target, error, self._needed) from error
         return temporary
 
     def write(self, target: str | Path, content: bytes) -> None:
         """Write a whole file."""
         temporary = self.path(target)
-        try:
+        with naming(target, len(content)):
             temporary.write_bytes(content)
-        except OSError as error:
-            raise not_written(Path(target), error, len(content)) from error
 
     def scratch(self, target: str | Path) -> Path:
         """Return a temporary path beside `target` for a file that goes away when the block ends."""
@@ -94,7 +96,7 @@ class Outputs:
         self._pending[-1] = (temporary, temporary)
         return temporary
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 self.sync()
@@ -106,8 +108,6 @@ class Outputs:
                     sync(folder)
                 for temporary, target in self._streams:
                     _pour(temporary, target)
-            elif isinstance(error, OSError) and error.errno in _FULL and self._pending:
-                raise not_written(self._pending[-1][1], error) from error
         finally:
             with uninterrupted():
                 for temporary, _target in (*self._pending, *self._streams):
@@ -125,7 +125,7 @@ class Outputs:
             try:
                 sync(temporary)
             except OSError as error:
-                raise not_written(target, error, temporary.stat().st_size) from error
+                raise not_written(target, error, self._needed or temporary.stat().st_size) from error
 
     def unlock(self) -> None:
         """Let go of the locks that tell others that the temporary files are in use; HDF5 reads no locked file."""
@@ -396,6 +396,15 @@ def not_written(target: Path, error: OSError, needed: int = 0) -> OutputError:
     return OutputError(
         f"{target}: cannot be written ({error.strerror or error}); see to the disk and the permissions, or {_ELSEWHERE}"
     )
+
+
+@contextmanager
+def naming(target: str | Path, needed: int = 0) -> Iterator[None]:
+    """Raise `not_written` for what the block cannot write."""
+    try:
+        yield
+    except OSError as error:
+        raise not_written(Path(target), error, needed) from error
 
 
 def size(count: float) -> str:

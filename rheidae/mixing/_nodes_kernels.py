@@ -91,12 +91,12 @@ def principal_axes(Q, axes):
         for j in range(3):
             axes[i, j] = 1.0 if i == j else 0.0
     for _ in range(8):
-        off = abs(Q[0, 1]) + abs(Q[0, 2]) + abs(Q[1, 2])
-        if not off > 1e-9 * (Q[0, 0] + Q[1, 1] + Q[2, 2]):
+        trace = Q[0, 0] + Q[1, 1] + Q[2, 2]
+        if not abs(Q[0, 1]) + abs(Q[0, 2]) + abs(Q[1, 2]) > 1e-9 * trace:
             break
         for p, q in ((0, 1), (0, 2), (1, 2)):
             b = Q[p, q]
-            if b == 0.0:
+            if not abs(b) > 1e-15 * trace:
                 continue
             half = 0.5 * (Q[q, q] - Q[p, p])
             t = b / (half + np.copysign(np.sqrt(half * half + b * b), half))

@@ -15,6 +15,7 @@ from sklearn.utils.metadata_routing import MethodMapping
 from sklearn.utils.validation import validate_data
 from skorch.dataset import Dataset
 
+from rheidae.estimator._private import SetByFit
 from rheidae.estimator.batches import BatchSlicer, TableDataset, rows_of, some_rows, unpack
 from rheidae.estimator.layouts import as_array
 from rheidae.estimator.losses import takes_weights
@@ -23,24 +24,6 @@ from rheidae.estimator.resuming import STATE_FORMAT
 from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.system.threads import limited, taking_turns
-
-
-class SetByFit:
-    """Value of an attribute before `fit` has set it.
-
-    By scikit-learn's rules a constructor sets parameters alone. skorch's sets a history and two marks too; they are
-    taken away again, and this answers in their place. Not while skorch's constructor runs: it tells by their absence
-    that it does.
-    """
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __get__(self, net: Any, owner: type | None = None) -> Any:
-        """Return the value, unless the constructor is at work."""
-        if net is not None and "_params_to_validate" not in vars(net):
-            raise AttributeError
-        return self.value
 
 
 class FluxRegressor(FluxNet):
@@ -440,7 +423,7 @@ class FluxRegressor(FluxNet):
 
         `fit` does so by itself, on the validation rows if there are at least 50, else on the training rows. The
         errors of `MixingModel` there are hardly smaller than on rows it has not seen; those of a larger network are,
-        and want rows held out.
+        and want rows of their own.
 
         Parameters
         ----------

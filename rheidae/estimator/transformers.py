@@ -122,8 +122,8 @@ class PowerInvariants(_StateTransformer):
         """
         check_is_fitted(self, "n_features_in_")
         table, F = self._states(X)
-        found = power_invariants(F, order=self.order, threads=self.threads).astype(table.dtype, copy=False)
-        return np.concatenate([table, found], axis=1) if self.append else found
+        invariants = power_invariants(F, order=self.order, threads=self.threads).astype(table.dtype, copy=False)
+        return np.concatenate([table, invariants], axis=1) if self.append else invariants
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
         """Return the names of the invariants, after those of X with `append`."""

@@ -235,7 +235,7 @@ class GradNorm(WeightingCallback):
     The weights are trained on a loss of their own, ``sum_i |G_i - mean(G) r_i^alpha|`` with ``G_i`` the norm of the
     gradient of ``w_i L_i`` on the last shared layer and ``r_i`` the inverse training rate, ``L_i / L_i(0)`` over its
     mean; the targets count as constants. After each step they are scaled to sum to the number of tasks. The
-    network's gradient is that of ``sum_i w_i L_i`` with the weights held fixed.
+    network's gradient is that of ``sum_i w_i L_i`` with the weights kept fixed.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ class GradNorm(WeightingCallback):
     Notes
     -----
     Deviations from the paper: the weights are trained through their logarithm, so that they stay positive and move by
-    factors where tasks differ by factors; their loss is divided by ``mean(G)``, held constant like the targets, because
+    factors where tasks differ by factors; their loss is divided by ``mean(G)``, a constant like the targets, because
     Adam would remember the large gradients of the beginning for a thousand steps; and a term that is zero in the first
     batch takes its ``L(0)`` from the first batch in which it is not, with an inverse rate of 1 until then.
 

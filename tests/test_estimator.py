@@ -19,7 +19,7 @@ from torch import nn
 
 from rheidae import FluxRegressor
 from rheidae.estimator.losses import FourFluxLoss, SingleTerm
-from rheidae.estimator.networks import MixingModel, MultilayerPerceptron
+from rheidae.estimator.networks import MixingModel, MultilayerPerceptron, ResidualFFIModel
 from rheidae.exceptions import FourFluxError
 from tests.estimators import SMALL
 
@@ -404,3 +404,11 @@ def test_random_state(small):
     torch.manual_seed(5)
     np.testing.assert_array_equal(FluxRegressor(**settings).fit(X, y).predict(X), first)
     assert (FluxRegressor(**settings).fit(X, y).predict(X) != first).any()
+
+
+def test_initial_states_alone_are_sent_to_box3d(small):
+    X, y = small
+    with pytest.raises(FourFluxError, match=r"X has shape \(64, 24\); expected \(n, 48\).*AppendBox3D"):
+        FluxRegressor(module=ResidualFFIModel).fit(X[:, :24], y)
+    with pytest.raises(FourFluxError, match=r"X has shape \(64, 23\); expected \(n, 48\)$"):
+        FluxRegressor().fit(X[:, :23], y)

@@ -411,7 +411,7 @@ class FluxRegressor(FluxNet):
         Notes
         -----
         R2 hides how good a model is: most of it is how the rows differ from each other, which `X` says already, so that
-        Box3D alone has 0.96 on the sample. How much nearer than Box3D a model is, say the scorers of
+        Box3D alone has more than 0.95 on the sample. How much nearer than Box3D a model is, say the scorers of
         `rheidae.scoring.metrics`, such as ``FluxScorer("box3d_skill_score")``.
         """
         self.check_is_fitted()

@@ -272,13 +272,15 @@ def require(*packages: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what torch says about itself: TorchScript being deprecated, torchvision not being there."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep back what torch and its ONNX optimizer say about themselves: deprecations, a line per node of the graph."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

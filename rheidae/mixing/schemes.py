@@ -76,7 +76,7 @@ SCHEMES = {
             takes_strength=True,
         ),
         Scheme(
-            "asymptotic", "asymptotic", "C3", _late("asymptotic", "asymptotic_flux"),
+            "asymptotic", "asymptotic", "#000000", _late("asymptotic", "asymptotic_flux"),
             _late("asymptotic", "asymptotic_survival"), "F_asymptotic",
         ),
     )

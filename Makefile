@@ -26,14 +26,14 @@ train: preprocess
 	$(RUN) -m rheidae.train --config config/model.yaml --train-parms config/train_parms.yaml
 
 train-residual: preprocess
-	$(RUN) -m rheidae.train --config config/model.yaml --train-parms config/train_parms.yaml --predict-residual
+	$(RUN) -m rheidae.train --config config/model.yaml --train-parms config/train_parms.yaml --architecture residual --predict-residual
 
 smoke: preprocess
 	$(RUN) -m rheidae.train --config config/model.yaml --train-parms config/train_parms.yaml --smoke
 
-# Raw files -> Box3D -> training set -> residual model -> comparison with Box3D on rows that it has not seen.
+# Raw files -> Box3D -> training set -> model -> comparison with Box3D on rows that it has not seen.
 demo: preprocess
-	$(RUN) -m rheidae.train --config config/model.yaml --train-parms config/train_parms.yaml --predict-residual --run-id demo
+	$(RUN) -m rheidae.train --config config/model.yaml --train-parms config/train_parms.yaml --run-id demo
 	$(RUN) -m rheidae.evaluate --run checkpoints/demo --data .pdata/preprocessed_all.h5 --json results/demo/metrics.json --markdown results/demo/metrics.md --figures results/demo
 
 # How good are the defaults?  Cross-validation by rows and by families, five seeds: the table of the README.

@@ -1,7 +1,8 @@
 """Rheidae: sub-grid models of the neutrino fast flavor instability.
 
 Box3D and other mixing schemes on moments (`box3d_flux`, `mix`), training sets from particle-in-cell simulations
-(`load_dataset`, ``python -m rheidae.preprocess``) and a network for what Box3D leaves unexplained (`FluxRegressor`).
+(`load_dataset`, ``rheidae preprocess``), networks that learn from them, of mixing or of what Box3D leaves unexplained
+(`FluxRegressor`), and what trainings leave behind (`load_run`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
     from rheidae.estimator.regressor import FluxRegressor
     from rheidae.mixing.box3d import Box3D, box3d, box3d_flux
     from rheidae.mixing.schemes import mix
+    from rheidae.runs.folder import load_run
     from rheidae.simulate import simulate
 
-__all__ = ["Box3D", "FluxRegressor", "__version__", "box3d", "box3d_flux", "load_dataset", "mix", "simulate"]
+__all__ = [
+    "Box3D", "FluxRegressor", "__version__", "box3d", "box3d_flux", "load_dataset", "load_run", "mix", "simulate",
+]  # fmt: skip
 
 # Numba, torch and matplotlib take seconds to import: each name is loaded when first asked for.
 _HOME = {
@@ -30,6 +34,7 @@ _HOME = {
     "box3d_flux": "rheidae.mixing.box3d",
     "mix": "rheidae.mixing.schemes",
     "load_dataset": "rheidae.datasets",
+    "load_run": "rheidae.runs.folder",
 }
 
 

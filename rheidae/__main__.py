@@ -19,6 +19,7 @@ COMMANDS = {
     "plots": ("rheidae.plots", "draw the losses of a run"),
     "evaluate": ("rheidae.evaluate", "compare models with the analytic schemes"),
     "ablation": ("rheidae.ablation", "score every architecture, weighting and training size"),
+    "predict": ("rheidae.predict.__main__", "mix the moments of a file"),
     "export": ("rheidae.export.__main__", "write a model as one file for other codes"),
 }
 """Module of each command, whose ``main(argv)`` it is, and what it does."""

@@ -27,3 +27,19 @@ def first_unphysical(F, tolerance):
             if not _is_physical(x, y, z, float(F[row, species, 3]), limit):
                 return row, species
     return -1, -1
+
+
+@kernel
+def unphysical_rows(F, tolerance, out):
+    """Mark in ``out (n,)`` the rows of ``F (n, 6, 4)`` that hold an unphysical four-flux; return how many there are."""
+    limit = (1.0 + tolerance) ** 2
+    count = 0
+    for row in range(F.shape[0]):
+        bad = False
+        for species in range(6):
+            x, y, z = float(F[row, species, 0]), float(F[row, species, 1]), float(F[row, species, 2])
+            if not _is_physical(x, y, z, float(F[row, species, 3]), limit):
+                bad = True
+        out[row] = bad
+        count += bad
+    return count

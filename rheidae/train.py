@@ -1,6 +1,6 @@
 """Train a model on a preprocessed file.
 
-python -m rheidae.train --config config/model.yaml --train-parms config/train_parms.yaml --predict-residual
+python -m rheidae.train --config config/model.yaml --train-parms config/train_parms.yaml
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--predict-residual",
         action="store_true",
-        help="predict what Box3D leaves unexplained (else: train_parms.yaml)",
+        help="the network adds to Box3D's answer, not to the initial state (else: train_parms.yaml); for "
+        "networks that leave this open, architecture residual",
     )
+    parser.add_argument("--architecture", choices=("mixing", "residual"), help="of the network (else: model.yaml)")
     parser.add_argument("--run-id", help="name of the run folder (default: the time)")
     parser.add_argument("--resume-from", metavar="RUN", help="run folder to go on with (else: model.yaml)")
     parser.add_argument("--smoke", action="store_true", help="one batch forward and backward, then stop")
@@ -38,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
         from rheidae.config import Config, TrainParms, read_config
         from rheidae.estimator.processes import is_first
+        from rheidae.runs.build import require_choice
         from rheidae.runs.folder import FILES
         from rheidae.runs.train import smoke, train
 
@@ -46,6 +49,10 @@ def main(argv: list[str] | None = None) -> int:
         parms = read_config(arguments.train_parms, TrainParms)
         if arguments.predict_residual:
             parms = parms.model_copy(update={"predict_residual": True})
+        if arguments.architecture:
+            model = config.model.model_copy(update={"architecture": arguments.architecture})
+            config = config.model_copy(update={"model": model})
+        require_choice(config, parms)
         if arguments.smoke:
             commands.show(f"one batch forward and backward: loss {smoke(config, parms):.4e}")
             return

@@ -114,7 +114,7 @@ def test_four_flux_is_the_default_and_insists_on_its_widths(small, table):
     assert isinstance(model.criterion_, FourFluxLoss)
     for bad_X, bad_y, message in (
         (table[0], table[1], r"X has shape \(60, 5\); expected \(n, 48\)"),
-        (X[:, :24], y, r"X has shape \(64, 24\); expected \(n, 48\)"),
+        (X[:, :23], y, r"X has shape \(64, 23\); expected \(n, 48\)"),
         (X, y[:, :23], r"y has shape \(64, 23\); expected \(n, 24\)"),
         (X, y[:, 0], r"y has shape \(64,\); expected \(n, 24\)"),
         (X[0], y[0], r"X has shape \(48,\); expected \(n, 48\)"),

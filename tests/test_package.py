@@ -64,9 +64,9 @@ def test_docstrings_and_their_examples(name):
 # --- the shape of the code -------------------------------------------------------------------------------
 
 ORDER = (
-    ("exceptions",), ("system",), ("fourflux", "_fourflux_kernels"), ("mixing",), ("moments", "relaxation"),
+    ("exceptions",), ("system",), ("fourflux", "_fourflux_kernels"), ("cells", "moments", "relaxation"), ("mixing",),
     ("config",), ("linear",), ("simulate", "preprocess"), ("datasets",), ("scoring",), ("estimator",),
-    ("runs",), ("export",), ("init", "train", "evaluate", "plots", "ablation"), ("__main__",),
+    ("runs",), ("export",), ("predict",), ("init", "train", "evaluate", "plots", "ablation"), ("__main__",),
 )  # fmt: skip
 """Imports go to the left, or stay where they are."""
 

@@ -153,7 +153,7 @@ def test_clone_parameters_and_pickle(small):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda X, y: (X[:, :24], y), r"X has shape .* expected \(n, 48\)"),
+        (lambda X, y: (X[:, :23], y), r"X has shape .* expected \(n, 48\)"),
         (lambda X, y: (X, y[:, 0]), r"y has shape \(120,\)"),
         (lambda X, y: (X, y[:-1]), "X has 120 rows, y has 119"),
         (lambda X, y: (np.where(np.arange(120)[:, None] == 5, np.nan, X), y), "X, row 5: a number is not finite"),

@@ -222,6 +222,10 @@ def test_commands(processed, tmp_path, monkeypatch, capsys):
     assert smoke.returncode == 0, smoke.stderr
     assert "one batch forward and backward: loss" in smoke.stdout
     assert not (tmp_path / "runs").exists()
+    assert train_command.main([*arguments, "--predict-residual", "--run-id", "a"]) == 2
+    assert "does nothing for architecture mixing" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    arguments += ["--architecture", "residual"]
     assert train_command.main([*arguments, "--predict-residual", "--run-id", "a"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'runs' / 'a'}\n"
     assert yaml.safe_load((tmp_path / "runs" / "a" / "train_parms.yaml").read_text())["predict_residual"] is True

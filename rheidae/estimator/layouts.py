@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,11 +13,13 @@ from sklearn.utils import check_array
 from torch import Tensor, nn
 
 from rheidae import fourflux
+from rheidae.cells import Cells
 from rheidae.estimator.losses import FourFluxLoss
 from rheidae.estimator.networks import MixingModel, MultilayerPerceptron
 from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import FourFluxError
 from rheidae.fourflux import INPUT, TARGET
+from rheidae.mixing.box3d import box3d_flux
 from rheidae.mixing.physical import keep_physical
 
 Table = NDArray[Any]
@@ -44,6 +47,22 @@ class Layout:
     module: ClassVar[type[nn.Module]] = MultilayerPerceptron
     criterion: ClassVar[type[nn.Module]] = nn.MSELoss
 
+    def rows(self, X: Any, needs_box3d: bool = True, computes: bool = True) -> Any:
+        """Return X with the columns that a table of this layout has, if they can be told."""
+        return X
+
+    def targets(self, y: Any) -> Any:
+        """Return y with one row per row of X."""
+        return y
+
+    def cells(self, X: Any, invalid: str) -> tuple[Any, Callable[[Table], Table]]:
+        """Return rows that can be predicted, and what puts right the answers ``(n, outputs)`` to those that cannot."""
+        return X, lambda answer: answer
+
+    def answer_shape(self, X: Any) -> tuple[int, ...]:
+        """Return the shape of the answer to X, -1 for what is not known here."""
+        return (-1, self.n_outputs or 1)
+
     def table(self, values: Any, name: str, least_rows: int = 0) -> Table:
         """Return `values` as a finite float32 or float64 table.
 
@@ -63,7 +82,11 @@ class Layout:
         tables = self.table(X, "X", 1), self.table(y, "y")
         if len(tables[0]) != len(tables[1]):
             raise FourFluxError(f"X has {len(tables[0])} rows, y has {len(tables[1])}; both need one row per sample")
+        self.compare(*tables)
         return tables
+
+    def compare(self, X: Table, y: Table) -> None:
+        """Raise where X and y cannot belong together."""
 
     def scaled(self, X: Table, y: Table | None) -> tuple[Table, Table | None]:
         """Return the network's inputs and targets, C-contiguous float32."""
@@ -110,6 +133,68 @@ class FourFlux(Layout):
     n_outputs = TARGET.width
     module = MixingModel
     criterion = FourFluxLoss
+
+    def rows(self, X: Any, needs_box3d: bool = True, computes: bool = True) -> Any:
+        """Return initial states of any shape with Box3D's answer: as they are where they have it, else computed.
+
+        Where the network has no use for it, its numbers may be missing; with `computes` false the initial state
+        stands in for it then.
+        """
+        if not hasattr(X, "shape"):
+            X = np.asarray(X)
+        shape = tuple(X.shape)
+        grid = len(shape) >= 2 and shape[-2:] == (6, 4)
+        if not grid and shape[-1:] != (fourflux.FLAT,):
+            return X if needs_box3d or len(shape) != 2 or shape[1] != INPUT.width else _filled(X)
+        if isinstance(X, Tensor):
+            X = as_array(X)
+        numbers = np.asarray(X)
+        init = as_numbers(numbers.reshape(-1, fourflux.FLAT), "X")
+        # A row that is not physical has no answer: whoever asks for one is told by its own numbers.
+        box = box3d_flux(init, threads=1, invalid="pass") if computes else init
+        box = np.where(np.isfinite(box), box, init)
+        if hasattr(X, "columns"):
+            names = [*X.columns, *fourflux.column_names("F_box")]
+            return type(X)(np.concatenate([init, box], axis=1), index=X.index, columns=names)
+        return np.concatenate([init, box], axis=1)
+
+    def targets(self, y: Any) -> Any:
+        """Return final states of any shape as rows."""
+        shape = tuple(getattr(y, "shape", ()))
+        return y.reshape(-1, TARGET.width) if shape[-2:] == (6, 4) or (len(shape) > 2 and shape[-1] == 24) else y
+
+    def cells(self, X: Any, invalid: str) -> tuple[Any, Callable[[Table], Table]]:
+        """Put a state of its own in the place of vacuum, which comes back as it is, and of what is not physical."""
+        if tuple(getattr(X, "shape", ()))[1:] != (INPUT.width,):
+            return X, lambda answer: answer  # `table` tells what is wrong with it
+        numbers = as_numbers(X, "X")
+        cells = Cells(numbers[:, INPUT["F_init"]], "X", invalid)
+        vacuum, bad = cells.vacuum, cells.invalid
+        if (vacuum | bad).any():
+            numbers = numbers.copy()
+            numbers[vacuum | bad] = _ISOTROPIC
+
+        def back(answer: Table) -> Table:
+            answer[vacuum], answer[bad] = 0.0, np.nan
+            return answer
+
+        return numbers, back
+
+    def answer_shape(self, X: Any) -> tuple[int, ...]:
+        """Return that of initial states; of a table with Box3D's answer, half as wide."""
+        shape = tuple(X.shape) if hasattr(X, "shape") else np.shape(X)
+        return (shape[0], TARGET.width) if len(shape) == 2 and shape[1] == INPUT.width else shape
+
+    def compare(self, X: Table, y: Table) -> None:
+        """Raise where the totals of a row differ: flavors change, and no neutrino is lost."""
+        before, after = _total(X)[:, 0], fourflux.total_density(TARGET.part(y, "F_true"))
+        differs = ~(np.abs(after - before) <= _TOTALS * before)
+        if differs.any():
+            row = int(np.argmax(differs))
+            raise FourFluxError(
+                f"y, row {row}: the total number density is {after[row]:g}, that of X is {before[row]:g}; flavor "
+                "conversion keeps it. Give both in one unit"
+            )
 
     def table(self, values: Any, name: str, least_rows: int = 0) -> Table:
         """As in the base, of `INPUT` (X) or `TARGET` (y), with a positive total density in every row of X."""
@@ -201,6 +286,26 @@ def _total(X: Table) -> Table:
 
 LAYOUTS: dict[str, type[Layout]] = {"four_flux": FourFlux, "generic": Layout}
 """Layouts by the estimator's short names."""
+
+
+_TOTALS = 0.1
+"""Part of a row's total density by which y may differ from X; simulations keep it to 1e-3."""
+
+_ISOTROPIC = np.tile([0.0, 0.0, 0.0, 1.0], 12)
+"""A state in which nothing happens, and Box3D's answer."""
+
+
+def _filled(X: Any) -> Any:
+    """X with Box3D's answer computed in rows where it is not finite."""
+    numbers = as_numbers(X, "X")
+    finite = np.isfinite(numbers[:, INPUT["F_box"]])
+    if finite.all():
+        return X
+    filled, rows = numbers.copy(), ~finite.all(axis=1)
+    init = np.ascontiguousarray(numbers[rows][:, INPUT["F_init"]])
+    box = box3d_flux(init, threads=1, invalid="pass")
+    filled[rows, INPUT["F_box"]] = np.where(np.isfinite(box), box, init)
+    return type(X)(filled, index=X.index, columns=X.columns) if hasattr(X, "columns") else filled
 
 
 def as_array(values: Any) -> Any:

@@ -205,6 +205,7 @@ class FluxNet(Resumable):
         if isinstance(X, torch.utils.data.Dataset):
             return X
         layout = self._layout
+        X, y = layout.rows(X, getattr(self, "_needs_box3d", True)), None if y is None else layout.targets(y)
         table, target = (layout.table(X, "X"), None) if y is None else layout.tables(X, y)
         x, scaled = layout.scaled(table, target)
         weight = None

@@ -46,9 +46,10 @@ class FluxRegressor(FluxNet):
         Named loss terms on the final four-flux; its weights go by ``criterion__``. Also a plain loss of torch. None:
         that of the layout, `rheidae.estimator.losses.FourFluxLoss`.
     predict_residual : bool
-        True: the network predicts what Box3D leaves unexplained, and one that outputs zero is Box3D. False: it predicts
-        the change from the initial state and has to learn what Box3D knows. `predict` and `score` return and
-        compare final four-fluxes either way.
+        Of networks that leave it open, such as `ResidualFFIModel`. True: the network predicts what Box3D leaves
+        unexplained, and one that outputs zero is Box3D. False: it predicts the change from the initial state and has to
+        learn what Box3D knows. `MixingModel`, the default, predicts that change either way, by survival probabilities.
+        `predict` and `score` return and compare final four-fluxes either way.
     weighting : {"none", "kendall_gal", "dwa", "gradnorm"} or callback
         What becomes of the loss terms' weights during training: `KendallGal`, `DynamicWeightAverage`, `GradNorm` of
         `rheidae.estimator.callbacks`, by name with their defaults or as instances. They multiply the criterion's fixed
@@ -229,10 +230,11 @@ class FluxRegressor(FluxNet):
 
         Parameters
         ----------
-        X : array_like, shape (n, 48)
-            Initial four-fluxes and Box3D's answer, one common unit: an array of any strides and real type, a list, a
-            data frame or a tensor. A torch data set such as `get_dataset` returns is taken as it is, with ``y=None``.
-        y : array_like, shape (n, 24)
+        X : array_like, shape (n, 48), (..., 24) or (..., 6, 4)
+            Initial four-fluxes and Box3D's answer, one common unit, or the former alone (see `predict`): an array of
+            any strides and real type, a list, a data frame or a tensor. A torch data set such as `get_dataset` returns
+            is taken as it is, with ``y=None``.
+        y : array_like, shape (n, 24) or (..., 6, 4)
             Simulated final four-fluxes in the same unit.
         sample_weight : array_like, shape (n,), optional
             How much each row counts in every loss term, not negative; only ratios matter. Batches are drawn by rows, so
@@ -243,7 +245,8 @@ class FluxRegressor(FluxNet):
         Raises
         ------
         FourFluxError
-            If a shape is another, a number is not finite, or a row has no neutrinos.
+            If a shape is another, a number is not finite, a row has no neutrinos, or X and y differ in their totals by
+            more than a tenth, as in two units.
         """
         fresh = not (self.warm_start and self.initialized_)
         return self._learn(X, y, sample_weight, fresh, _routing_method="fit", **fit_params)
@@ -308,6 +311,7 @@ class FluxRegressor(FluxNet):
     def _seen(self, X: Any, y: Any, fresh: bool) -> tuple[Any, Any]:
         """Return training rows as tables; learn their widths and names, or compare them with those of then."""
         fresh = fresh or not hasattr(self, "n_features_in_")  # initialize() knows no rows
+        X, y = self._layout.rows(X, self._needs_box3d), self._layout.targets(y)
         table, target = self._known(X, fresh, lambda: self._layout.tables(X, y))
         if fresh:
             self.n_outputs_, self.flat_target_ = target.shape[1], as_array(y).ndim == 1
@@ -325,32 +329,43 @@ class FluxRegressor(FluxNet):
             validate_data(self, X, reset=reset, skip_check_array=True)
         return result
 
-    def predict(self, X: Any, return_std: bool = False) -> Any:
+    @property
+    def _needs_box3d(self) -> bool:
+        """Whether the network, made or to be made, looks at Box3D's answer."""
+        module = getattr(self, "module_", None) or self.module or self._layout.module
+        return bool(getattr(module, "needs_box3d", True))
+
+    def predict(self, X: Any, return_std: bool = False, invalid: str = "raise") -> Any:
         """Return final four-fluxes.
 
         Parameters
         ----------
-        X : array_like, shape (n, 48)
-            Initial four-fluxes and Box3D's answer, one common unit; see `fit`.
+        X : array_like, shape (n, 48), (..., 24) or (..., 6, 4)
+            Initial four-fluxes and Box3D's answer, one common unit; or initial four-fluxes alone: where the network
+            needs Box3D's answer, it is computed, by the defaults of `rheidae.box3d_flux`. What the network does not
+            need may be NaN.
         return_std : bool
             Whether to return standard deviations too: 90 % of the errors are expected within 1.64 of them (see
             `calibrate`).
+        invalid : {"raise", "pass"}
+            What becomes of cells that are not physical: an error that names row and reason, or NaN for these cells
+            alone. Vacuum is no error, and stays as it is (see `rheidae.cells`).
 
         Returns
         -------
-        F_final : ndarray, shape (n, 24)
+        F_final : ndarray, shape (n, 24), or that of initial four-fluxes alone
             In the unit of `X` and its float type, but float64 where float32 could not hold the squares (numbers in
             1/cm^3), which scikit-learn's metrics form; never the residual. The correction is added to the base
             state in float64, so that a zero correction returns the base state bit for bit. Where a four-flux would
             leave the physical ones, ``N >= 0`` and ``|F| <= N``, the row's whole change from its initial state is
             shortened until none does; conservation laws hold as before.
-        std : ndarray, shape (n, 24)
+        std : ndarray, same shape
             With `return_std` only, in the same unit.
 
         Raises
         ------
         FourFluxError
-            If a shape is another, a number is not finite, or a row has no neutrinos.
+            If a shape is another, a number is not finite, or a row is not physical.
         RunError
             If the network's output is not finite.
         """
@@ -358,15 +373,25 @@ class FluxRegressor(FluxNet):
         layout = self._layout
         if isinstance(X, torch.utils.data.Dataset):
             X = rows_of(X)[0]
-        table = self._known(X, False, lambda: layout.table(X, "X"))
+        shape = layout.answer_shape(X)
+        rows = layout.rows(X, self._needs_box3d, computes=self._needs_box3d)
+
+        def read() -> tuple[Any, Callable[[Any], Any]]:
+            physical, back = layout.cells(rows, invalid)
+            return layout.table(physical, "X"), back
+
+        table, back = self._known(rows, False, read)
         if not return_std:
             answer = self._answer(table)
-            return answer[:, 0] if self.flat_target_ else answer
+            if layout.name == "generic":
+                return answer[:, 0] if self.flat_target_ else answer
+            return back(answer).reshape(shape)
         layout.require_std()
         if self.error_scale_ is None:
             raise NotFittedError("no standard deviations yet; call calibrate(X, y) with rows whose answer is known")
         answer = self._answer(table)
-        return answer, layout.std(self.error_scale_, table, answer)
+        std = layout.std(self.error_scale_, table, answer)
+        return back(answer).reshape(shape), back(std).reshape(shape)
 
     def _answer(self, table: Any) -> Any:
         """Answers ``(n, outputs)`` for rows that are known to be good."""
@@ -415,6 +440,7 @@ class FluxRegressor(FluxNet):
         `rheidae.scoring.metrics`, such as ``FluxScorer("box3d_skill_score")``.
         """
         self.check_is_fitted()
+        X, y = self._layout.rows(X, self._needs_box3d), self._layout.targets(y)
         table, target = self._known(X, False, lambda: self._layout.tables(X, y))
         return float(r2_score(np.float64(target), np.float64(self._answer(table)), sample_weight=sample_weight))
 
@@ -439,7 +465,8 @@ class FluxRegressor(FluxNet):
         """
         self.check_is_fitted()
         self._layout.require_std()
-        return self._calibrate(*self._layout.tables(X, y))
+        rows = self._layout.rows(X, self._needs_box3d)
+        return self._calibrate(*self._layout.tables(rows, self._layout.targets(y)))
 
     def _calibrate(self, X: Any, y: Any) -> FluxRegressor:
         if len(X) < 2:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import rheidae
 from rheidae import fourflux
+from rheidae.cells import Cells
 from rheidae.exceptions import DataError, ExportError, FourFluxError
 from rheidae.export.box3d import Box3DTerms
 from rheidae.export.formats import FORMATS, Function, Metadata, format_of, require, require_suffix, trace
@@ -47,15 +48,18 @@ class Exported:
         self.metadata = metadata
         self.inputs = tuple(entry["name"] for entry in metadata["inputs"])
 
-    def predict(self, F_init: ArrayLike, F_box: ArrayLike | None = None) -> NDArray[np.float64]:
+    def predict(self, F_init: ArrayLike, F_box: ArrayLike | None = None, *, invalid: str = "raise") -> Any:
         """Return final four-fluxes.
 
         Parameters
         ----------
-        F_init : array_like, shape (n, 24) or (n, 6, 4)
-            Initial four-fluxes, any one unit, usually 1/cm^3; n is at least 1.
+        F_init : array_like, shape (..., 24) or (..., 6, 4)
+            Initial four-fluxes, any one unit, usually 1/cm^3.
         F_box : array_like, same shape, optional
             Box3D's answer, where `inputs` names it.
+        invalid : {"raise", "pass"}
+            What becomes of cells that are not physical: an error that names row and reason, or NaN for these cells
+            alone. Vacuum is no error, and stays as it is (see `rheidae.cells`).
 
         Returns
         -------
@@ -65,17 +69,24 @@ class Exported:
         Raises
         ------
         FourFluxError
-            If a shape is another, or an input is missing or superfluous.
+            If a shape is another, an input is missing or superfluous, or a row is not physical.
         """
         given = {"F_init": F_init} | ({} if F_box is None else {"F_box": F_box})
         if tuple(given) != self.inputs:
             raise FourFluxError(f"got {', '.join(given)}; this export takes {', '.join(self.inputs)}")
-        tables = [np.asarray(table, dtype=np.float64) for table in given.values()]
-        for name, table in zip(given, tables, strict=True):
-            if table.shape[1:] not in ((24,), (6, 4)) or len(table) == 0 or table.shape != tables[0].shape:
-                raise FourFluxError(f"{name} has shape {table.shape}; expected (n, 24) or (n, 6, 4), n at least 1")
-        final = self._function(*(np.ascontiguousarray(table.reshape(-1, 24)) for table in tables))
-        return final.reshape(tables[0].shape)
+        cells = Cells(np.asarray(F_init, dtype=np.float64), "F_init", invalid)
+        tables = [fourflux.flatten(cells.rows)]
+        if F_box is not None:
+            box = np.asarray(F_box, dtype=np.float64)
+            if box.shape != np.shape(F_init):
+                raise FourFluxError(f"F_box has shape {box.shape}, F_init {np.shape(F_init)}; they have to be the same")
+            # Beside a cell that is passed over, whatever it is.
+            tables.append(np.where(cells.invalid[:, None], 0.0, box.reshape(-1, 24)))
+        if len(tables[0]) == 0:
+            return cells.back(tables[0])
+        return cells.back(self._function(*tables).copy())
+
+    __call__ = predict
 
 
 def load_exported(path: str | Path, threads: int = 1) -> Exported:

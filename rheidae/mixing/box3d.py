@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rheidae import fourflux
+from rheidae.cells import Cells
 from rheidae.mixing import _box3d_kernels as kernels
 from rheidae.mixing.quadrature import lebedev
 from rheidae.system.threads import share_rows
@@ -54,14 +55,15 @@ def box3d_flux(
     crossing: str = "shared",
     mu_fraction: float | None = None,
     threads: int | None = None,
-) -> fourflux.Float:
+    invalid: str = "raise",
+) -> Any:
     r"""Final four-fluxes of the fast flavor instability by the Box3D scheme.
 
     Parameters
     ----------
-    F_init : array_like, shape (n, 6, 4)
+    F_init : array_like, shape (..., 6, 4) or (..., 24)
         Initial four-fluxes: species (nu_e, nu_mu, nu_tau, nubar_e, nubar_mu, nubar_tau), then (x, y, z, t).
-        Any one unit, usually 1/cm^3; any contiguous or strided real array.
+        Any one unit, usually 1/cm^3; any contiguous or strided real array, a data frame, or a DataArray of xarray.
     order : int, optional
         Order of the Lebedev rule, one of `rheidae.mixing.quadrature.LEBEDEV_ORDERS`. Cost grows with its square.
         Default: 23 where the crossing is shared, 31 where it is sharp, which take about the same time.
@@ -80,19 +82,22 @@ def box3d_flux(
         Threads to share the rows among; the result does not depend on it. Default: Numba's number
         (``NUMBA_NUM_THREADS``, else the processors that the process may use), but one in a worker process of joblib,
         Dask and the like.
+    invalid : {"raise", "pass"}
+        What becomes of cells that are not physical: an error that names row and reason, or NaN for these cells alone.
+        Vacuum is no error, and stays as it is (see `rheidae.cells`).
 
     Returns
     -------
-    ndarray, shape (n, 6, 4)
-        In the unit of the input; float32 for float32 input, else float64. A state without a crossing comes
-        back unchanged.
+    ndarray, shape of the input
+        In the unit of the input; float32 for float32 input, else float64; a data frame or DataArray where one came
+        in. A state without a crossing comes back unchanged.
 
     Raises
     ------
     FourFluxError
         If the shape is another, or a row is not physical: not finite, ``N < 0`` or ``|F| > N``.
     ValueError
-        If `order`, `crossing`, `mu_fraction` or `threads` is not one of the allowed values.
+        If `order`, `crossing`, `mu_fraction`, `threads` or `invalid` is not one of the allowed values.
 
     See Also
     --------
@@ -129,7 +134,8 @@ def box3d_flux(
     >>> box3d_flux(F)[0, :, 3].round(2)
     array([0.62, 0.49, 0.49, 0.52, 0.49, 0.49])
     """
-    return _mixed(F_init, order, crossing, mu_fraction, threads, sides=False)[0]
+    cells = Cells(F_init, "F_init", invalid)
+    return cells.back(_mixed(cells.rows, order, crossing, mu_fraction, threads, sides=False)[0])
 
 
 def box3d(
@@ -142,7 +148,7 @@ def box3d(
 ) -> Box3D:
     """Box3D with its intermediate results: survival probabilities, integrals of G and the growth rate.
 
-    Parameters, errors and method are those of `box3d_flux`.
+    Parameters, errors and method are those of `box3d_flux`, for `F_init` of shape ``(n, 6, 4)`` alone.
 
     Returns
     -------
@@ -160,7 +166,9 @@ def box3d(
     >>> print(result.has_crossing, result.growth_rate.round(-9))  # 1/s
     [ True] [6.1e+10]
     """
-    out, sides = _mixed(F_init, order, crossing, mu_fraction, threads, sides=True)
+    F = fourflux.as_four_flux(F_init, "F_init")
+    fourflux.require_physical(F, "F_init")
+    out, sides = _mixed(F, order, crossing, mu_fraction, threads, sides=True)
     I_plus, I_minus = (np.maximum(side, 0.0) for side in (sides[:, 0], sides[:, 1]))
     has_crossing: NDArray[np.bool_] = np.any(sides[:, 2:] < 1, axis=1)
     # The square root of each: the product of two 1e300 is infinite.
@@ -186,11 +194,9 @@ def _pairs(order: int) -> NDArray[np.float64]:
 
 
 def _mixed(
-    F_init: ArrayLike, order: int | None, crossing: str, mu_fraction: float | None, threads: int | None, sides: bool
+    F: fourflux.Float, order: int | None, crossing: str, mu_fraction: float | None, threads: int | None, sides: bool
 ) -> tuple[fourflux.Float, NDArray[np.float64]]:
-    """Final states, and ``(n, 4)`` (or no) ``I_plus, I_minus, P_plus, P_minus``."""
-    F = fourflux.as_four_flux(F_init, "F_init")
-    fourflux.require_physical(F, "F_init")
+    """Final states of physical ones, and ``(n, 4)`` (or no) ``I_plus, I_minus, P_plus, P_minus``."""
     if crossing not in ORDERS:
         raise ValueError(f"crossing={crossing!r} is not known; it must be 'shared' or 'sharp'")
     if mu_fraction is not None and not 0 <= mu_fraction <= 1:

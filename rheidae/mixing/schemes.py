@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rheidae import fourflux
+from rheidae.cells import Cells
 
 
 @dataclass(frozen=True)
@@ -94,30 +95,35 @@ def mix(
     c: ArrayLike = 1.0,
     order: int | None = None,
     threads: int | None = None,
+    invalid: str = "raise",
     **parameters: Any,
-) -> fourflux.Float:
+) -> Any:
     """Final four-fluxes by an analytic scheme.
 
     Parameters
     ----------
-    F_init : array_like, shape (n, 6, 4)
-        Initial four-fluxes, any one unit, usually 1/cm^3.
+    F_init : array_like, shape (..., 6, 4) or (..., 24)
+        Initial four-fluxes, any one unit, usually 1/cm^3; also a data frame, or a DataArray of xarray.
     scheme : {"box3d", "power", "asymptotic", "none"}
         "box3d": the survival probability jumps at the crossing (`rheidae.box3d_flux`). "power": it falls off
         continuously (`rheidae.mixing.power.power_flux`). "asymptotic": the settled state, the best of them
         (`rheidae.mixing.asymptotic.asymptotic_flux`). "none": nothing happens.
-    c : float or array_like, shape (n,)
+    c : float or array_like, shape (...)
         Strength of the change, in [0, 1.5]; 1 is the scheme itself.
     order, threads : int, optional
         Order of the Lebedev rule, by default the scheme's own; threads to share the rows among.
+    invalid : {"raise", "pass"}
+        What becomes of cells that are not physical: an error that names row and reason, or NaN for these cells alone.
+        Vacuum is no error, and stays as it is (see `rheidae.cells`).
     **parameters
         Those of the scheme: ``crossing`` and ``mu_fraction`` of Box3D; ``p``, ``a``, ``axial``, ``p_axial``,
-        ``a_axial`` of the power scheme, numbers or arrays of shape (n,).
+        ``a_axial`` of the power scheme, numbers or arrays of shape (...).
 
     Returns
     -------
-    ndarray, shape (n, 6, 4)
-        In the unit and the float type of the input. Flavor sums and lepton numbers are those of the input, to rounding
+    ndarray, shape of the input
+        In the unit and the float type of the input; a data frame or DataArray, with its names and attributes, where one
+        came in. Flavor sums and lepton numbers are those of the input, to rounding
         (with ``mu_fraction`` the lepton numbers of mu and tau only together); a state without a crossing is the input.
 
     Raises
@@ -125,7 +131,7 @@ def mix(
     FourFluxError
         If the shape is another, or a row is not physical.
     ValueError
-        If the scheme is not known or a parameter is outside its range.
+        If the scheme is not known, or a parameter or `invalid` is outside its range.
     TypeError
         If the scheme has no such parameter.
 
@@ -143,14 +149,15 @@ def mix(
         raise ValueError(f"scheme={scheme!r} is not one of {', '.join(SCHEMES)}")
     if order is not None:
         parameters["order"] = order
+    cells = Cells(F_init, "F_init", invalid)
+    c, parameters = cells.per_row(c), {name: cells.per_row(value) for name, value in parameters.items()}
     flux = SCHEMES[scheme].flux
     if SCHEMES[scheme].takes_strength:
-        return flux(F_init, c=c, threads=threads, **parameters)
-    out = flux(F_init, threads=threads, **parameters)
+        return cells.back(flux(cells.rows, c=c, threads=threads, **parameters))
+    out = flux(cells.rows, threads=threads, **parameters)
     strength = np.asarray(c, dtype=out.dtype)
     if strength.shape not in ((), (len(out),)) or not ((strength >= 0) & (strength <= 1.5)).all():
         raise ValueError(f"c has to be a number in [0, 1.5], or {len(out)} of them; got {c!r}")
-    if (strength == 1).all():
-        return out
-    F = fourflux.as_four_flux(F_init, "F_init")
-    return F + strength.reshape(-1, 1, 1) * (out - F)
+    if not (strength == 1).all():
+        out = cells.rows + strength.reshape(-1, 1, 1) * (out - cells.rows)
+    return cells.back(out)

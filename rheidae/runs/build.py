@@ -14,7 +14,7 @@ from rheidae.estimator.callbacks import BatchNormRecalibration, LagrangianConstr
 from rheidae.estimator.callbacks.weighting import SCHEMES
 from rheidae.estimator.networks import ARCHITECTURES
 from rheidae.estimator.regressor import FluxRegressor
-from rheidae.exceptions import RunError
+from rheidae.exceptions import ConfigError, RunError
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,18 @@ def build_regressor(config: Config, parms: TrainParms) -> FluxRegressor:
         **{f"module__{name}": value for name, value in config.model.options().items()},
         **{f"criterion__{name}": value for name, value in config.loss},
     )
+
+
+def require_choice(config: Config, parms: TrainParms) -> None:
+    """Raise `ConfigError` where `predict_residual` is asked of a network that adds to a state of its own choice."""
+    architecture = config.model.architecture
+    adds_to = getattr(ARCHITECTURES[architecture], "adds_to", None)
+    if parms.predict_residual and adds_to is not None:
+        open_to_it = [name for name, network in ARCHITECTURES.items() if not hasattr(network, "adds_to")]
+        raise ConfigError(
+            f"predict_residual does nothing for architecture {architecture}, which adds to the {adds_to} state: leave "
+            f"it out, or choose --architecture {' or '.join(open_to_it)}"
+        )
 
 
 def resolve_device(name: str) -> str:

@@ -69,6 +69,10 @@ class Run:
     """Keys (see `row_keys`) of the rows of each part: "train", "valid", "test"."""
     groups: frozenset[str]
     """Families (`sim_id`) that the training rows come from."""
+    feature_names: tuple[str, ...] = ()
+    """Names of the columns of X, in order."""
+    target_names: tuple[str, ...] = ()
+    """Those of y, and of what `regressor` predicts."""
 
     def has_seen(self, data: Any, parts: tuple[str, ...] = ("train", "valid")) -> NDArray[np.bool_]:
         """Whether each row ``(n,)`` of a data set is one of the run's parts."""
@@ -300,7 +304,24 @@ def save_config(folder: Path, config: Config, parms: TrainParms) -> None:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Open a run folder.
+    """Open a run folder, as ``rheidae train`` leaves it.
+
+    Parameters
+    ----------
+    folder : path
+        Such as ``checkpoints/mine``.
+
+    Returns
+    -------
+    Run
+        ``run.regressor`` predicts; ``run.feature_names`` and ``run.target_names`` say what its columns are;
+        ``run.config`` and ``run.parms`` are what it was trained with.
+
+    Examples
+    --------
+    >>> from rheidae import load_run
+    >>> model = load_run("checkpoints/mine").regressor  # doctest: +SKIP
+    >>> F_final = model.predict(F_init)                 # doctest: +SKIP
 
     Raises
     ------
@@ -330,7 +351,9 @@ def load_run(folder: str | Path) -> Run:
         rows = {part: file[part] for part in file.files}
     with _naming(folder / "run.json"):
         groups = frozenset(about["groups"])
-    return Run(folder, regressor, config, parms, rows, groups)
+        names = [tuple(about[part]) for part in ("feature_names", "target_names")]
+    regressor.n_features_in_, regressor.n_outputs_ = map(len, names)
+    return Run(folder, regressor, config, parms, rows, groups, *names)
 
 
 def _checked(folder: Path, about: dict[str, Any]) -> dict[str, bytes]:

@@ -191,6 +191,8 @@ def train(config: Config, parms: TrainParms, run_id: str | None = None, threads:
         "data_fingerprint": fingerprint,
         "seed": config.data.seed,
         "groups": sorted(set(data.groups[train_rows].tolist())),
+        "feature_names": data.feature_names,
+        "target_names": data.target_names,
         "training_range": modelcard.training_range(data, train_rows),
     }
     keys = row_keys(data.data, data.target)

@@ -1,0 +1,47 @@
+"""Mix the moments of a file.
+
+rheidae predict --model asymptotic --data snapshot.h5 --out mixed.h5
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from rheidae.system import commands
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``rheidae predict``."""
+    parser = argparse.ArgumentParser(prog="rheidae predict", description="Mix the moments of a file.")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="a scheme (asymptotic, box3d, power), pretrained, a run folder, or an exported model (.onnx, .pt2, .pt)",
+    )
+    parser.add_argument("--data", required=True, help="HDF5 file: a snapshot, a raw or a preprocessed file")
+    parser.add_argument("--out", required=True, help="HDF5 file to write; it appears when it is complete")
+    parser.add_argument(
+        "--layout", help="snapshot, raw, preprocessed, or a YAML file that names the datasets (default: what fits)"
+    )
+    parser.add_argument("--block-cells", type=int, metavar="N", help="cells in memory at a time (default: 65536)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the schemes (default: one per processor)")
+    arguments = parser.parse_args(argv)
+    for name in ("block_cells", "threads"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be 1 or more")
+
+    def command() -> None:
+        from rheidae.predict.stream import BLOCK_CELLS, predict_file
+
+        done = predict_file(
+            arguments.model, arguments.data, arguments.out, layout=arguments.layout,
+            block_cells=arguments.block_cells or BLOCK_CELLS, threads=arguments.threads,
+        )  # fmt: skip
+        counts = "".join(f", {count} {name}" for name, count in done.flags.items() if count)
+        print(f"{arguments.out}: {done.cells} cells{counts}")
+
+    return commands.run(command)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

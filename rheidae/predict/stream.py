@@ -1,0 +1,220 @@
+"""A scheme or model over a file of moments, in blocks, so that a grid may be larger than memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+import rheidae
+from rheidae import fourflux
+from rheidae.cells import Cells
+from rheidae.exceptions import ConfigError
+from rheidae.mixing.box3d import box3d
+from rheidae.mixing.physical import keep_physical
+from rheidae.mixing.schemes import SCHEMES, mix
+from rheidae.predict.snapshot import Array, Snapshot, read_layout
+from rheidae.system.h5 import open_h5
+from rheidae.system.outputs import Outputs
+
+BLOCK_CELLS = 1 << 16
+"""Cells at a time; they take some 100 MB."""
+
+FLAGS = {"vacuum": 1, "not physical": 2, "shortened to stay physical": 4}
+"""Bits of the dataset `flag`."""
+
+EXPORTED = (".onnx", ".pt2", ".pt")
+
+# Part of the total density: how near to N = |F| a row ends whose change was shortened until it met that.
+_ON_THE_EDGE = 1e-8
+
+
+class Answer(NamedTuple):
+    """Of physical rows: final states ``(n, 6, 4)``, and standard deviations where the model has them."""
+
+    F: Array
+    std: Array | None = None
+
+
+class Done(NamedTuple):
+    """What `predict_file` wrote.
+
+    Attributes
+    ----------
+    cells : int
+        How many there were.
+    flags : dict of int
+        How many of them have each of `FLAGS`.
+    """
+
+    cells: int
+    flags: dict[str, int]
+
+
+def predict_file(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    layout: str | Path | None = None,
+    block_cells: int = BLOCK_CELLS,
+    threads: int | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Done:
+    """Mix the moments of a file.
+
+    Parameters
+    ----------
+    model : str or path
+        An analytic scheme (a name in `rheidae.mixing.schemes.SCHEMES`), "pretrained", a run folder, or an exported
+        model (``.onnx``, ``.pt2``, ``.pt``).
+    data : path
+        HDF5 file of moments: a snapshot, a raw or a preprocessed file.
+    out : path
+        HDF5 file to write; it appears when it is complete.
+    layout : str or path, optional
+        A preset (`rheidae.predict.snapshot.PRESETS`) or a YAML file like those. Default: the preset that fits.
+    block_cells : int
+        How many cells are in memory at a time.
+    threads : int, optional
+        Of the analytic schemes and of Box3D.
+    report : callable, optional
+        Called after each block with the number of cells that are done, and of all.
+
+    Returns
+    -------
+    Done
+
+    Raises
+    ------
+    DataError, ConfigError, RunError, ExportError
+        If data, layout or model cannot be used; nothing is written then.
+
+    Notes
+    -----
+    The file holds, under ``mixed`` and ``change`` (and ``std`` where the model has it), datasets named and shaped as
+    those that were read (``F (n, 6, 4)`` of raw and preprocessed files), in the unit that was read; and ``growth_rate``
+    (1/s, the estimate of `rheidae.box3d`), ``has_crossing`` (of the electron lepton number against that of x) and
+    ``flag``, the sum of `FLAGS`, of the grid's shape. Vacuum stays vacuum; a cell that is not physical is NaN. Standard
+    deviations of summed species are the sums of theirs, as of errors that go together.
+    """
+    predict = open_model(model, threads)
+    flags = dict.fromkeys(FLAGS, 0)
+    with open_h5(data) as source, Outputs() as outputs:
+        snapshot = Snapshot(source, read_layout(layout, source))
+        total = int(np.prod(snapshot.shape, dtype=np.int64))
+        with h5py.File(outputs.path(out), "w", locking=False) as file:
+            _create(file, snapshot, model, data)
+            done = 0
+            for block in snapshot.blocks(block_cells):
+                cells = Cells(snapshot.read(block), "F", "pass")
+                answer = predict(np.ascontiguousarray(cells.rows))
+                _write(file, snapshot, block, cells, answer, threads)
+                flag = _flags(cells, answer.F)
+                grid = tuple(file["flag"][block].shape)
+                file["flag"][block] = flag.reshape(grid)
+                for name, bit in FLAGS.items():
+                    flags[name] += int(np.count_nonzero(flag & bit))
+                done += len(flag)
+                if report is not None:
+                    report(done, total)
+    return Done(total, flags)
+
+
+def open_model(model: str | Path, threads: int | None = None) -> Callable[[Array], Answer]:
+    """Return what predicts physical rows ``(n, 6, 4)``; see `predict_file`.
+
+    Raises
+    ------
+    ConfigError, RunError, ExportError
+        If there is no such model, or it cannot be opened.
+    """
+    name = str(model)
+    if name in SCHEMES:
+        return partial(_by_scheme, name, threads)
+    if name == "pretrained" and hasattr(rheidae, "pretrained"):
+        return partial(_by_regressor, rheidae.pretrained())
+    path = Path(model)
+    if path.suffix in EXPORTED and not path.is_dir():
+        from rheidae.export.model import load_exported
+
+        exported = load_exported(path)
+        if exported.inputs != ("F_init",):
+            raise ConfigError(f"{path}: takes Box3D's answer too; export the model with Box3D inside")
+        return lambda F: Answer(exported.predict(F))
+    if not path.is_dir():
+        raise ConfigError(
+            f"--model {name}: no such run folder; give one, an exported file ({', '.join(EXPORTED)}), pretrained, or a "
+            f"scheme: {', '.join(SCHEMES)}"
+        )
+    from rheidae.runs.folder import load_run
+
+    return partial(_by_regressor, load_run(path).regressor)
+
+
+def _by_scheme(name: str, threads: int | None, F: Array) -> Answer:
+    mixed = mix(F, name, threads=threads)
+    # Box3D as published may leave the physical states.
+    keep_physical(F, mixed, threads)
+    return Answer(mixed)
+
+
+def _by_regressor(regressor: Any, F: Array) -> Answer:
+    if regressor.error_scale_ is None:
+        return Answer(np.asarray(regressor.predict(F), dtype=np.float64))
+    mixed, std = regressor.predict(F, return_std=True)
+    return Answer(np.asarray(mixed, dtype=np.float64), np.asarray(std, dtype=np.float64))
+
+
+def _create(file: h5py.File, snapshot: Snapshot, model: str | Path, data: str | Path) -> None:
+    for group in ("mixed", "change"):
+        snapshot.create(file, group)
+    for name, kind in (("growth_rate", np.float32), ("has_crossing", np.bool_), ("flag", np.uint8)):
+        file.create_dataset(name, snapshot.shape, kind)
+    file["growth_rate"].attrs["units"] = "1/s"
+    file["flag"].attrs["bits"] = json.dumps(FLAGS)
+    file.attrs["model"], file.attrs["source"] = Path(model).name, Path(data).name
+    file.attrs["layout"] = json.dumps(snapshot.layout.model_dump())
+    file.attrs["rheidae_version"] = rheidae.__version__
+
+
+def _write(file: h5py.File, snapshot: Snapshot, block: Any, cells: Cells, answer: Answer, threads: int | None) -> None:
+    state = box3d(cells.rows * snapshot.layout.unit, threads=threads)
+    change = answer.F - cells.rows
+    bad = cells.invalid
+    parts = {"mixed": answer.F, "change": change}
+    if answer.std is not None:
+        if "std" not in file:
+            snapshot.create(file, "std")
+        parts["std"] = answer.std
+    for group, values in parts.items():
+        snapshot.write(file, group, block, np.where(bad[:, None, None], np.nan, values))
+    grid = tuple(file["flag"][block].shape)
+    file["growth_rate"][block] = np.where(bad, np.nan, state.growth_rate).reshape(grid)
+    file["has_crossing"][block] = (state.has_crossing & ~bad).reshape(grid)
+
+
+def _flags(cells: Cells, F: Array) -> NDArray[np.uint8]:
+    """`FLAGS` of each row."""
+    start, end = _least_margin(cells.rows), _least_margin(F)
+    changed = (cells.rows != F).any(axis=(1, 2))
+    shortened = changed & (end <= _ON_THE_EDGE) & (start > _ON_THE_EDGE)
+    return (
+        FLAGS["vacuum"] * cells.vacuum
+        + FLAGS["not physical"] * cells.invalid
+        + FLAGS["shortened to stay physical"] * (shortened & ~cells.invalid)
+    ).astype(np.uint8)
+
+
+def _least_margin(F: Array) -> Array:
+    """The smallest ``N - |F|`` of a row's species, over the total density."""
+    margin = F[:, :, fourflux.T] - np.sqrt((F[:, :, : fourflux.T] ** 2).sum(axis=2))
+    total = fourflux.total_density(F)
+    least: Array = margin.min(axis=1) / np.where(total > 0, total, 1.0)
+    return least

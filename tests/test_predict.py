@@ -1,0 +1,165 @@
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from rheidae import FluxRegressor, box3d, fourflux, mix, moments
+from rheidae.__main__ import main
+from rheidae.datasets import write_sample
+from rheidae.exceptions import ConfigError, DataError
+from rheidae.export import export_regressor
+from rheidae.mixing.physical import keep_physical
+from rheidae.mixing.schemes import SCHEMES
+from rheidae.predict.snapshot import Snapshot, read_layout
+from rheidae.predict.stream import FLAGS, predict_file
+from tests.states import random_states
+
+GRID = (5, 4, 3)
+
+
+def three_species(seed=0):
+    """A grid of three species with vacuum and cells that are not physical; and their four-fluxes of six."""
+    F = random_states(60, seed).reshape(*GRID, 6, 4)
+    F[..., 1:3, :] = F[..., [1], :]
+    F[..., 4:6, :] = F[..., [1], :]
+    density, flux = moments.from_six(F)
+    density[:, 0, 0, 0], flux[:, :, 0, 0, 0] = 0, 0
+    flux[1, 2, 1, 2, 0] = np.nan
+    density[0, 3, 1, 1] = -1
+    return density, flux, moments.to_six(density, flux)
+
+
+def write_snapshot(path, density, flux, dtype=np.float64):
+    with h5py.File(path, "w") as file:
+        for name, n, f in zip("eax", density, flux, strict=True):
+            file[f"n_{name}"], file[f"fn_{name}"] = n.astype(dtype), f.astype(dtype)
+    return path
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("cells", [1, 5, 7, 1000])
+def test_snapshots_of_three_species(tmp_path, scheme, cells):
+    density, flux, six = three_species()
+    data = write_snapshot(tmp_path / "data.h5", density, flux)
+    done = predict_file(scheme, data, tmp_path / "out.h5", block_cells=cells, threads=1)
+    expected = mix(six, scheme, invalid="pass")
+    rows = expected.reshape(-1, 6, 4)
+    good = np.isfinite(rows).all(axis=(1, 2))
+    start, end = six.reshape(-1, 6, 4)[good], rows[good]
+    keep_physical(start, end)
+    rows[good] = end
+    mixed = moments.from_six(expected)
+    state = box3d(start)
+    assert done.cells == 60
+    assert done.flags["vacuum"] == 1
+    assert done.flags["not physical"] == 2
+    with h5py.File(tmp_path / "out.h5") as file:
+        for index, name in enumerate("eax"):
+            np.testing.assert_allclose(file[f"mixed/n_{name}"][()], mixed.density[index], rtol=1e-13, atol=1e-15)
+            np.testing.assert_allclose(file[f"mixed/fn_{name}"][()], mixed.flux[index], rtol=1e-13, atol=1e-14)
+            change = file[f"mixed/n_{name}"][()] - density[index]
+            np.testing.assert_allclose(file[f"change/n_{name}"][()], change, rtol=0, atol=1e-14)
+        flag = file["flag"][()]
+        assert flag[0, 0, 0] == FLAGS["vacuum"]
+        assert flag[1, 2, 0] == flag[3, 1, 1] == FLAGS["not physical"]
+        np.testing.assert_allclose(file["growth_rate"][()].ravel()[good], state.growth_rate, rtol=1e-6)
+        np.testing.assert_array_equal(file["has_crossing"][()].ravel()[good], state.has_crossing)
+        assert np.isnan(file["growth_rate"][1, 2, 0])
+        assert "std" not in file
+
+
+def test_rows_that_were_shortened_are_flagged(tmp_path):
+    # Unlike mu and tau: half of the change empties one of them.
+    F = random_states(400)
+    F[:, 1] *= 1e-3
+    data = tmp_path / "data.h5"
+    with h5py.File(data, "w") as file:
+        file["F_init"] = F
+    done = predict_file("box3d", data, tmp_path / "out.h5")
+    raw = mix(F, "box3d")
+    kept = raw.copy()
+    keep_physical(F, kept)
+    shortened = (raw != kept).any(axis=(1, 2))
+    assert done.flags["shortened to stay physical"] == shortened.sum() > 0
+    with h5py.File(tmp_path / "out.h5") as file:
+        np.testing.assert_array_equal(file["flag"][()] == FLAGS["shortened to stay physical"], shortened)
+        np.testing.assert_array_equal(file["mixed/F"][()], kept)
+
+
+def test_models(tmp_path):
+    F = random_states(120)
+    model = FluxRegressor(random_state=0, max_epochs=1).fit(F, mix(F, "power"))
+    export_regressor(model, tmp_path / "model.pt", "torchscript")
+    density, flux, six = three_species(1)
+    data = write_snapshot(tmp_path / "data.h5", density, flux)
+    predict_file(tmp_path / "model.pt", data, tmp_path / "out.h5", block_cells=7)
+    expected = moments.from_six(model.predict(six, invalid="pass"))
+    with h5py.File(tmp_path / "out.h5") as file:
+        np.testing.assert_allclose(file["mixed/n_e"][()], expected.density[0], rtol=0, atol=1e-5)
+    for name in ("absent", "model.onnx"):
+        assert main(["predict", "--model", name, "--data", str(data), "--out", str(tmp_path / "no.h5")]) == 2
+        assert not (tmp_path / "no.h5").exists()
+
+
+def test_raw_and_preprocessed_files(tmp_path):
+    write_sample(tmp_path)
+    raw = tmp_path / "asymptotic_random.h5"
+    assert main(["predict", "--model", "power", "--data", str(raw), "--out", str(tmp_path / "out.h5")]) == 0
+    with h5py.File(raw) as file, h5py.File(tmp_path / "out.h5") as out:
+        F = fourflux.from_emu(file["F4_initial(1|ccm)"][()])
+        np.testing.assert_allclose(out["mixed/F"][()], mix(F, "power"), rtol=2e-7)
+        assert out.attrs["source"] == raw.name
+
+
+def test_other_names_by_a_layout(tmp_path, capsys):
+    F = random_states(12)[:, [0, 3, 1, 4]].reshape(3, 4, 4, 4)  # (x, y, species, component)
+    names = ["Ne", "Na", "Nx", "Nax"]
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        for index, name in enumerate(names):
+            file[name], file[f"F{name}"] = F[:, :, index, 3], F[:, :, index, :3]
+    arguments = ["predict", "--model", "box3d", "--data", str(tmp_path / "data.h5"), "--out", str(tmp_path / "o.h5")]
+    assert main(arguments) == 2
+    assert "none of the layouts" in capsys.readouterr().err
+    layout = {"species": 4, "density": names, "flux": [f"F{name}" for name in names], "component_axis": -1}
+    (tmp_path / "layout.yaml").write_text(yaml.safe_dump(layout))
+    assert main([*arguments, "--layout", str(tmp_path / "layout.yaml")]) == 0
+    six = moments.to_six(F, species=4)
+    with h5py.File(tmp_path / "o.h5") as file:
+        np.testing.assert_allclose(file["mixed/FNx"].shape, (3, 4, 3))
+        expected = moments.from_six(mix(six), species=4)
+        np.testing.assert_allclose(file["mixed/Nax"][()], expected.density[3], rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"density": ["n_e"], "flux": ["fn_e"]}, "3 datasets each"),
+        ({"density": ["a", "b", "c"]}, "density and flux, or four_flux"),
+        ({"density": ["a", "b", "c"], "flux": ["d", "e", "f"], "heavy_sum": 3}, "heavy_sum"),
+        ({"densities": []}, "densities"),
+    ],
+)
+def test_wrong_layouts(tmp_path, wrong, message):
+    (tmp_path / "layout.yaml").write_text(yaml.safe_dump(wrong))
+    with h5py.File(tmp_path / "x.h5", "w") as file, pytest.raises(ConfigError, match=message):
+        read_layout(tmp_path / "layout.yaml", file)
+
+
+def test_shapes_that_do_not_fit(tmp_path):
+    density, flux, _ = three_species()
+    write_snapshot(tmp_path / "data.h5", density, np.moveaxis(flux, 1, -1))
+    with pytest.raises(DataError, match=r"'fn_e' has shape \(5, 4, 3, 3\).*\(3, 5, 4, 3\) is expected"):
+        predict_file("box3d", tmp_path / "data.h5", tmp_path / "out.h5")
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_blocks_cover_the_grid_once(tmp_path):
+    density, flux, _ = three_species()
+    with h5py.File(write_snapshot(tmp_path / "data.h5", density, flux)) as file:
+        snapshot = Snapshot(file, read_layout(None, file))
+        for cells in (1, 2, 3, 11, 12, 30, 100):
+            seen = np.zeros(GRID, dtype=int)
+            for block in snapshot.blocks(cells):
+                assert seen[block].size <= cells
+                seen[block] += 1
+            assert (seen == 1).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -40,6 +41,7 @@ class H5Paths(Section):
     dirnames: str = "directorynames"
     growth_rate: str = "growthRate(1|s)"
     F_true_stddev: str = "F4_final_stddev(1|ccm)"
+    stable: str = "stable"
 
 
 def _known_axes(axes: object) -> object:
@@ -116,7 +118,8 @@ class RawFile(Section):
     def _defaults_from_name(cls, data: Any) -> Any:
         if not isinstance(data, dict) or not isinstance(data.get("name"), str):
             return data
-        stem = Path(data["name"]).stem
+        # Of a label such as 3.5ms, no part is an extension.
+        stem = re.sub(r"\.(h5|hdf5)$", "", Path(data["name"]).name)
         defaults = {"path": data["name"], "sim_id": stem, "output_name": stem}
         data = {**defaults, **data}
         if type(data["sim_id"]) is int:

@@ -19,6 +19,9 @@ from rheidae.preprocess._badrows_kernels import (
     classify_rows,
 )
 
+NO_FINAL = 7
+"""All numbers of the final state are NaN, as where a file has none and the row is not stable."""
+
 KINDS = {
     NOT_FINITE: "not finite",
     NEGATIVE: "negative density",
@@ -26,6 +29,7 @@ KINDS = {
     EMPTY: "all zero",
     OUT_OF_RANGE: "out of range",
     TOTALS_DIFFER: "totals differ",
+    NO_FINAL: "no final state",
 }
 """What can be wrong with a row. A row counts once, under the first of these that it shows."""
 
@@ -53,6 +57,8 @@ def classify(F_init: fourflux.Float, F_true: fourflux.Float, tolerances: Toleran
     kinds = np.empty(len(F_init), dtype=np.uint8)
     # A hair below what Box3D itself accepts, whose check rounds in another order.
     classify_rows(F_init, F_true, fourflux.FLUX_TOLERANCE * (1 - 1e-9), tolerances.totals, kinds)
+    suspects = np.flatnonzero(kinds == NOT_FINITE + IN_FINAL)
+    kinds[suspects[np.isnan(F_true[suspects]).all(axis=(1, 2))]] = NO_FINAL
     return kinds
 
 
@@ -117,6 +123,8 @@ def describe(F_init: fourflux.Float, F_true: fourflux.Float, kind: int, row: int
             f"{sums[0][which]:.6g} before; the totals differ by {share[which]:.2g} of the row's density, more than "
             f"tolerances.totals = {tolerances.totals:g}"
         )
+    if kind == NO_FINAL:
+        return f"row {row}: there is no final state, nor is the row marked as stable (h5_paths.stable)"
     if kind in (EMPTY, OUT_OF_RANGE):
         total = fourflux.total_density(F[None])[0]
         why = "is that of an empty row" if kind == EMPTY else "is outside 1e-30 to 1e38, which single precision holds"

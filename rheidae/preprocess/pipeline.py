@@ -343,7 +343,7 @@ def _process_block(block: _Block) -> Done:
     config, datasets, start, stop = block.config, block.datasets, block.start, block.stop
     stages = Stages()
     with stages.timed("read"):
-        F_init, F_true = datasets.F_init.read(start, stop), datasets.F_true.read(start, stop)
+        F_init, F_true = datasets.read(start, stop)
         extra = _extra(datasets, block.sim_id, block.names, start, stop)
     stages.add("read", 0.0, F_init.nbytes + F_true.nbytes + sum(values.nbytes for values in extra.values()))
     with stages.timed("mixing"):
@@ -448,7 +448,7 @@ def _survey_block(datasets: RawDatasets, start: int, stop: int, config: Preproce
         name_bytes = (kind if names is None else names.dtype).itemsize
     if not states:
         return _BlockSurvey({}, np.zeros(0, dtype=np.int64), None, name_bytes, names)
-    F_init, F_true = datasets.F_init.read(start, stop), datasets.F_true.read(start, stop)
+    F_init, F_true = datasets.read(start, stop)
     if config.on_bad_rows == "clip":
         kinds, left = badrows.clip(F_init, F_true, config.tolerances)
     else:

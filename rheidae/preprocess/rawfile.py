@@ -38,6 +38,8 @@ class FourFluxRows(NamedTuple):
     def read(self, start: int, stop: int) -> fourflux.Float:
         """Rows ``start:stop`` as ``(n, 6, 4)`` float64."""
         raw = read_rows(self.rows, start, stop)
+        if self.rows.axis != self.axes.index("row"):  # behind an axis of length one
+            raw = raw[0]
         layout = next(layout for layout in LAYOUTS if len(layout) == len(self.axes))
         # RowSource, then species, then component, whatever the order in the file.
         order = (layout[0], *layout[2:], layout[1])
@@ -56,6 +58,16 @@ class RawDatasets(NamedTuple):
     dirnames: RowSource | None
     length: int
     """Number of rows."""
+    stable: RowSource | None = None
+    """Which rows stay as they are; of files without final states, whose `F_true` is `F_init`."""
+
+    def read(self, start: int, stop: int) -> tuple[fourflux.Float, fourflux.Float]:
+        """Initial and final states of rows ``start:stop``; those that are not stable have no final one, but NaN."""
+        F_init = self.F_init.read(start, stop)
+        if self.stable is None:
+            return F_init, self.F_true.read(start, stop)
+        stable = read_rows(self.stable, start, stop).reshape(-1) == 1
+        return F_init, np.where(stable[:, None, None], F_init, np.nan)
 
 
 def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None) -> RawDatasets:
@@ -77,9 +89,15 @@ def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None) -> Raw
         dataset and remedy.
     """
     with open_h5(path) as file:
-        F_init = _four_flux(file, path, names.F_init, "F_init", axes)
-        F_true = _four_flux(file, path, names.F_true, "F_true", axes)
+        init_name, true_name = (_older(file, name) for name in (names.F_init, names.F_true))
+        F_init = _four_flux(file, path, init_name, "F_init", axes)
         count = F_init.rows.length
+        stable = None
+        if not _present(file, true_name) and _present(file, names.stable):
+            stable = _per_row(file, path, names.stable, "stable", count)
+            if np.dtype(stable.dtype).kind not in "biuf":
+                raise DataError(f"{stable.where} has type {stable.dtype}; expected 1 for stable rows, else 0")
+        F_true = F_init if stable else _four_flux(file, path, true_name, "F_true", axes)
         if count != F_true.rows.length:
             raise DataError(
                 f"{path}: {names.F_init!r} has {count} rows, {names.F_true!r} has {F_true.rows.length}; "
@@ -103,10 +121,16 @@ def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None) -> Raw
                     f"{dirnames.where} has type {stored.dtype}; expected strings: "
                     "name another dataset in h5_paths.dirnames"
                 )
-    return RawDatasets(F_init, F_true, stddev, growth_rate, dirnames, count)
+    return RawDatasets(F_init, F_true, stddev, growth_rate, dirnames, count, stable)
 
 
 _one_per_row = "one per row"
+
+
+def _older(file: h5py.File, name: str) -> str:
+    """The name, or what earlier files, in units of the total density, called the same dataset."""
+    older = name.replace("(1|ccm)", "_Nsum1")
+    return older if not _present(file, name) and _present(file, older) else name
 
 
 def linked_files(path: str | Path, datasets: RawDatasets, root: Path | None = None) -> list[Path]:
@@ -124,7 +148,8 @@ def linked_files(path: str | Path, datasets: RawDatasets, root: Path | None = No
     DataError
         If one of them is not there (HDF5 would read the rows of a missing part as zeros), or lies elsewhere.
     """
-    carried = (datasets.F_true_stddev.rows if datasets.F_true_stddev else None, datasets.growth_rate, datasets.dirnames)
+    stddev = datasets.F_true_stddev.rows if datasets.F_true_stddev else None
+    carried = (stddev, datasets.growth_rate, datasets.dirnames, datasets.stable)
     behind: dict[Path, str] = {}
     with open_h5(path) as file:
         for rows in (datasets.F_init.rows, datasets.F_true.rows, *carried):
@@ -191,6 +216,14 @@ def _four_flux(file: h5py.File, path: str | Path, name: str, key: str, axes: Seq
     if shape is None or dtype.kind not in "fiu":
         raise DataError(f"{where} has shape {shape}, type {dtype}; {expected}")
     readings = possible_axes(shape)
+    first = 0
+    if not readings and shape[:1] == (1,):
+        readings, first = possible_axes(shape[1:]), 1
+    if not readings and sorted(shape[1:]) in ([2, 2, 4], [4, 4]):
+        raise DataError(
+            f"{where} has shape {shape}, four-fluxes of two flavors (nf = 2); three are needed: write e, mu and tau, "
+            "each of the latter with half of the numbers of x"
+        )
     if not readings:
         raise DataError(f"{where} has shape {shape}, type {dtype}; {expected} or reorder its axes")
     if axes is not None:
@@ -205,7 +238,7 @@ def _four_flux(file: h5py.File, path: str | Path, name: str, key: str, axes: Seq
             f"{where} has shape {shape}, which can be read as {_listed(readings)}; say which in the configuration, "
             f"for all files or for this one, such as\n  axes: [{', '.join(readings[0])}]"
         )
-    row_axis = readings[0].index("row")
+    row_axis = readings[0].index("row") + first
     if shape[row_axis] == 0:
         raise DataError(f"{where} has no rows; disable the file in the configuration")
     return FourFluxRows(locate(file, name, row_axis), readings[0])

@@ -1,0 +1,130 @@
+"""Transition matrices: which part of each species goes where, for what a scheme does not see itself.
+
+Fast conversion gives neutrinos of all energies one survival probability P(n). Energy moments and energy groups thus mix
+by the matrix of the number moments, as far as their directions are distributed alike.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rheidae import moments
+from rheidae.cells import Cells
+from rheidae.fourflux import T
+from rheidae.mixing.quadrature import lebedev
+from rheidae.mixing.schemes import SCHEMES
+from rheidae.mixing.sphere import distributions, electron_and_heavy
+
+Array = NDArray[np.float64]
+
+ORDER = 53
+"""Lebedev order of the averages; they are the scheme's answer to 1e-3 of the total density."""
+
+
+class Transition(NamedTuple):
+    """Matrices of `transition_matrix`.
+
+    Attributes
+    ----------
+    density : ndarray, shape (..., species, species)
+        ``N' = density @ N``: species out, species in. Columns sum to 1.
+    flux : ndarray, shape (..., species, species)
+        The same for fluxes, by averages weighted with the flux along each species' own direction.
+    """
+
+    density: Array
+    flux: Array
+
+
+def transition_matrix(
+    F: ArrayLike, scheme: str = "box3d", *, species: int = 6, heavy_sum: int | None = None, order: int = ORDER
+) -> Transition:
+    r"""Transition matrices of densities and of fluxes.
+
+    Parameters
+    ----------
+    F : array_like, shape (..., 6, 4) or (..., 24)
+        Initial four-fluxes of number, any unit; cells that are not physical get NaN.
+    scheme : str
+        One of `rheidae.mixing.schemes.SCHEMES`.
+    species, heavy_sum : int
+        Of the matrices, as in `rheidae.moments.to_six`.
+    order : int
+        Of the Lebedev rule.
+
+    Returns
+    -------
+    Transition
+
+    Raises
+    ------
+    FourFluxError
+        If the shape is another.
+    ValueError
+        If the scheme, `species` or `heavy_sum` is not known.
+
+    Notes
+    -----
+    With the averages :math:`q_a = \int (1-P) g_a d\Omega / N_a` of the electron and of the heavy flavor, for neutrinos
+    and for antineutrinos,
+
+    .. math:: N_e' = (1 - q_e) N_e + \tfrac12 q_x (N_\mu + N_\tau), \quad
+              N_\mu' = N_\mu + \tfrac12 q_e N_e - \tfrac14 q_x (N_\mu + N_\tau),
+
+    and likewise tau: an initial difference of mu and tau survives, as in the schemes. For fluxes :math:`q_a = \int (1-P)
+    g_a\, n \cdot \hat F_a\, d\Omega / |F_a|`, which is exact along the species' own direction; what conversion turns
+    aside is left out. A species without flux takes the average of its density. Energy moments E of a group mix as
+    ``density @ E``. A state takes some 0.2 ms, in Python; per cell and step, take `rheidae.mix` for number moments.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme={scheme!r} is not one of {', '.join(SCHEMES)}")
+    cells = Cells(F, "F", "pass")
+    # How the matrices of three or four species come from those of six.
+    one_each = np.zeros((species, 4, species))
+    one_each[np.arange(species), T, np.arange(species)] = 1
+    divide = moments.to_six(one_each.transpose(2, 0, 1), species=species, heavy_sum=heavy_sum)[..., T].T
+    unit = np.zeros((6, 6, 4))
+    unit[np.arange(6), np.arange(6), T] = 1
+    add = moments.from_six(unit, species=species, heavy_sum=heavy_sum).density
+    out = np.full((2, len(cells.rows), species, species), np.nan)
+    rule = lebedev(order)
+    for row, state in enumerate(np.asarray(cells.rows, dtype=np.float64)):
+        if not cells.invalid[row]:
+            for kind, averages in enumerate(_averages(state, scheme, *rule)):
+                out[kind, row] = add @ _matrix(averages) @ divide
+    density, flux = out.reshape(2, *cells.shape, species, species)
+    return Transition(density, flux)
+
+
+def _averages(F: Array, scheme: str, directions: Array, weights: Array) -> tuple[Array, Array]:
+    """Averages of 1 - P for e, ebar, x and xbar: over their numbers, and along their fluxes."""
+    four = electron_and_heavy(F)
+    if not four[:, T].any():
+        return np.zeros(4), np.zeros(4)
+    states = F / four[:, T].max()
+    mixed = weights * (1 - SCHEMES[scheme].survival(states, directions))
+    g = distributions(states, directions)
+    number = _ratio(g @ mixed, g @ weights, np.zeros(4))
+    length = np.linalg.norm(four[:, :T], axis=1)
+    along = (four[:, :T] / np.where(length > 0, length, 1)[:, None]) @ directions
+    flux = _ratio((g * along) @ mixed, (g * along) @ weights, number)
+    return number, np.where(length > 1e-6 * four[:, T], flux, number)
+
+
+def _ratio(over: Array, under: Array, otherwise: Array) -> Array:
+    return np.where(under > 0, over / np.where(under > 0, under, 1.0), otherwise)
+
+
+def _matrix(averages: Array) -> Array:
+    """(6, 6), species out and in."""
+    matrix = np.zeros((6, 6))
+    for first, q_e, q_x in ((0, averages[0], averages[2]), (3, averages[1], averages[3])):
+        matrix[first : first + 3, first : first + 3] = [
+            [1 - q_e, q_x / 2, q_x / 2],
+            [q_e / 2, 1 - q_x / 4, -q_x / 4],
+            [q_e / 2, -q_x / 4, 1 - q_x / 4],
+        ]
+    return matrix

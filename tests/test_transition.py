@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from rheidae import mix, moments
+from rheidae.fourflux import T
+from rheidae.mixing.transition import transition_matrix
+from tests.states import random_states
+
+
+def alike(n, seed=0):
+    F = random_states(n, seed)
+    F[:, 2], F[:, 5] = F[:, 1], F[:, 4]
+    return F
+
+
+@pytest.mark.parametrize("scheme", ["none", "box3d", "power"])
+def test_densities_are_those_of_the_scheme_and_columns_sum_to_one(scheme):
+    F = random_states(60)
+    matrix = transition_matrix(F, scheme)
+    for kind in matrix:
+        np.testing.assert_allclose(kind.sum(axis=-2), 1, rtol=0, atol=1e-14)
+    mixed = np.einsum("nij,nj->ni", matrix.density, F[..., T])
+    total = F[..., T].sum(axis=1, keepdims=True)
+    assert np.abs((mixed - mix(F, scheme)[..., T]) / total).max() < 2e-3
+
+
+@pytest.mark.parametrize("scheme", ["box3d", "power"])
+def test_fluxes_along_one_axis_are_those_of_the_scheme(scheme):
+    F = alike(60)
+    F[..., 2] = np.linalg.norm(F[..., :3], axis=-1)
+    F[..., :2] = 0
+    mixed = np.einsum("nij,nj->ni", transition_matrix(F, scheme).flux, F[..., 2])
+    total = F[..., T].sum(axis=1, keepdims=True)
+    assert np.abs((mixed - mix(F, scheme)[..., 2]) / total).max() < 2e-3
+
+
+@pytest.mark.parametrize(("species", "heavy_sum"), [(3, None), (3, 1), (4, None), (4, 1)])
+def test_fewer_species(species, heavy_sum):
+    F = alike(20)
+    options = {"species": species, "heavy_sum": heavy_sum}
+    matrix = transition_matrix(F.reshape(4, 5, 6, 4), **options).density
+    assert matrix.shape == (4, 5, species, species)
+    before, after = (moments.from_six(G, **options, species_axis=-1).density for G in (F, mix(F)))
+    mixed = np.einsum("nij,nj->ni", matrix.reshape(20, species, species), before)
+    assert np.abs((mixed - after) / F[..., T].sum(axis=1, keepdims=True)).max() < 4e-3
+
+
+def test_vacuum_and_cells_that_are_not_physical():
+    F = alike(3)
+    F[0], F[1, 0, 3] = 0, np.nan
+    density, flux = transition_matrix(F, "power")
+    np.testing.assert_array_equal(density[0], np.eye(6))
+    assert np.isnan(density[1]).all()
+    assert np.isnan(flux[1]).all()
+    assert np.isfinite(density[2]).all()
+    with pytest.raises(ValueError, match="is not one of"):
+        transition_matrix(F, "other")

@@ -37,6 +37,8 @@ def test_fluxes_along_one_axis_are_those_of_the_scheme(scheme):
 @pytest.mark.parametrize(("species", "heavy_sum"), [(3, None), (3, 1), (4, None), (4, 1)])
 def test_fewer_species(species, heavy_sum):
     F = alike(20)
+    if species == 3:  # one entry for all four
+        F[:, 4], F[:, 5] = F[:, 1], F[:, 1]
     options = {"species": species, "heavy_sum": heavy_sum}
     matrix = transition_matrix(F.reshape(4, 5, 6, 4), **options).density
     assert matrix.shape == (4, 5, species, species)

@@ -30,7 +30,8 @@ class Transition(NamedTuple):
     Attributes
     ----------
     density : ndarray, shape (..., species, species)
-        ``N' = density @ N``: species out, species in. Columns sum to 1.
+        ``N' = density @ N``: species out, species in. Columns sum to 1, unless a heavy entry
+        is a mean (``heavy_sum=1``).
     flux : ndarray, shape (..., species, species)
         The same for fluxes, by averages weighted with the flux along each species' own direction.
     """
@@ -49,7 +50,8 @@ def transition_matrix(
     F : array_like, shape (..., 6, 4) or (..., 24)
         Initial four-fluxes of number, any unit; cells that are not physical get NaN.
     scheme : str
-        One of `rheidae.mixing.schemes.SCHEMES`.
+        One of `rheidae.mixing.schemes.SCHEMES`. "asymptotic" mixes unlike mu and tau by pairs, which these matrices
+        leave out: they are its answer where both are alike.
     species, heavy_sum : int
         Of the matrices, as in `rheidae.moments.to_six`.
     order : int
@@ -74,10 +76,11 @@ def transition_matrix(
     .. math:: N_e' = (1 - q_e) N_e + \tfrac12 q_x (N_\mu + N_\tau), \quad
               N_\mu' = N_\mu + \tfrac12 q_e N_e - \tfrac14 q_x (N_\mu + N_\tau),
 
-    and likewise tau: an initial difference of mu and tau survives, as in the schemes. For fluxes :math:`q_a = \int (1-P)
-    g_a\, n \cdot \hat F_a\, d\Omega / |F_a|`, which is exact along the species' own direction; what conversion turns
-    aside is left out. A species without flux takes the average of its density. Energy moments E of a group mix as
-    ``density @ E``. A state takes some 0.2 ms, in Python; per cell and step, take `rheidae.mix` for number moments.
+    and likewise tau: an initial difference of mu and tau survives, as in the schemes. For fluxes :math:`q_a = \int
+    (1-P) g_a\, n \cdot \hat F_a\, d\Omega / |F_a|`, which is exact along the species' own direction; what conversion
+    turns aside is left out. A species without flux takes the average of its density. Energy moments E of a group mix
+    as ``density @ E``. A state takes some 0.2 ms, in Python; per cell and step, take `rheidae.mix` for number
+    moments.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme={scheme!r} is not one of {', '.join(SCHEMES)}")

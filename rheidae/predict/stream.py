@@ -16,6 +16,7 @@ import rheidae
 from rheidae import fourflux
 from rheidae.cells import Cells
 from rheidae.exceptions import ConfigError
+from rheidae.mixing.asymptotic import PAIRS, crossings
 from rheidae.mixing.box3d import box3d
 from rheidae.mixing.physical import keep_physical
 from rheidae.mixing.schemes import SCHEMES, mix
@@ -99,10 +100,11 @@ def predict_file(
     Notes
     -----
     The file holds, under ``mixed`` and ``change`` (and ``std`` where the model has it), datasets named and shaped as
-    those that were read (``F (n, 6, 4)`` of raw and preprocessed files), in the unit that was read; and ``growth_rate``
-    (1/s, the estimate of `rheidae.box3d`), ``has_crossing`` (of the electron lepton number against that of x) and
-    ``flag``, the sum of `FLAGS`, of the grid's shape. Vacuum stays vacuum; a cell that is not physical is NaN. Standard
-    deviations of summed species are the sums of theirs, as of errors that go together.
+    those that were read (``F (n, 6, 4)`` of raw and preprocessed files), in the unit that was read; and
+    ``growth_rate`` (1/s, the estimate of `rheidae.box3d`) and ``flag``, the sum of `FLAGS`, of the grid's shape, and
+    ``has_crossing``, which has an axis for the pairs of flavors more (`rheidae.mixing.asymptotic.crossings`). Vacuum
+    stays vacuum; a cell that is not physical is NaN. Standard deviations of summed species are the sums of theirs, as
+    of errors that go together.
     """
     predict = open_model(model, threads)
     flags = dict.fromkeys(FLAGS, 0)
@@ -175,8 +177,10 @@ def _by_regressor(regressor: Any, F: Array) -> Answer:
 def _create(file: h5py.File, snapshot: Snapshot, model: str | Path, data: str | Path) -> None:
     for group in ("mixed", "change"):
         snapshot.create(file, group)
-    for name, kind in (("growth_rate", np.float32), ("has_crossing", np.bool_), ("flag", np.uint8)):
-        file.create_dataset(name, snapshot.shape, kind)
+    file.create_dataset("growth_rate", snapshot.shape, np.float32)
+    file.create_dataset("flag", snapshot.shape, np.uint8)
+    file.create_dataset("has_crossing", (*snapshot.shape, len(PAIRS)), np.bool_)
+    file["has_crossing"].attrs["pairs"] = list(PAIRS)
     file["growth_rate"].attrs["units"] = "1/s"
     file["flag"].attrs["bits"] = json.dumps(FLAGS)
     file.attrs["model"], file.attrs["source"] = Path(model).name, Path(data).name
@@ -197,7 +201,8 @@ def _write(file: h5py.File, snapshot: Snapshot, block: Any, cells: Cells, answer
         snapshot.write(file, group, block, np.where(bad[:, None, None], np.nan, values))
     grid = tuple(file["flag"][block].shape)
     file["growth_rate"][block] = np.where(bad, np.nan, state.growth_rate).reshape(grid)
-    file["has_crossing"][block] = (state.has_crossing & ~bad).reshape(grid)
+    crossed = crossings(np.ascontiguousarray(cells.rows), threads=threads) & ~bad[:, None]
+    file["has_crossing"][block] = crossed.reshape(*grid, len(PAIRS))
 
 
 def _flags(cells: Cells, F: Array) -> NDArray[np.uint8]:

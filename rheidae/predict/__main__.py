@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             block_cells=arguments.block_cells or BLOCK_CELLS, threads=arguments.threads,
         )  # fmt: skip
         counts = "".join(f", {count} {name}" for name, count in done.flags.items() if count)
-        print(f"{arguments.out}: {done.cells} cells{counts}")
+        commands.show(f"{arguments.out}: {done.cells} cells{counts}")
 
     return commands.run(command)
 

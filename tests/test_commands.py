@@ -13,6 +13,7 @@ from rheidae.config import Config, PreprocessConfig, TrainParms, read_config
 from rheidae.export.formats import FORMATS
 from rheidae.mixing.schemes import STORED
 from rheidae.scoring.splits import CROSS_VALIDATIONS
+from rheidae.simulate.config import SimulateConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,7 +87,7 @@ def test_init_writes_what_the_commands_read(tmp_path, capsys):
     assert command.main(["init", str(tmp_path / "config")]) == 0
     written = capsys.readouterr().out.split()
     assert [Path(path).name for path in written] == list(init.FILES)
-    for path, schema in zip(written, (PreprocessConfig, Config, TrainParms), strict=True):
+    for path, schema in zip(written, (PreprocessConfig, SimulateConfig, Config, TrainParms), strict=True):
         read_config(path, schema)
     Path(written[0]).unlink()
     Path(written[1]).write_text("mine\n")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from rheidae.config import read_config
-from rheidae.simulate.archive import simulate_archive
-from rheidae.simulate.config import SimulateConfig
 from rheidae.system import commands
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m rheidae.simulate``."""
-    parser = argparse.ArgumentParser(prog="python -m rheidae.simulate", description=__doc__)
+    """Command line of ``rheidae simulate``."""
+    parser = argparse.ArgumentParser(prog="rheidae simulate", description=__doc__)
     parser.add_argument("--config", default="config/simulate.yaml", help="YAML file (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="simulate again what is done already")
     parser.add_argument(
@@ -23,6 +20,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def command() -> None:
+        from rheidae.config import read_config
+        from rheidae.simulate.archive import simulate_archive
+        from rheidae.simulate.config import SimulateConfig
+
         config = read_config(arguments.config, SimulateConfig)
         written = simulate_archive(config, resume=not arguments.force, scheduler=arguments.scheduler)
         print(f"{written.path}: {written.rows} rows, {written.simulated} simulated now, {written.converged} converged")

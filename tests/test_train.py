@@ -198,7 +198,7 @@ def test_loss_plot_draws_every_number(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (drawn.append(figure), path.write_bytes(b"x")))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (drawn.append(figure), path.write(b"x")))
     row = {
         "epoch": 1, "train_loss": 1.0, "valid_loss": 2.0, "box3d_valid_loss": 3.0, "train_density": 0.5, "lr": 0.1,
         "valid_density": 0.6, "train_unphysical": 0.0, "weight_density": 40.0, "multiplier_superluminal": 0.0,

@@ -40,6 +40,16 @@ def test_power_scheme(rate, initial):
     rate(PREDICT, 'the power scheme alone, mix(F, "power")', ROWS, lambda: mix(initial, "power", threads=1), rounds=3)
 
 
+def test_asymptotic_scheme(rate, initial):
+    rate(
+        PREDICT,
+        'the settled state, mix(F, "asymptotic")',
+        ROWS,
+        lambda: mix(initial, "asymptotic", threads=1),
+        rounds=5,
+    )
+
+
 def test_prediction(rate, table, model):
     rate(PREDICT, "predict(X)", ROWS, lambda: model.predict(table[0]), rounds=5)
 

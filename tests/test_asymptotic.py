@@ -18,7 +18,9 @@ from rheidae.mixing import _asymptotic_kernels as kernels
 from rheidae.mixing import reference
 from rheidae.mixing.asymptotic import asymptotic_flux, asymptotic_survival, asymptotic_transitions, crossings
 from rheidae.mixing.quadrature import lebedev
+from rheidae.preprocess.trainingset import evaluate
 from rheidae.scoring.metrics import flux_error, skill
+from tests.rawfiles import config_for
 from tests.states import conservation_error, random_rotation, random_states, states, turn
 
 
@@ -344,10 +346,15 @@ def test_skill_on_settled_simulations(name):
     F, F_true = settled(name)
     error = flux_error(F_true, asymptotic_flux(F), F)
     reached = skill(error, flux_error(F_true, rheidae.box3d_flux(F), F))
-    assert reached > LEAST_SKILL.get(name, 0.8), reached
+    assert reached > LEAST_SKILL.get(name, 0.7), reached
 
 
-LEAST_SKILL = {"asymptotic_mutau.h5": 0.75, "asymptotic_published.h5": 0.7, "asymptotic_three_d.h5": 0.7}
+LEAST_SKILL = {
+    "asymptotic_random.h5": 0.8,
+    "asymptotic_nsm_a.h5": 0.85,
+    "asymptotic_nsm_b.h5": 0.8,
+    "asymptotic_mutau.h5": 0.75,
+}
 
 
 def test_skill_over_all_settled_simulations_without_fitted_numbers():
@@ -369,3 +376,16 @@ def test_float32_threads_and_errors():
             function(F)
     with pytest.raises(ValueError, match=r"expected \(3, m\)"):
         asymptotic_transitions(F[0], np.zeros((2, 5)))
+
+
+def test_preprocessing_sees_the_crossings_of_every_pair(tmp_path):
+    # Those of e-mu and e-tau cancel in the mean of mu and tau.
+    F = np.zeros((1, 6, 4))
+    F[0, :, 3] = [1.0, 0.5, 0.5, 0.5, 0.5, 0.5]
+    F[0, 1, 2], F[0, 2, 2] = 0.45, -0.45
+    F[0, 4, 2], F[0, 5, 2] = -0.45, 0.45
+    assert crossings(F).tolist() == [[True, True, True]]
+    assert not rheidae.box3d(F).has_crossing[0]
+    arrays = evaluate(F * 1e33, F * 1e33, config_for(tmp_path, "a", schemes=["box3d", "asymptotic"]))
+    np.testing.assert_allclose(arrays["F_asymptotic"], asymptotic_flux(F, order=31) * 1e33, rtol=1e-6, atol=1e25)
+    assert arrays["has_crossing"][0]

@@ -109,7 +109,7 @@ def _scale_sums(c, G, square, out):
     simd_function()
     total = slope = 0.0
     for i in range(np.uint64(c.shape[0])):
-        u = G[i] * inverse_sqrt(G[i] * G[i] + square)
+        u = abs(G[i]) * inverse_sqrt(G[i] * G[i] + square)
         part = c[i] * (1.0 - u)
         total += part
         slope += part * (u * (1.0 + u))
@@ -118,7 +118,7 @@ def _scale_sums(c, G, square, out):
 
 @kernel
 def solve_scale(c, G, goal, limit, moment, out):
-    """Return s with ``sum c (1 - u) = goal``; ``G`` = abs(G), ``limit`` = sum c, ``moment`` = sum c G."""
+    """Return s with ``sum c (1 - u) = goal``; ``limit`` = sum c, ``moment`` = sum c abs(G)."""
     low, high = -80.0, 140.0
     room = limit - goal
     logit = log2(goal) - log2(room) if room > 1e-18 * limit else 100.0
@@ -244,13 +244,6 @@ def _values(beams, species, moments, Q, table, scratch, work, out):
 
 
 @kernel
-def _absolute(G, out):
-    simd_function()
-    for i in range(G.shape[0]):
-        out[i] = abs(G[i])
-
-
-@kernel
 def _mix_alike(beams, species, moments, Q, table, scratch, work, change):
     """Change of the six species in the frame, of a row with mu = tau; False without a crossing."""
     out = scratch[7]
@@ -258,10 +251,9 @@ def _mix_alike(beams, species, moments, Q, table, scratch, work, change):
     large, small, moment = out[0], out[1], out[2]
     if small <= NOISE:
         return False
-    G, size = work[_G, :n], work[_PART + 1, :n]
-    _absolute(G, size)
+    G = work[_G, :n]
     limit = (2.0 / 3.0) * large + (1.0 / 3.0) * small
-    s = solve_scale(work[_PART, :n], size, small, limit, moment, out)
+    s = solve_scale(work[_PART, :n], G, small, limit, moment, out)
     nodes = work if beams > 0 else table
     _lost(nodes[X, :n], nodes[Y, :n], nodes[Z, :n], work[_NU, :n], work[_NUBAR, :n], G, s * s + _TINY, out)
     share = fade(small)

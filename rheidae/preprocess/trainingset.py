@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 import rheidae
 from rheidae import fourflux
 from rheidae.config import PreprocessConfig
 from rheidae.linear import growth_rate
+from rheidae.mixing.asymptotic import crossings
 from rheidae.mixing.box3d import box3d
 from rheidae.mixing.schemes import STORED, mix
 from rheidae.preprocess import fingerprint
@@ -62,8 +64,17 @@ def evaluate(F_init: fourflux.Float, F_true: fourflux.Float, config: PreprocessC
         "residual": fourflux.flatten((F_true - F_box).astype(np.float32)),
         "invariants": invariants.reshape(len(F_init), 12),
         "growth_rate": growth_rate(F_init, method="fast").astype(np.float32),
-        "has_crossing": result.has_crossing,
+        "has_crossing": _has_crossing(F_init, result.has_crossing),
     }
+
+
+def _has_crossing(F_init: fourflux.Float, of_the_mean: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether any pair of flavors has a crossing; where mu and tau are alike, the one with their mean says it."""
+    any_pair = of_the_mean.copy()
+    unlike = np.flatnonzero((F_init[:, [1, 4]] != F_init[:, [2, 5]]).any(axis=(1, 2)))
+    if len(unlike):
+        any_pair[unlike] = crossings(F_init[unlike], threads=1).any(axis=1)
+    return any_pair
 
 
 def _others(config: PreprocessConfig) -> list[str]:

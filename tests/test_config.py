@@ -5,9 +5,13 @@ import pytest
 
 from rheidae.config import Config, LossConfig, PreprocessConfig, TrainParms, check_config, read_config
 from rheidae.exceptions import ConfigError
+from rheidae.simulate.config import SimulateConfig
 
 CONFIG = Path(__file__).parents[1] / "config"
-SCHEMAS = {"pre_process.yaml": PreprocessConfig, "model.yaml": Config, "train_parms.yaml": TrainParms}
+SCHEMAS = {
+    "pre_process.yaml": PreprocessConfig, "simulate.yaml": SimulateConfig, "model.yaml": Config,
+    "train_parms.yaml": TrainParms,
+}  # fmt: skip
 
 
 def written(tmp_path, text):

@@ -21,8 +21,9 @@ from rheidae.mixing.box3d import box3d
 from rheidae.mixing.physical import keep_physical
 from rheidae.mixing.schemes import SCHEMES, mix
 from rheidae.predict.snapshot import Array, Snapshot, read_layout
-from rheidae.system.h5 import open_h5
+from rheidae.system.h5 import create_h5, open_h5
 from rheidae.system.outputs import Outputs
+from rheidae.system.signals import uninterrupted
 
 BLOCK_CELLS = 1 << 16
 """Cells at a time; they take some 100 MB."""
@@ -111,16 +112,19 @@ def predict_file(
     with open_h5(data) as source, Outputs() as outputs:
         snapshot = Snapshot(source, read_layout(layout, source))
         total = int(np.prod(snapshot.shape, dtype=np.int64))
-        with h5py.File(outputs.path(out), "w", locking=False) as file:
-            _create(file, snapshot, model, data)
+        with create_h5(outputs.path(out)) as (file, require_written):
+            with uninterrupted():
+                _create(file, snapshot, model, data)
             done = 0
             for block in snapshot.blocks(block_cells):
                 cells = Cells(snapshot.read(block), "F", "pass")
                 answer = predict(np.ascontiguousarray(cells.rows))
-                _write(file, snapshot, block, cells, answer, threads)
                 flag = _flags(cells, answer.F)
-                grid = tuple(file["flag"][block].shape)
-                file["flag"][block] = flag.reshape(grid)
+                with uninterrupted():
+                    _write(file, snapshot, block, cells, answer, threads)
+                    grid = tuple(file["flag"][block].shape)
+                    file["flag"][block] = flag.reshape(grid)
+                require_written()
                 for name, bit in FLAGS.items():
                     flags[name] += int(np.count_nonzero(flag & bit))
                 done += len(flag)

@@ -36,6 +36,7 @@ directions share n.H and the products with n.
 from __future__ import annotations
 
 import numpy as np
+import scipy.linalg.cython_blas  # noqa: F401 - Numba's np.dot: loaded now, so that its threads can be limited
 
 from rheidae.system.numba import driver, kernel, simd_function
 

@@ -175,7 +175,7 @@ class DataConfig(Section):
     """What to train on, and which rows to keep out of it."""
 
     processed_path: str = ".pdata/preprocessed_all.h5"
-    batch_size: Annotated[int, Field(gt=0)] = 32
+    batch_size: Annotated[int, Field(gt=0)] = 64
     val_split: Annotated[float, Field(ge=0, lt=1)] = 0.1
     test_split: Annotated[float, Field(ge=0, lt=1)] = 0.2
     seed: Annotated[int, Field(ge=0)] = 0
@@ -200,11 +200,11 @@ class ModelConfig(Section):
     use_batch_norm: bool | None = None
     frame: Literal["invariant", "lab"] | None = None
     conserve: bool | None = None
-    axial_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    members: Annotated[int, Field(gt=0, le=64)] | None = None
 
     @model_validator(mode="after")
     def _applies(self) -> ModelConfig:
-        foreign = {"mixing": ("dropout", "use_batch_norm", "frame", "conserve"), "residual": ("axial_share",)}
+        foreign = {"mixing": ("dropout", "use_batch_norm", "frame", "conserve"), "residual": ("members",)}
         given = [name for name in foreign.pop(self.architecture) if getattr(self, name) is not None]
         if given:
             other = next(iter(foreign))
@@ -221,14 +221,14 @@ class OptimizerConfig(Section):
 
     lr: Positive = 1e-2
     weight_decay: NonNegative = 1e-2
-    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.99], min_length=2, max_length=2)
     eps: Positive = 1e-8
 
 
 class TrainingConfig(Section):
     """How long to train, where, and where the results go."""
 
-    epochs: Annotated[int, Field(gt=0)] = 60
+    epochs: Annotated[int, Field(gt=0)] = 300
     grad_clip: Positive | None = 1.0
     checkpoint_dir: str = "checkpoints"
     results_dir: str = "results"
@@ -340,12 +340,12 @@ class EarlyStopConfig(Section):
 
 
 class LRSchedulerConfig(Section):
-    """Learning-rate schedule: half a cosine down to zero over all epochs, or steps down where the loss stalls.
+    """Learning-rate schedule: up and down again over all epochs, only down, or in steps where the loss stalls.
 
     All but `type` are of ``reduce_on_plateau``.
     """
 
-    type: Literal["cosine", "reduce_on_plateau", "none"] = "cosine"
+    type: Literal["one_cycle", "cosine", "reduce_on_plateau", "none"] = "one_cycle"
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     patience: Annotated[int, Field(ge=0)] = 12
     min_lr: NonNegative = 1e-5

@@ -27,6 +27,9 @@ FLUX_TOLERANCE = 1e-6
 FLAT = len(SPECIES) * len(COMPONENTS)
 """Columns of a flat four-flux array."""
 
+ALIKE = 1e-6
+"""mu and tau that differ by less, over the row's total density, are alike."""
+
 Float = NDArray[Any]
 
 
@@ -172,7 +175,7 @@ def average_heavy(F: Float, F_init: Float) -> Float:
     F : ndarray, shape (n, 6, 4)
         Four-fluxes to average, usually final ones.
     F_init : ndarray, shape (n, 6, 4)
-        Initial four-fluxes of the same rows. Alike means equal to 1e-6 of the row's total density.
+        Initial four-fluxes of the same rows. Alike means equal to `ALIKE` of the row's total density.
 
     Returns
     -------
@@ -180,7 +183,7 @@ def average_heavy(F: Float, F_init: Float) -> Float:
         A copy of `F`.
     """
     out = np.array(F)
-    tolerance = 1e-6 * total_density(F_init)
+    tolerance = ALIKE * total_density(F_init)
     for mu, tau in ((NU_MU, NU_TAU), (NUBAR_MU, NUBAR_TAU)):
         alike = np.abs(F_init[:, mu] - F_init[:, tau]).max(axis=1, initial=0.0) <= tolerance
         mean = 0.5 * (out[alike, mu] + out[alike, tau])

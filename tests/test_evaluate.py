@@ -17,8 +17,9 @@ from rheidae.estimator.networks import ResidualFFIModel
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.mixing import sphere
 from rheidae.mixing.box3d import box3d_survival
-from rheidae.mixing.power import power_change, power_survival
+from rheidae.mixing.power import power_survival
 from rheidae.mixing.quadrature import lebedev
+from rheidae.mixing.survival import mixing_change, survival_probability
 from rheidae.runs import ablation, train
 from rheidae.runs import folder as runs
 from rheidae.runs.report import markdown, report_on
@@ -570,11 +571,11 @@ def test_survival_probability_moves_what_the_scheme_moves(axial):
     rng = np.random.default_rng(1)
     for F in random_states(8, seed=4, alike=True):
         state = F / F[:, 3].sum()
-        theta = np.array([-0.1, *(rng.normal(0.2, 0.3, 2)), axial, *(rng.normal(0.2, 0.3, 2))])
-        P = power_survival(F, nodes, theta)
-        assert P.min() > 0
+        theta = np.array([-0.1, *rng.normal(0.2, 0.3, 2), 0.8, 0.5, axial, *rng.normal(0.2, 0.3, 2)])
+        P = survival_probability(F, nodes, theta)
+        assert P.min() >= 0
         assert P.max() <= 1
-        expected = power_change(state[None], theta[None], order=131).D[0]
+        expected = mixing_change(state[None], theta[None], order=131).D[0]
         np.testing.assert_allclose(moved(state, P, nodes, weights), expected, atol=1e-4)
         box = moved(state, box3d_survival(F, lebedev(31).nodes, crossing="sharp"), *lebedev(31))
         expected = (state - mix(state[None], crossing="sharp")[0])[[0, 3]].reshape(-1)
@@ -591,9 +592,9 @@ def test_survival_probability_fades_with_the_crossing_and_with_the_axis():
     weak[0, 0], weak[3, 0] = 0.5, 0.51  # a crossing, and hardly a net flux
     for state, axial, tolerance in ((F, 0.0, 1e-9), (weak, 0.9, 1e-3)):
         state = state / state[:, 3].sum()
-        theta = (0.0, 0.0, np.log(2), axial, 0.0, np.log(2))
-        P = power_survival(state, nodes, theta)
-        expected = power_change(state[None], np.array([theta]), order=31).D[0]
+        theta = (0.0, 0.0, np.log(2), 0.0, 0.0, axial, 0.0, np.log(2))
+        P = survival_probability(state, nodes, theta, power_law=True)
+        expected = mixing_change(state[None], np.array([theta]), order=31, power_law=True).D[0]
         np.testing.assert_allclose(moved(state, P, nodes, weights), expected, atol=tolerance)
         assert np.abs(expected).max() > 1e-3
 
@@ -613,7 +614,7 @@ def test_parameters_are_those_of_the_model(run, small):
     for row in range(5):
         state = small.data[row, :24].reshape(6, 4).astype(float)
         lost = (state - final[row].reshape(6, 4))[[0, 3]].reshape(-1) / state[:, 3].sum()
-        mine = moved(state / state[:, 3].sum(), power_survival(state, nodes, theta[row]), nodes, weights)
+        mine = moved(state / state[:, 3].sum(), survival_probability(state, nodes, theta[row]), nodes, weights)
         np.testing.assert_allclose(mine, lost, atol=1e-3)
     network = FluxRegressor(ResidualFFIModel).initialize()
     assert mixing_parameters(network, small.data[:5]) is None

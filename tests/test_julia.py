@@ -14,7 +14,7 @@ from scipy.integrate import lebedev_rule
 import rheidae
 from rheidae.mixing.closure import inverse_langevin
 from rheidae.mixing.physical import keep_physical
-from rheidae.mixing.power import power_change
+from rheidae.mixing.survival import mixing_change
 
 REFERENCE = Path(__file__).parents[1] / "reference_julia"
 GOLDEN = Path(__file__).parent / "golden"
@@ -58,9 +58,11 @@ def assert_agrees(F, expected, F_init, kinds=None):
 def power_scheme(F_init, c=1.0, p=1.0, a=2.0, axial=0.0, p_axial=None, a_axial=None):
     """The power scheme at order 17, which the package makes physical where mu and tau differ, and Julia does not."""
     p_axial, a_axial = p if p_axial is None else p_axial, a if a_axial is None else a_axial
-    logs = np.log(np.broadcast_arrays(c, p, a, 1.0, p_axial, a_axial, np.ones(len(F_init)))[:-1])
-    logs[3] = axial
-    D = power_change(F_init, logs.T, order=17).D.reshape(-1, 2, 1, 4) * F_init[:, :, 3].sum(axis=1)[:, None, None, None]
+    columns = np.broadcast_arrays(c, p, a, 1.0, 1.0, 1.0, p_axial, a_axial, np.ones(len(F_init)))[:-1]
+    theta = np.log(columns).T
+    theta[:, 5] = axial
+    D = mixing_change(F_init, theta, order=17, power_law=True).D.reshape(-1, 2, 1, 4)
+    D = D * F_init[:, :, 3].sum(axis=1)[:, None, None, None]
     F_final = F_init + np.concatenate([-D, D / 2, D / 2], axis=2).reshape(F_init.shape)
     parameters = {"c": c, "p": p, "a": a, "axial": axial, "p_axial": p_axial, "a_axial": a_axial}
     limited = F_final.copy()

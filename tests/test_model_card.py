@@ -147,12 +147,6 @@ def test_limits_name_where_the_model_is_worst_and_too_sure_of_itself(trained):
         assert (f"of {name} {100 * part:.0f} %" in limits.split("too small")[1]) == (part < 0.8)
 
 
-def test_names_the_axial_component_only_where_less_of_it_counts(trained, dozens, tmp_path):
-    assert "the axial component counts 0.8 of the weight" in trained[1]
-    whole = train.train(config_for(dozens, tmp_path, model={"axial_share": 1.0}), PARMS, "card")
-    assert "axial component" not in (whole / "MODEL_CARD.md").read_text()
-
-
 def test_a_run_that_starts_anew_has_no_card_of_the_old_one(processed, tmp_path):
     folder = tmp_path / "runs" / "card"
     folder.mkdir(parents=True)

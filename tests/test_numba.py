@@ -16,7 +16,7 @@ from tests.states import random_states
 FIRST_UNPHYSICAL = """
 import numpy as np
 import rheidae.fourflux
-from rheidae.mixing import _box3d_kernels, _closure_kernels, _physical_kernels, _power_kernels
+from rheidae.mixing import _box3d_kernels, _closure_kernels, _physical_kernels, _survival_kernels
 from rheidae.preprocess import _badrows_kernels
 F = np.ones((3, 6, 4))
 F[..., :3] = 0

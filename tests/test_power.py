@@ -9,12 +9,13 @@ from scipy.optimize import brentq
 from scipy.special import ive
 
 import rheidae
-from rheidae.estimator.networks.mixing import _PowerMixing
+from rheidae.estimator.networks.mixing import _Mixing
 from rheidae.exceptions import FourFluxError
-from rheidae.mixing import _power_kernels as kernels
+from rheidae.mixing import _survival_kernels as kernels
 from rheidae.mixing.closure import inverse_langevin
 from rheidae.mixing.physical import keep_physical
-from rheidae.mixing.power import power_change, power_flux, power_invariants
+from rheidae.mixing.power import power_flux
+from rheidae.mixing.survival import invariants, mixing_change
 from tests.states import conservation_error, random_rotation, random_states, states, turn
 
 EXCHANGES = {"mu-tau": [0, 2, 1, 3, 5, 4], "nu-nubar": [3, 4, 5, 0, 1, 2]}
@@ -29,16 +30,16 @@ def exchanged(F, order):
 
 
 def random_theta(n, seed=0):
-    """Parameters of n rows: log c, log p, log a, axial weight, log p_axial, log a_axial."""
+    """Parameters of n rows, in the order of `rheidae.mixing.survival.PARAMETERS`."""
     rng = np.random.default_rng(seed)
     theta = rng.uniform([-0.3, -1.5, 0.2, 0.1, -1.5, 0.2], [0.2, 0.7, 1.3, 0.9, 0.7, 1.3], (n, 6))
-    return np.ascontiguousarray(theta)
+    return np.insert(theta, [3, 3], rng.uniform([0.1, -1.0], [0.9, 1.0], (n, 2)), axis=1)
 
 
 def given_as_options(theta):
     names = ("c", "p", "a", "axial", "p_axial", "a_axial")
-    columns = np.exp(theta.T)
-    columns[3] = theta[:, 3]
+    columns = np.exp(theta.T[[0, 1, 2, 5, 6, 7]])
+    columns[3] = theta[:, 5]
     return dict(zip(names, columns, strict=True))
 
 
@@ -147,7 +148,7 @@ def test_bessel_functions_and_logarithm():
 
 def test_scale_solves_the_equation_of_lepton_number():
     F = random_states(200)
-    change = power_change(F, random_theta(200), tolerance=1e-12)
+    change = mixing_change(F, random_theta(200), tolerance=1e-12)
     np.testing.assert_array_equal(change.D[:, 3], change.D[:, 7])
     crosses = np.isfinite(change.scales).all(axis=1)
     assert crosses.mean() > 0.5
@@ -159,12 +160,12 @@ def test_scale_solves_the_equation_of_lepton_number():
 
 def test_derivatives_are_those_of_finite_differences():
     F, theta = random_states(60), random_theta(60)
-    change = power_change(F, theta, derivatives=True, tolerance=1e-14)
-    assert change.jacobian.shape == (60, 6, 8)
-    for parameter in range(6):
-        step = np.zeros(6)
+    change = mixing_change(F, theta, derivatives=True, tolerance=1e-14)
+    assert change.jacobian.shape == (60, 8, 8)
+    for parameter in range(8):
+        step = np.zeros(8)
         step[parameter] = 1e-5
-        ahead, behind = (power_change(F, theta + sign * step, tolerance=1e-14).D for sign in (1, -1))
+        ahead, behind = (mixing_change(F, theta + sign * step, tolerance=1e-14).D for sign in (1, -1))
         np.testing.assert_allclose(change.jacobian[:, parameter], (ahead - behind) / 2e-5, atol=2e-8)
     assert (np.abs(change.jacobian).max(axis=(0, 2)) > 1e-4).all()
 
@@ -174,7 +175,7 @@ def test_torch_sees_these_derivatives():
     theta = torch.from_numpy(random_theta(4)).requires_grad_()
     # The function is computed to 1e-7, so the step of the comparison has to be larger than usual.
     assert torch.autograd.gradcheck(
-        lambda t: _PowerMixing.apply(t, F, 17), (theta,), eps=1e-3, atol=1e-4, rtol=1e-3, nondet_tol=0
+        lambda t: _Mixing.apply(t, F, 17), (theta,), eps=1e-3, atol=1e-4, rtol=1e-3, nondet_tol=0
     )
 
 
@@ -188,7 +189,7 @@ def test_turns_with_the_state(seed, reflect):
     options = given_as_options(random_theta(5, seed))
     turned = power_flux(turn(F, rotation), order=17, **options)
     assert np.abs((turned - turn(power_flux(F, order=17, **options), rotation)) / total(F)).max() < 1e-11
-    np.testing.assert_allclose(power_invariants(turn(F, rotation)), power_invariants(F), atol=1e-10)
+    np.testing.assert_allclose(invariants(turn(F, rotation)), invariants(F), atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["sums", "heavy", "difference", "planar"])
@@ -214,7 +215,7 @@ def test_turns_with_the_state_without_a_net_flux(kind, noise):
     rotation, options = random_rotation(1), given_as_options(random_theta(60))
     turned = power_flux(turn(F, rotation), order=17, **options)
     assert np.abs((turned - turn(power_flux(F, order=17, **options), rotation)) / total(F)).max() < 1e-7
-    np.testing.assert_allclose(power_invariants(turn(F, rotation)), power_invariants(F), atol=1e-6)
+    np.testing.assert_allclose(invariants(turn(F, rotation)), invariants(F), atol=1e-6)
     assert np.abs(power_flux(F, **options) - F).max() > 0.01
 
 
@@ -225,7 +226,7 @@ def test_exchanges(order, seed):
     F, options = random_states(5, seed), given_as_options(random_theta(5, seed))
     after = power_flux(exchanged(F, order), order=17, **options)
     assert np.abs((after - power_flux(F, order=17, **options)[:, order]) / total(F)).max() < 1e-11
-    np.testing.assert_allclose(power_invariants(exchanged(F, order)), power_invariants(F), atol=1e-10)
+    np.testing.assert_allclose(invariants(exchanged(F, order)), invariants(F), atol=1e-10)
 
 
 @given(st.integers(0, 10**6), st.floats(1e-30, 1e40))
@@ -234,7 +235,7 @@ def test_scales_with_its_input(seed, scale):
     F, options = random_states(5, seed), given_as_options(random_theta(5, seed))
     scaled = power_flux(F * scale, **options) / scale
     assert np.abs(scaled - power_flux(F, **options)).max() < 1e-12
-    np.testing.assert_allclose(power_invariants(F * scale), power_invariants(F), atol=1e-11)
+    np.testing.assert_allclose(invariants(F * scale), invariants(F), atol=1e-11)
 
 
 @given(states(), st.integers(0, 10**6))
@@ -261,9 +262,9 @@ def test_the_axis_loses_its_say_with_the_net_flux():
 
 def test_scale_is_found_to_the_tolerance_that_is_asked_for():
     F, theta = random_states(200, max_flux_factor=0.6), random_theta(200)
-    exact = power_change(F, theta, tolerance=1e-14).D
+    exact = mixing_change(F, theta, tolerance=1e-14).D
     for tolerance in (1e-4, 1e-7, 1e-10):
-        error = np.abs(power_change(F, theta, tolerance=tolerance).D - exact).max()
+        error = np.abs(mixing_change(F, theta, tolerance=tolerance).D - exact).max()
         assert error < 0.5 * tolerance
 
 
@@ -297,7 +298,7 @@ def beams(n):
 def test_beams_stay_physical(axial):
     F = beams(3000)
     after = power_flux(F, axial=axial)
-    raw = F[:, 0] - power_change(F, random_theta(3000)).D[:, :4] * total(F)[:, 0]
+    raw = F[:, 0] - mixing_change(F, random_theta(3000), power_law=True).D[:, :4] * total(F)[:, 0]
     assert (raw[:, 3] < -0.1 * total(F)[:, 0, 0]).any()  # what the quadrature alone would say
     assert (after[..., 3] >= 0).all()
     assert (np.linalg.norm(after[..., :3], axis=2) <= after[..., 3] * (1 + 1e-12)).all()
@@ -336,7 +337,7 @@ def test_without_a_crossing_nothing_changes(axial):
     F[-1] = 0.0
     F[-1, :, 3] = [3, 1, 1, 2, 1, 1]
     np.testing.assert_array_equal(power_flux(F, axial=axial), F)
-    change = power_change(F, random_theta(50), derivatives=True)
+    change = mixing_change(F, random_theta(50), derivatives=True)
     assert (change.D == 0).all()
     assert (change.jacobian == 0).all()
 
@@ -430,8 +431,8 @@ def test_the_change_is_shortened_just_as_far_as_needed(F, seed, size):
 @pytest.mark.parametrize("order", [17, 31])
 def test_invariants_are_bounded_where_a_beam_falls_between_the_nodes(order):
     F = beams(3000)
-    assert np.abs(power_invariants(F, order=order)).max() <= 10
+    assert np.abs(invariants(F, order=order)).max() <= 10
     # What the quadrature resolves keeps its bound without being held to it.
-    resolved = power_invariants(random_states(3000), order=order)
+    resolved = invariants(random_states(3000), order=order)
     assert resolved[:, 2:4].max() < 1.001
     assert resolved[:, 2:4].min() >= 0

@@ -30,7 +30,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from rheidae import FluxRegressor, box3d_flux, fourflux
 from rheidae.estimator.transformers import AppendBox3D, PowerInvariants, UnitScaler
 from rheidae.exceptions import FourFluxError
-from rheidae.mixing.power import INVARIANTS, power_invariants
+from rheidae.mixing.survival import INVARIANTS, invariants
 from rheidae.scoring import metrics
 from rheidae.scoring import scores as evaluation
 from rheidae.scoring.metrics import (
@@ -136,7 +136,7 @@ def test_searches_find_the_better_setting(rows):
     model = FluxRegressor(max_epochs=10, random_state=0)
     search = GridSearchCV(model, grid, **settings).fit(X, y, groups=groups)
     assert search.best_params_["lr"] == 1e-2
-    assert search.best_estimator_.module_.net[0].out_features == 8
+    assert search.best_estimator_.module_.net.weights[0].shape == (2, 5, 8)
     assert search.score(X, y) == pytest.approx(get_scorer("box3d_skill_score")(search, X, y))
     chance = {"lr": loguniform(1e-4, 1e-2), "weighting": ["none", "kendall_gal"], "module__hidden_layers": [1, 2]}
     search = RandomizedSearchCV(model, chance, n_iter=2, random_state=0, **settings).fit(X, y, groups=groups)
@@ -193,7 +193,7 @@ def test_invariants_feed_any_regressor(rows):
     pipeline = make_pipeline(PowerInvariants(), FluxRegressor(layout="generic", **QUICK)).fit(X, y)
     assert pipeline[-1].n_features_in_ == len(INVARIANTS)
     states = np.ascontiguousarray(X[:, :24].reshape(-1, 6, 4), dtype=np.float64)
-    np.testing.assert_allclose(pipeline[0].transform(X), power_invariants(states), rtol=1e-5)
+    np.testing.assert_allclose(pipeline[0].transform(X), invariants(states), rtol=1e-5)
     # In 1/cm^3 the same numbers: they know no scale.
     huge = (X.astype(np.float64) * 1e33).astype(np.float32)
     np.testing.assert_allclose(pipeline[0].transform(huge), pipeline[0].transform(X), rtol=1e-3, atol=1e-4)

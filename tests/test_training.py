@@ -231,14 +231,6 @@ def test_skill_of_the_history_is_that_of_the_metrics(small):
     assert net.history[-1, "skill"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_validation_judges_the_network_as_it_is_trained(small):
-    settings = {"max_epochs": 3, "random_state": 0, "val_split": 0.3}
-    some, whole = (FluxRegressor(**settings, module__axial_share=share).fit(*small) for share in (0.0, 1.0))
-    for name in ("train_loss", "valid_loss", "skill"):
-        assert some.history[:, name] == whole.history[:, name]
-    assert (some.predict(small[0]) != whole.predict(small[0])).any()
-
-
 # --- validation part -------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from sklearn.exceptions import NotFittedError
 from rheidae import FluxRegressor, box3d_flux, mix
 from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import FourFluxError
-from rheidae.mixing.power import power_invariants
+from rheidae.mixing.survival import invariants
 from rheidae.scoring.metrics import COVERAGE, DEVIATIONS
 from tests.states import nearby_states, random_rotation, random_states, turn
 
@@ -19,7 +19,7 @@ def known_errors(n, seed):
     F = random_states(n, seed, alike=True)
     F /= F[:, :, 3].sum(axis=1)[:, None, None]
     predicted = mix(F, "power")
-    depth = power_invariants(F)[:, 1]
+    depth = invariants(F)[:, 1]
     size = 1e-3 * np.exp(0.3 * (depth - depth.mean()))[:, None, None] * np.array([1, 2, 2, 1, 3, 3])[:, None]
     true = predicted + size * np.random.default_rng(seed).normal(size=F.shape)
     return F, predicted, true, box3d_flux(F), size
@@ -136,10 +136,16 @@ def test_fit_calibrates_on_the_validation_rows_if_there_are_enough(data):
         assert (model.calibrate(X[rows], y[rows]).predict(X, return_std=True)[1] / before).max() > 1.01
 
 
-def test_chance_between_mu_and_tau_is_no_error(data):
+def test_chance_between_mu_and_tau_is_an_error_of_each(data):
     X, y = data.data[:300], data.target[:300].copy()
     model = FluxRegressor(**FAST).fit(X, y)
-    before = model.predict(X, return_std=True)[1]
-    y[:, [7, 19]] += 0.2 * X[:, [3]]
-    y[:, [11, 23]] -= 0.2 * X[:, [3]]
-    np.testing.assert_allclose(model.calibrate(X, y).predict(X, return_std=True)[1], before, rtol=1e-3)
+    split = np.random.default_rng(0).choice([-0.2, 0.2], (300, 1)) * X[:, [3]]
+    y[:, [7, 19]] += split
+    y[:, [11, 23]] -= split
+    for fitted in (model.calibrate(X, y), FluxRegressor(**FAST).fit(X, y)):
+        final, std = fitted.predict(X, return_std=True)
+        np.testing.assert_array_equal(std[:, 4:8], std[:, 8:12])
+        for species in range(6):
+            columns = slice(4 * species, 4 * species + 4)
+            covered = np.abs(final - y)[:, columns] <= DEVIATIONS * std[:, columns]
+            assert abs(covered.mean() - COVERAGE) < 0.05

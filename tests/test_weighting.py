@@ -216,7 +216,7 @@ def test_gradnorm_weights_sum_to_the_number_of_tasks(data):
 
 def test_trained_weights_reach_the_optimizer_without_decay():
     net = FluxRegressor(**SMALL, weighting=KendallGal(lr=0.5), optimizer__weight_decay=0.1).initialize()
-    network, weights = net.optimizer_.param_groups
+    network, _, weights = net.optimizer_.param_groups
     assert weights["params"] == [net.criterion_.weighting.s]
     assert (weights["weight_decay"], weights["lr"]) == (0.0, 0.5)
     assert (network["weight_decay"], network["lr"]) == (0.1, net.lr)

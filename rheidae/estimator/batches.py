@@ -46,6 +46,14 @@ def unpack(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     return x, y, weight[0] if weight else None
 
 
+def chosen_rows(dataset: Any) -> Tensor:
+    """Return the numbers of a data set's rows in the one that it is a part, or a part of a part, of."""
+    rows = torch.arange(len(dataset))
+    while isinstance(dataset, Subset):
+        dataset, rows = dataset.dataset, torch.as_tensor(dataset.indices, dtype=torch.long)[rows]
+    return rows
+
+
 class BatchSlicer:
     """Iterate over batches cut from whole tensors, without a Python call per row.
 
@@ -66,10 +74,10 @@ class BatchSlicer:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         if isinstance(dataset, Subset):
+            rows = chosen_rows(dataset)
             whole: Any = dataset
-            rows = torch.arange(len(dataset))
-            while isinstance(whole, Subset):  # a part of a part
-                whole, rows = whole.dataset, torch.as_tensor(whole.indices, dtype=torch.long)[rows]
+            while isinstance(whole, Subset):
+                whole = whole.dataset
             dataset = TableDataset(*whole[rows])
         self.dataset = dataset
         self.batch_size = batch_size

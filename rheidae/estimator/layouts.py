@@ -259,8 +259,6 @@ class FourFlux(Layout):
     def error_scale(self, X: Table, y: Table, answer: Table) -> ErrorScale | None:
         """Learn from the errors of `answer`, with Box3D's as the worst that is known."""
         init, box, true, predicted = (self._states(X, table) for table in (*self._inputs(X), y, answer))
-        if self.average_heavy:
-            true = fourflux.average_heavy(true, init)
         return ErrorScale.fit(init, predicted, true, box)
 
     def std(self, scale: ErrorScale, X: Table, answer: Table) -> Table:

@@ -53,7 +53,7 @@ class FourFluxLoss(nn.Module):
         w_direction: float = 0.01,
         w_unphysical: float = 1.0,
         w_residual_l1: float = 1.0,
-        w_distance: float = 1.0,
+        w_distance: float = 100.0,
         density_floor: float = 1e-3,
         speed_of_light: float = 1.0,
         eps: float = 1e-12,

@@ -16,7 +16,7 @@ from sklearn.utils.validation import validate_data
 from skorch.dataset import Dataset
 
 from rheidae.estimator._private import SetByFit
-from rheidae.estimator.batches import BatchSlicer, TableDataset, rows_of, some_rows, unpack
+from rheidae.estimator.batches import ENOUGH_ROWS, BatchSlicer, TableDataset, chosen_rows, rows_of, some_rows, unpack
 from rheidae.estimator.layouts import as_array
 from rheidae.estimator.losses import takes_weights
 from rheidae.estimator.net import FluxNet
@@ -79,9 +79,10 @@ class FluxRegressor(FluxNet):
         take turns, since torch's generator is the process's; processes work side by side. In a forked process it is
         always one.
     lr, max_epochs, batch_size : float, int, int
-        Of AdamW; the learning rate falls to zero along half a cosine over `max_epochs` (the callback
-        ``lr_schedule``: ``callbacks__lr_schedule=None`` keeps it constant). Too few epochs leave skill behind, too
-        many cost time only.
+        Of AdamW, which has betas of 0.9 and 0.99 and decays weights, not biases. The learning rate rises to `lr` and
+        falls again over `max_epochs` (the callback ``lr_schedule``, `rheidae.estimator.callbacks.OneCycle`:
+        ``callbacks__lr_schedule=None`` keeps it constant). Some thousand steps are enough: tens of thousands of rows
+        want fewer epochs.
     grad_clip : float or None
         Largest norm of the gradient of a step.
     train_split : callable or None
@@ -107,7 +108,6 @@ class FluxRegressor(FluxNet):
         ``train_density``; ``train_objective``, what was minimised; ``skill`` on the validation rows (see
         `rheidae.scoring.metrics`); ``lr``; ``weight_density`` and so on with a weighting scheme, at the epoch's end;
         ``conflicts`` (pairs of tasks in a batch) with PCGrad; ``violation_*`` and ``multiplier_*`` with constraints.
-        Validation judges the network as it is trained: `MixingModel` with its whole axial component.
 
     Notes
     -----
@@ -148,8 +148,8 @@ class FluxRegressor(FluxNet):
         threads: int | None = 1,
         optimizer: Any = torch.optim.AdamW,
         lr: float = 1e-2,
-        max_epochs: int = 60,
-        batch_size: int = 32,
+        max_epochs: int = 300,
+        batch_size: int = 64,
         grad_clip: float | None = 1.0,
         iterator_train: Any = BatchSlicer,
         iterator_valid: Any = BatchSlicer,
@@ -290,9 +290,10 @@ class FluxRegressor(FluxNet):
     def _learn_here(
         self, X: Any, y: Any, sample_weight: Any, fresh: bool, state: Any, **fit_params: Any
     ) -> FluxRegressor:
-        dataset = X
+        dataset, tables = X, None
         if not isinstance(X, torch.utils.data.Dataset):
-            dataset = self.get_dataset(*self._seen(X, y, fresh), sample_weight)
+            tables = self._seen(X, y, fresh)
+            dataset = self.get_dataset(*tables, sample_weight)
         with self._random(fresh):
             if fresh:
                 self.initialize()
@@ -305,7 +306,13 @@ class FluxRegressor(FluxNet):
             super().partial_fit(dataset, None, **fit_params)
         known, self.known_rows_ = self.known_rows_, None
         if known is not None and len(known) > 1:
-            self._calibrate(*(rows.double().numpy() for rows in some_rows(known)))
+            if tables is None:
+                self._calibrate(*(rows.double().numpy() for rows in some_rows(known)))
+            else:  # the truth as it was given: chance between mu and tau is an error of each
+                rows = chosen_rows(known)
+                rows = rows if dataset.weight is None else rows[dataset.weight[rows] > 0]
+                rows = rows[:: -(-len(rows) // ENOUGH_ROWS)]
+                self._calibrate(*(table[rows] for table in tables))
         return self
 
     def _seen(self, X: Any, y: Any, fresh: bool) -> tuple[Any, Any]:

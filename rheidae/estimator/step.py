@@ -6,7 +6,6 @@ Nothing is read out of a tensor batch by batch: that would stop an accelerator.
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -50,6 +49,8 @@ class TrainingStep:
         weighting, constraints = criterion.weighting, criterion.constraints
         x, y, weight = unpack(batch)
         own = self.processes.own(len(x))
+        if hasattr(net.module_, "first_row"):
+            net.module_.first_row = own.start
         with self.processes.step(net, len(x)):
             y_own = net.infer(own.rows(x), **fit_params)
         # All processes compute the same on the whole batch; each carries the derivatives of its rows back.
@@ -112,7 +113,7 @@ def validate(net: Any, batch: Any, **fit_params: Any) -> dict[str, Any]:
     """Loss with fixed weights, terms and error of a batch."""
     x, y, weight = unpack(batch)
     own = net._processes.own(len(x))
-    with torch.no_grad(), getattr(net.module_, "as_trained", nullcontext)():
+    with torch.no_grad():
         y_own = net.infer(own.rows(x), **fit_params)
         y_pred = net._processes.together(own.counted(y_own), len(x))
         return {"loss": net.get_loss(y_pred, y), "y_pred": y_pred, "record": compare(net, y_pred, y, weight)}

@@ -12,7 +12,7 @@ from rheidae import fourflux
 from rheidae.estimator._private import feature_names_in
 from rheidae.exceptions import FourFluxError
 from rheidae.mixing.box3d import box3d_flux
-from rheidae.mixing.power import INVARIANTS, power_invariants
+from rheidae.mixing.survival import INVARIANTS, invariants
 
 
 class _StateTransformer(TransformerMixin, BaseEstimator):
@@ -91,7 +91,7 @@ class AppendBox3D(_StateTransformer):
 
 
 class PowerInvariants(_StateTransformer):
-    """Five numbers of a state that know nothing of its frame or scale: `rheidae.mixing.power.power_invariants`.
+    """Five numbers of a state that know nothing of its frame or scale: `rheidae.mixing.survival.invariants`.
 
     X is ``(n, 24)`` initial four-fluxes, or ``(n, 48)`` with Box3D's answer, which is not looked at.
 
@@ -122,8 +122,8 @@ class PowerInvariants(_StateTransformer):
         """
         check_is_fitted(self, "n_features_in_")
         table, F = self._states(X)
-        invariants = power_invariants(F, order=self.order, threads=self.threads).astype(table.dtype, copy=False)
-        return np.concatenate([table, invariants], axis=1) if self.append else invariants
+        numbers = invariants(F, order=self.order, threads=self.threads).astype(table.dtype, copy=False)
+        return np.concatenate([table, numbers], axis=1) if self.append else numbers
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
         """Return the names of the invariants, after those of X with `append`."""

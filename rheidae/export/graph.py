@@ -31,6 +31,7 @@ class FluxGraph(nn.Module):
         # A network whose forward leaves torch offers a graph of its own; one that does without Box3D says so.
         self.network: nn.Module = module.export_graph() if hasattr(module, "export_graph") else module
         self.needs_box3d: bool = getattr(module, "needs_box3d", True)
+        self.refuses_unlike: bool = getattr(self.network, "refuses_unlike", False)
         self.box3d = box3d if self.needs_box3d else None
         self.adds_to_box3d = regressor._layout.base(module) == "F_box"
 

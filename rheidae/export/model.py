@@ -189,6 +189,8 @@ def export_regressor(
     expected = regressor.predict(np.concatenate([states, F_box], axis=1))
     inside = Box3DTerms(**used) if with_box3d else None
     graph = FluxGraph(regressor, inside).eval()
+    if graph.refuses_unlike:
+        expected[unlike_heavy(states)] = np.nan
     tables = {"F_init": states, "F_box": F_box}
     rows = [torch.from_numpy(tables[name][:3].copy()) for name in graph.inputs]
     program = trace(graph, rows)
@@ -277,7 +279,8 @@ def _describe(regressor: Any, graph: FluxGraph, box3d: dict[str, Any]) -> Metada
         "units": "1/cm^3, or any other unit that is common to all numbers of a row; the output has that of the input",
         "species": list(SPECIES),
         "components": list(COMPONENTS),
-        "rows": "n is 1 or more; physical, N >= 0 and |F| <= N; a row without neutrinos comes back as it is",
+        "rows": "n is 1 or more; physical, N >= 0 and |F| <= N; a row without neutrinos comes back as it is"
+        + ("; one whose mu and tau, or their antineutrinos, differ comes back as NaN" if graph.refuses_unlike else ""),
         "network": {
             "class": type(module).__name__,
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
@@ -300,6 +303,13 @@ def _version(name: str) -> str | None:
         return None
 
 
+def unlike_heavy(states: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which rows of ``(n, 24)`` have unlike mu and tau, or unlike antineutrinos of theirs."""
+    F = fourflux.unflatten(states) / fourflux.total_density(states)[:, None, None]
+    unlike: NDArray[np.bool_] = np.abs(F[:, 1::3] - F[:, 2::3]).max(axis=(1, 2)) > fourflux.ALIKE
+    return unlike
+
+
 def _difference(path: Path, format: str, tables: list[NDArray[np.float64]], expected: NDArray[np.float64]) -> float:
     """Largest difference from the estimator, over the total density, in one batch and in others."""
     function, _ = FORMATS[format].read(path, 1)
@@ -310,6 +320,8 @@ def _difference(path: Path, format: str, tables: list[NDArray[np.float64]], expe
         final = function(*(np.ascontiguousarray(table[rows]) for table in tables))
         if final.shape != expected[rows].shape:
             raise ExportError(f"a batch of {len(expected[rows])} rows gave an answer of shape {final.shape}")
+        refused = np.isnan(expected[rows])
+        difference = np.where(refused & np.isnan(final), 0.0, np.abs(final - expected[rows]))
         # Not max(), which passes over a NaN.
-        largest = float(np.maximum(largest, (np.abs(final - expected[rows]).max(axis=1) / total[rows]).max()))
+        largest = float(np.maximum(largest, (difference.max(axis=1) / total[rows]).max()))
     return largest

@@ -49,7 +49,7 @@ def made_states() -> NDArray[np.float64]:
     # More nu_e in every direction than anything else: no crossing.
     F[30:35, 0] = [0.0, 0.0, 0.0, 20.0]
     F[35, 1:] = 0.0
-    F[36:40, 2], F[36:40, 5] = F[36:40, 1], F[36:40, 4]
+    F[:40, 2], F[:40, 5] = F[:40, 1], F[:40, 4]
     # The heavy species far apart: the change is shortened so that the emptier one stays physical.
     F[40:50, 2] *= 1e-3
     F[40:50, 5] *= 1e-3

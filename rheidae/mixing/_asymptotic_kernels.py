@@ -54,7 +54,7 @@ from __future__ import annotations
 import numpy as np
 
 from rheidae.mixing._box3d_kernels import FOUR_PI, NOISE
-from rheidae.mixing._closure_kernels import LOG2_E, pow2, pow2_pair, z_over_sinh
+from rheidae.mixing._closure_kernels import LOG2_E, log2, pow2, pow2_pair, z_over_sinh
 from rheidae.mixing._nodes_kernels import (
     COLUMNS,
     DENSITY,
@@ -69,7 +69,6 @@ from rheidae.mixing._nodes_kernels import (
     enter,
     fill_nodes,
 )  # fmt: skip
-from rheidae.mixing._power_kernels import log2
 from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
 
 #: I_small, over the total density, on which a closing crossing fades.

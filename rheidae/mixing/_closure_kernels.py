@@ -165,3 +165,21 @@ def inverse_langevin_array(f, Z):
     """`inverse_langevin` of each element of the flat array ``f``, into ``Z``."""
     for i in range(f.shape[0]):
         Z[i] = inverse_langevin(f[i])
+
+
+@scalar_kernel
+def log2(x):
+    """Return the logarithm to base 2 of a normal ``x > 0``, to 1e-13: ``x = 2^e m``, m in [1/sqrt 2, sqrt 2)."""
+    bits = np.float64(x).view(np.int64)
+    k = (bits - 0x3FE6A09E667F3BCD) >> 52
+    m = np.int64(bits - (k << 52)).view(np.float64)
+    # The integer is turned into a double by its bits, as in pow2.
+    e = np.int64(k + 0x4338000000000000).view(np.float64) - 6755399441055744.0
+    t = (m - 1.0) / (m + 1.0)
+    s = t * t
+    # 2/ln 2 atanh(t)
+    series = 0.5770780163555854 + s * (
+        0.4121985831111324
+        + s * (0.3205988979753252 + s * (0.26230818925253882 + s * (0.22195308321368668 + s * 0.19235933878519512)))
+    )
+    return e + t * (2.8853900817779268 + s * (0.961796693925976 + s * series))

@@ -10,7 +10,7 @@ from skorch.callbacks import EarlyStopping, LRScheduler
 from torch.optim.lr_scheduler import LinearLR
 
 from rheidae.config import Config, TrainParms
-from rheidae.estimator.callbacks import BatchNormRecalibration, LagrangianConstraints
+from rheidae.estimator.callbacks import BatchNormRecalibration, LagrangianConstraints, OneCycle
 from rheidae.estimator.callbacks.weighting import SCHEMES
 from rheidae.estimator.networks import ARCHITECTURES
 from rheidae.estimator.regressor import FluxRegressor
@@ -33,6 +33,8 @@ def build_regressor(config: Config, parms: TrainParms) -> FluxRegressor:
         schedule = parms.lr_scheduler.model_dump(exclude={"type"})
         monitor = "valid_loss" if has_validation else "train_loss"
         callbacks.append(("lr_plateau", LRScheduler("ReduceLROnPlateau", monitor=monitor, **schedule)))
+    elif parms.lr_scheduler.type == "one_cycle":
+        callbacks.append(("lr_one_cycle", LRScheduler("LambdaLR", lr_lambda=OneCycle(config.training.epochs))))
     elif parms.lr_scheduler.type == "cosine":
         callbacks.append(("lr_cosine", LRScheduler("CosineAnnealingLR", T_max=config.training.epochs)))
     if parms.early_stop.enabled:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import rheidae
 from rheidae import fourflux
 from rheidae.fourflux import SPECIES
-from rheidae.mixing.power import INVARIANTS, power_invariants
+from rheidae.mixing.survival import INVARIANTS, invariants
 from rheidae.runs.folder import Run, installed_versions
 from rheidae.runs.report import coverage_table, entries, report_on, score_table
 from rheidae.runs.score import score_rows
@@ -47,7 +47,7 @@ def training_range(data: Any, rows: NDArray[np.intp]) -> Ranges:
     dict
         JSON-safe: ``unit``; ``groups``, rows of each; ``with_crossing``, the part of rows that Box3D changes; and
         ``[smallest, largest]`` of the total number density, of each species' part of it, of each species'
-        flux factor ``|F|/N`` and of the invariants of `rheidae.mixing.power.power_invariants`.
+        flux factor ``|F|/N`` and of the invariants of `rheidae.mixing.survival.invariants`.
     """
     names, counts = np.unique(data.groups[rows], return_counts=True)
     looked_at = _evenly(rows, ENOUGH_ROWS)
@@ -55,7 +55,7 @@ def training_range(data: Any, rows: NDArray[np.intp]) -> Ranges:
     total = fourflux.total_density(init)
     N, size = init[:, :, fourflux.T], np.linalg.norm(init[:, :, :3], axis=2)
     factor = np.divide(size, N, out=np.zeros_like(N), where=N > 0)
-    invariants = power_invariants(init, order=_ORDER)
+    numbers = invariants(init, order=_ORDER)
     return {
         "unit": "1/cm^3",
         "groups": dict(zip(names.tolist(), counts.tolist(), strict=True)),
@@ -63,7 +63,7 @@ def training_range(data: Any, rows: NDArray[np.intp]) -> Ranges:
         "total_density": _ends(total / data.target_scale),
         "density_fraction": {name: _ends(N[:, s] / total) for s, name in enumerate(SPECIES)},
         "flux_factor": {name: _ends(factor[:, s]) for s, name in enumerate(SPECIES)},
-        "invariants": {name: _ends(invariants[:, k]) for k, name in enumerate(INVARIANTS)},
+        "invariants": {name: _ends(numbers[:, k]) for k, name in enumerate(INVARIANTS)},
     }
 
 
@@ -141,7 +141,6 @@ def _scored_rows(run: Run, data: Any) -> tuple[NDArray[np.intp], NDArray[np.str_
 def _model(run: Run, about: dict[str, Any]) -> str:
     module = run.regressor.module_
     losses = {name: value for name, value in run.config.loss if name.startswith("w_") and value}
-    share = getattr(module, "axial_share", 1.0)
     lines = [
         f"- network: `{type(module).__name__}`, {about['parameters']} parameters; options "
         f"{_listed(run.config.model.options()) or 'as the class has them'}",
@@ -151,11 +150,6 @@ def _model(run: Run, about: dict[str, Any]) -> str:
         "- input and output: initial and final four-fluxes `(n, 24)`, column 4 * species + component, species "
         f"({', '.join(SPECIES)}), components ({', '.join(fourflux.COMPONENTS)}), in 1/cm^3 or any other common unit",
     ]
-    if share != 1:
-        lines.append(
-            f"- in prediction the axial component counts {share:g} of the weight that it was trained with, as "
-            "simulations of one dimension overstate it (`axial_share`); 1 predicts one-dimensional boxes"
-        )
     return "\n".join(lines)
 
 
@@ -173,7 +167,7 @@ def _data(run: Run, about: dict[str, Any], ranges: Ranges) -> str:
     for title, name in (("part of the density", "density_fraction"), ("flux factor", "flux_factor")):
         lines += [f"| {title}, {s} | {ends[0]:.3g} | {ends[1]:.3g} |" for s, ends in ranges[name].items()]
     lines += [f"| invariant {name} | {ends[0]:.3g} | {ends[1]:.3g} |" for name, ends in ranges["invariants"].items()]
-    lines += ["", "The invariants are those of `rheidae.mixing.power.power_invariants`."]
+    lines += ["", "The invariants are those of `rheidae.mixing.survival.invariants`."]
     if run.config.data.holdout_groups:
         lines[-1] += f" Held out as whole groups: {', '.join(run.config.data.holdout_groups)}."
     return "\n".join(lines)
@@ -229,9 +223,9 @@ def _symmetries(run: Run, data: NDArray[Any], entries: list[dict[str, Any]]) -> 
 
 def _limits(data: NDArray[Any], groups: NDArray[np.str_], ranges: Ranges, entries: list[dict[str, Any]]) -> str:
     init = fourflux.unflatten(np.ascontiguousarray(data[:, :24], dtype=np.float64))
-    invariants = power_invariants(init, order=_ORDER)
+    numbers = invariants(init, order=_ORDER)
     ends = np.array(list(ranges["invariants"].values()))
-    outside: NDArray[np.bool_] = np.any((invariants < ends[:, 0]) | (invariants > ends[:, 1]), axis=1)
+    outside: NDArray[np.bool_] = np.any((numbers < ends[:, 0]) | (numbers > ends[:, 1]), axis=1)
     by_group = ", ".join(
         f"{group} {100 * outside[groups == group].mean():.0f} %" for group in sorted(set(groups.tolist()))
     )

@@ -15,6 +15,7 @@ from rheidae.config import Config, TrainParms, read_config
 from rheidae.datasets import load_dataset
 from rheidae.estimator.regressor import FluxRegressor
 from rheidae.exceptions import RunError
+from rheidae.mixing.survival import PARAMETERS
 from rheidae.runs.build import build_regressor
 from rheidae.runs.folder import Run, load_run
 from rheidae.scoring.scores import Scored, score
@@ -207,7 +208,7 @@ def cross_validate(
                 roles += [role] * len(tested)
         predicted = np.full((len(roles), 24), np.nan)
         deviations = np.full_like(predicted, np.nan)
-        parameters = np.full((len(roles), 6), np.nan)
+        parameters = np.full((len(roles), len(PARAMETERS)), np.nan)
         for number, part in enumerate(parts):
             log.info(
                 "seed %d, %d of %d: %d rows to train on, %d %s",
@@ -254,7 +255,7 @@ def predict_rows(model: FluxRegressor, X: NDArray[Any]) -> tuple[NDArray[Any], N
 
 
 def mixing_parameters(model: FluxRegressor, X: NDArray[Any]) -> NDArray[np.float64] | None:
-    """Parameters ``(n, 6)`` that a mixing model sets for each row; None for another network."""
+    """Parameters ``(n, 8)`` that a mixing model sets for each row; None for another network."""
     if not hasattr(model.module_, "parameters_of"):
         return None
     with torch.no_grad():

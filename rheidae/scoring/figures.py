@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rheidae import fourflux
 from rheidae.exceptions import RunError
-from rheidae.mixing import power, schemes, sphere
+from rheidae.mixing import schemes, sphere, survival
 from rheidae.scoring.plots import drawn, legend_above, saved_figure
 from rheidae.scoring.scores import CONFIDENCE, TITLES, Scored
 
@@ -235,7 +235,7 @@ def survival_on_sphere(scored: Scored, index: int, path: Path) -> None:
     directions = np.stack([cos * np.cos(longitude), cos * np.sin(longitude), np.sin(latitude)]).reshape(3, -1)
     maps = {name: schemes.SCHEMES[name].survival(F, directions) for name in schemes.STORED}
     if scored.theta is not None:
-        maps["model"] = power.power_survival(F, directions, scored.theta[index])
+        maps["model"] = survival.survival_probability(F, directions, scored.theta[index])
     G = sphere.lepton_number(F, directions).reshape(longitude.shape)
     lowest = min(1 / 3, *(P.min() for P in maps.values()))
     name = str(scored.name[index]) or f"row {scored.row[index]}"

@@ -60,8 +60,8 @@ class Scored:
         Final states by scheme (`TITLES`), r = 1, and by the model, r = the number of seeds.
     std : ndarray, shape (r, n, 6, 4), or None
         Standard deviations that the model gives itself.
-    theta : ndarray, shape (n, 6), or None
-        Parameters that a mixing model set (`rheidae.mixing.power.PARAMETERS`), of the first seed.
+    theta : ndarray, shape (n, 8), or None
+        Parameters that a mixing model set (`rheidae.mixing.survival.PARAMETERS`), of the first seed.
     """
 
     row: Rows
@@ -129,7 +129,7 @@ def score(
         A number per simulation.
     prediction, std : ndarray, shape (r, n, 24)
         Final four-fluxes for each of r seeds, and their standard deviations, in the unit of the data.
-    theta : ndarray, shape (n, 6), optional
+    theta : ndarray, shape (n, 8), optional
         Parameters of a mixing model.
 
     Returns

@@ -18,6 +18,7 @@ from rheidae.estimator.callbacks.saving import (
     save_history,
     save_weights,
 )
+from rheidae.estimator.callbacks.schedule import OneCycle
 from rheidae.estimator.callbacks.weighting import DynamicWeightAverage, GradNorm, KendallGal, WeightingCallback
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "HistoryLog",
     "KendallGal",
     "LagrangianConstraints",
+    "OneCycle",
     "PCGrad",
     "RunCheckpoint",
     "StopRequest",

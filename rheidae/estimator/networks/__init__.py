@@ -6,7 +6,6 @@ A network takes ``x (n, 48)`` (see `rheidae.fourflux.INPUT`) in units of the row
 predicts exactly that base state. It may offer besides:
 
 - ``prepare(x)``: look at training rows before the first batch;
-- ``as_trained()``: a context in which evaluation is what training minimises;
 - ``last_shared_parameters()``: for GradNorm (see `rheidae.estimator.gradients`).
 """
 

@@ -1,43 +1,38 @@
-"""The continuous mixing scheme with parameters that a small network sets, from rotation invariants of the state."""
+"""The asymptotic scheme with parameters that small networks set, from rotation invariants of the state."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rheidae.estimator.networks.layers import perceptron, start_at_zero
-from rheidae.fourflux import INPUT
+from rheidae.estimator.networks.layers import activation_of
+from rheidae.fourflux import ALIKE, INPUT
 
-# Of the mixing model, in the order of rheidae.mixing.power.PARAMETERS: log c, log p, log a, logit of the axial weight,
-# log p and log a of the axial component.
-N_INVARIANTS, N_PARAMETERS = 5, 6
-_CENTRE = (0.0, -1.0, math.log(2), 0.0, 0.0, math.log(2))
-_REACH = (0.15, 1.5, 0.7, 1.5, 1.5, 0.7)
-_SLOPE = (0.3, 1.5, 1.0, 1.0, 1.5, 1.0)
-CUT = 3.0
-
-
-def _as_states(x: Tensor) -> Any:
-    """Initial states ``(n, 6, 4)`` of ``x (n, 24 or 48)`` as a float64 array."""
-    return x[:, INPUT["F_init"]].detach().cpu().double().reshape(-1, 6, 4).contiguous().numpy()
+N_INVARIANTS, N_PARAMETERS = 5, 8
+# Of log 1.5 q0, log p, log a, 1 - b, rho, beta, log p_axial, log a_axial: largest value, and slope of the network's
+# output at zero.
+_REACH = (0.15, 1.5, 1.0, 1.0, 2.0, 1.0, 1.5, 1.0)
+_SLOPE = (0.3, 1.0, 0.7, 0.5, 1.0, 0.5, 1.0, 0.7)
+_RISE, _AXIAL = 3, 5
+CUT, WIDTH = 3.0, 3.0
 
 
-class _PowerMixing(torch.autograd.Function):
-    """Continuous mixing: `rheidae.mixing.power.power_change` gives the value and the derivative in one pass."""
+class _Mixing(torch.autograd.Function):
+    """`rheidae.mixing.survival.mixing_change`, which gives the value and the derivative in one pass."""
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, F: Any, order: int) -> Tensor:
-        from rheidae.mixing.power import power_change
+        from rheidae.mixing.survival import mixing_change
 
-        wanted = ctx.needs_input_grad[0]
-        change = power_change(
-            F, theta.detach().cpu().double().numpy(), derivatives=wanted, order=order, tolerance=1e-7, threads=1
-        )
+        change = mixing_change(
+            F, theta.detach().cpu().double().numpy(), derivatives=ctx.needs_input_grad[0], order=order,
+            tolerance=1e-7, threads=1,
+        )  # fmt: skip
         if change.jacobian is not None:
             ctx.save_for_backward(torch.from_numpy(change.jacobian).to(theta))
         return torch.from_numpy(change.D).to(theta)
@@ -49,14 +44,64 @@ class _PowerMixing(torch.autograd.Function):
         return (jacobian @ gradients[0].unsqueeze(-1)).squeeze(-1), None, None
 
 
-class MixingModel(nn.Module):
-    """Network from invariants of a state to the parameters of the continuous mixing scheme.
+class _Positive(torch.autograd.Function):
+    """``max(0, x)`` with the derivative 1 on both sides: at zero, where training begins, and below it, x can rise."""
 
-    The network sees the five numbers of `rheidae.mixing.power.power_invariants` and sets the six parameters of
-    `rheidae.mixing.power.power_change` for the row. What comes out is a mixture of the initial distributions: it turns
-    with the state, conserves what the instability conserves, and leaves a state without a crossing alone, whatever the
-    weights are. At its initial weights the module is the analytic scheme with an axial component of half the weight,
-    times `axial_share`.
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clamp(min=0.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class Members(nn.Module):
+    """Several perceptrons of one shape side by side: ``(members, n, inputs)`` to ``(members, n, outputs)``.
+
+    Parameters
+    ----------
+    members, inputs, outputs, hidden_dim, hidden_layers : int
+        Sizes.
+    activation : str
+        Nonlinearity.
+    """
+
+    def __init__(
+        self, members: int, inputs: int, outputs: int, hidden_dim: int, hidden_layers: int, activation: str
+    ) -> None:
+        super().__init__()
+        self.activation = activation_of(activation)()
+        widths = [inputs, *[hidden_dim] * hidden_layers, outputs]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for n_in, n_out in pairwise(widths):
+            bound = 1 / math.sqrt(n_in) if len(self.weights) < hidden_layers else 0.0  # the last layer starts at zero
+            self.weights.append(torch.empty(members, n_in, n_out).uniform_(-bound, bound))
+            self.biases.append(torch.empty(members, 1, n_out).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(members, n, inputs)`` to ``(members, n, outputs)``."""
+        last = len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            x = x if layer == last else self.activation(x)
+        return x
+
+
+class MixingModel(nn.Module):
+    """Networks from invariants of a state to the parameters of the asymptotic scheme.
+
+    They see the five numbers of `rheidae.mixing.survival.invariants` and set the eight parameters of
+    `rheidae.mixing.survival.mixing_change` for the row. What comes out is a mixture of the initial distributions: it
+    turns with the state, conserves what the instability conserves, and leaves a state without a crossing alone,
+    whatever the weights are. At its initial weights the module is the scheme without parameters,
+    ``mix(F, "asymptotic")``.
 
     Parameters
     ----------
@@ -66,20 +111,20 @@ class MixingModel(nn.Module):
         How many of them.
     activation : {"silu", "relu", "gelu", "tanh", "elu"}
         Nonlinearity.
+    members : int
+        Networks, of whose parameters the mean counts. In training they take turns with the rows of a batch, so that
+        they learn as if each were alone.
     order : int
-        Of the Lebedev rule. The network learns around its error; a higher one costs time and gains next to nothing.
-    axial_share : float
-        Part, 0 to 1, of the axial component's learned weight that counts outside training. Waves in a one-dimensional
-        box all run along its axis, and what they leave depends on the angle to that axis alone; in three dimensions
-        they run in every direction, and this component is weaker than simulations of one dimension teach. The default
-        lies between the two; choose 1 to predict one-dimensional boxes, or after training on three dimensions.
+        Of the Lebedev rule. The networks learn around its error; a higher one costs time and gains next to nothing.
 
     Notes
     -----
-    The parameters stay within bounds around the analytic scheme, ``centre + reach tanh(slope output/reach)``.
-    Features are standardised by the training rows (`prepare`). Beyond three standard deviations they are cut, and
-    the parameters fall back to the analytic ones with the distance, so that far from the training data the answer is
-    the scheme's.
+    The parameters stay within bounds around the scheme's, ``reach tanh(slope output/reach)``. Features are standardised
+    by the training rows (`prepare`). Beyond three standard deviations they are cut, and the parameters fall back to the
+    scheme's with the distance, so that far from the training data the answer is the scheme's.
+
+    The networks know mu and tau by their mean. Where they differ, the answer is the scheme's for three flavors, plus
+    what the networks change on the mean heavy flavor, times `rheidae.mixing.survival.likeness`.
     """
 
     adds_to = "initial"
@@ -87,35 +132,31 @@ class MixingModel(nn.Module):
     mean: Tensor
     deviation: Tensor
     prepared: Tensor
-    centre: Tensor
     reach: Tensor
     slope: Tensor
 
     def __init__(
         self,
-        hidden_dim: int = 32,
+        hidden_dim: int = 16,
         hidden_layers: int = 2,
         activation: str = "silu",
+        members: int = 2,
         order: int = 17,
-        axial_share: float = 0.8,
     ) -> None:
         super().__init__()
-        if not 0 <= axial_share <= 1:
-            raise ValueError(f"axial_share={axial_share!r} is not between 0 and 1")
         self.order = order
-        self.axial_share = axial_share
-        self.whole = False
-        self.net = perceptron(N_INVARIANTS, N_PARAMETERS, hidden_dim, hidden_layers, activation)
-        start_at_zero(self.net[-1])
+        self.members = members
+        self.first_row = 0  # where the rows that are seen begin in the batch
+        self.net = Members(members, N_INVARIANTS, N_PARAMETERS, hidden_dim, hidden_layers, activation)
         self.register_buffer("mean", torch.zeros(N_INVARIANTS))
         self.register_buffer("deviation", torch.ones(N_INVARIANTS))
         self.register_buffer("prepared", torch.tensor(False))
-        for name, values in (("centre", _CENTRE), ("reach", _REACH), ("slope", _SLOPE)):
+        for name, values in (("reach", _REACH), ("slope", _SLOPE)):
             self.register_buffer(name, torch.tensor(values), persistent=False)
 
     def export_graph(self) -> nn.Module:
         """Return the network as tensor operations alone, from ``x (n, 24)``; `rheidae.export` asks for it."""
-        from rheidae.estimator.tensors.power import MixingGraph
+        from rheidae.estimator.tensors.survival import MixingGraph
 
         return MixingGraph(self)
 
@@ -131,42 +172,67 @@ class MixingModel(nn.Module):
         """Map ``(n, 48)``, in units of the total density, to the change of the initial state ``(n, 24)``."""
         state = _as_states(x)
         theta = self._theta(self._invariants(state, x))
-        D = _PowerMixing.apply(theta, state, self.order).reshape(-1, 2, 1, 4)
-        return torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 24)
+        D = _Mixing.apply(theta, state, self.order).reshape(-1, 2, 1, 4)
+        change = torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 24)
+        unlike = np.abs(state[:, 1::3] - state[:, 2::3]).max(axis=(1, 2), initial=0.0) > ALIKE
+        return self._three_flavors(change, state, unlike) if unlike.any() else change
+
+    def last_shared_parameters(self) -> list[Tensor]:
+        """For GradNorm."""
+        return [self.net.weights[-1]]
 
     def parameters_of(self, x: Tensor) -> Tensor:
-        """Parameters ``(n, 6)`` of the scheme, in the order of `rheidae.mixing.power.PARAMETERS`."""
+        """Parameters ``(n, 8)`` of the scheme, in the order of `rheidae.mixing.survival.PARAMETERS`."""
         return self._theta(self._features(x))
 
     def _features(self, x: Tensor) -> Tensor:
         return self._invariants(_as_states(x), x)
 
     def _invariants(self, state: Any, like: Tensor) -> Tensor:
-        from rheidae.mixing.power import power_invariants
+        from rheidae.mixing.survival import invariants
 
-        return torch.from_numpy(power_invariants(state, order=self.order, threads=1)).to(like)
+        return torch.from_numpy(invariants(state, order=self.order, threads=1)).to(like)
 
     def _theta(self, features: Tensor) -> Tensor:
         inside, near = self._nearby(features)
-        theta = self.centre + near * self.reach * torch.tanh(self.slope * self.net(inside) / self.reach)
-        # The weight of the axial component is a probability, the others are logarithms.
-        axial = self._share() * torch.sigmoid(theta[:, 3:4])
-        return torch.cat([theta[:, :3], axial, theta[:, 4:]], dim=1)
+        theta = self._bounded(self.net(inside.expand(self.members, -1, -1)), near)
+        if not self.training:
+            return theta.mean(dim=0)
+        row = torch.arange(len(inside), device=inside.device)
+        return theta[(self.first_row + row) % self.members, row]
 
-    @contextmanager
-    def as_trained(self) -> Iterator[None]:
-        """Within this, count the whole axial component: a validation loss has to judge what is trained."""
-        self.whole = True
-        try:
-            yield
-        finally:
-            self.whole = False
-
-    def _share(self) -> float:
-        return 1.0 if self.training or self.whole else self.axial_share
+    def _bounded(self, output: Tensor, near: Tensor) -> Tensor:
+        value = near * self.reach * torch.tanh(self.slope * output / self.reach)
+        positive = _Positive.apply(value) if self.training else value.clamp(min=0.0)
+        return torch.cat(
+            [value[..., :_RISE], 1.0 - positive[..., _RISE : _RISE + 1], value[..., _RISE + 1 : _AXIAL],
+             positive[..., _AXIAL : _AXIAL + 1], value[..., _AXIAL + 1 :]], dim=-1,
+        )  # fmt: skip
 
     def _nearby(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features standardised and cut, and how near the row is to the training rows, ``(n, 1)``."""
         z = (features - self.mean) / self.deviation
         inside = z.clamp(-CUT, CUT)
-        return inside, torch.exp(-0.5 * (z - inside).square().sum(dim=1, keepdim=True))
+        return inside, torch.exp(-0.5 * ((z - inside) / WIDTH).square().sum(dim=1, keepdim=True))
+
+    def _three_flavors(self, change: Tensor, state: Any, unlike: Any) -> Tensor:
+        """The change ``(n, 24)`` of rows whose mu and tau differ, from that on their mean."""
+        from rheidae.mixing.asymptotic import asymptotic_flux
+        from rheidae.mixing.survival import likeness
+
+        F = state[unlike]
+        mean = F.copy()
+        for nu in (1, 4):
+            mean[:, nu : nu + 2] = mean[:, nu : nu + 2].mean(axis=1, keepdims=True)
+        scheme, on_mean = (asymptotic_flux(G, threads=1) - G for G in (F, mean))
+        rows = torch.from_numpy(unlike).to(change.device)
+        w = torch.from_numpy(likeness(F, order=self.order))[:, None].to(change)
+        flat = [torch.from_numpy(table.reshape(-1, 24)).to(change) for table in (scheme, on_mean)]
+        out = change.clone()
+        out[rows] = flat[0] + w * (change[rows] - flat[1])
+        return out
+
+
+def _as_states(x: Tensor) -> Any:
+    """Initial states ``(n, 6, 4)`` of ``x (n, 24 or 48)`` as a float64 array."""
+    return x[:, INPUT["F_init"]].detach().cpu().double().reshape(-1, 6, 4).contiguous().numpy()

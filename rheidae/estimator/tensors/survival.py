@@ -1,16 +1,17 @@
-"""Continuous mixing as tensor operations of fixed length; derivation and arithmetic of `rheidae.mixing._power_kernels`.
+"""Mixing by the parameterised survival probability as tensor operations of fixed length.
 
-Two things are done in another way. Where the kernels stop Newton's method by tolerance, a graph has a fixed number of
-steps; they are taken in a variable in which the equation for s is nearly linear. With ``q = (H/H_total)^(1/p)``, H the
-integral of h G over the larger side, a single value of G gives ``y = log(q/(1 - q)) = a (log s - log G)`` exactly, and
-many values a curve that is nowhere steeper and has that slope at both ends. So ``y - a log s`` never grows, and its
-limits enclose the root: h ~ (G/s)^(-a p) for small s, 1 - h ~ p (G/s)^a for large s. The first steps, within these
-bounds, are in single precision, in which exponentials cost a fraction. And where the kernels branch, all branches are
-computed and one is chosen.
+Derivation and arithmetic are those of `rheidae.mixing._survival_kernels`, but for two things. Where the kernels stop
+Newton's method by tolerance, a graph has a fixed number of steps. With ``M`` what the larger side loses less what the
+smaller one does, from ``M_0`` at s = 0 to ``M_1`` at infinity, ``log((M - M_0)/(M_1 - M))`` is nearly linear in log s:
+both differences are sums of positive terms that go like powers of s at its ends. Newton's steps on it stay in a bracket
+that every step makes smaller, and where one would leave it or be longer than half the one before, the bracket is halved
+instead, so that they converge for every input. In single precision, narrow beams would hide the root behind a plateau.
+And where the kernels branch, all branches are computed and one is chosen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,22 +19,23 @@ import torch
 from torch import Tensor, nn
 
 from rheidae.estimator.tensors.minerbo import distributions, exponents, four_vectors, moments_of, peak, polynomial
-from rheidae.mixing import _power_kernels as kernels
-from rheidae.mixing.power import AXIAL_POINTS
+from rheidae.fourflux import ALIKE
+from rheidae.mixing import _survival_kernels as kernels
 from rheidae.mixing.quadrature import lebedev
+from rheidae.mixing.survival import AXIAL_POINTS
 
-STEPS = (7, 1)
-"""Newton steps for log s, in single and in double precision; 1e-13 of the total density on 90,000 random states."""
+STEPS = 24
+"""Steps for log s; 1e-12 of the total density on 24,000 random states, most of which are narrow beams."""
 
 # Scalars may pass through single precision on their way into a graph; smaller ones would become zero there.
 _TINY = 1e-30
 _LEAST = kernels.NO_DIRECTION
-# Where the kernels' brackets end for the parameters that a network sets, to base e.
-_LOW, _HIGH = -900.0 * kernels.LN2, 100.0 * kernels.LN2
+# Ends of log s for the parameters that a network sets.
+_LOW, _HIGH = -250.0, 120.0
 
 
-class ContinuousMixing(nn.Module):
-    """Invariants of states and their change by continuous mixing, on the nodes of one Lebedev rule.
+class SurvivalMixing(nn.Module):
+    """Invariants of states and their change by mixing, on the nodes of one Lebedev rule.
 
     Parameters
     ----------
@@ -102,7 +104,7 @@ class ContinuousMixing(nn.Module):
         return value * zero, (value * one * self.axis_root)[:, :, None] * direction[..., None]
 
     def invariants(self, prepared: tuple[Tensor, ...]) -> Tensor:
-        """The numbers ``(n, 5)`` of `rheidae.mixing.power.power_invariants`."""
+        """The numbers ``(n, 5)`` of `rheidae.mixing.survival.invariants`."""
         _, _, G_sphere, _, _, G_axis, net_flux, net = prepared
         both = G_axis.abs().sum(dim=1, keepdim=True).clamp(min=_TINY)
         quadrupole = (G_axis * (1.5 * self.axis * self.axis - 0.5)).sum(dim=1, keepdim=True)
@@ -110,108 +112,119 @@ class ContinuousMixing(nn.Module):
         return torch.cat([_depth(G_axis), _depth(G_sphere), number, net_flux / both, number * quadrupole / both], dim=1)
 
     def change(self, prepared: tuple[Tensor, ...], theta: Tensor) -> Tensor:
-        """What nu_e and nubar_e lose, ``(n, 2, 4)`` over the total density, at parameters ``theta (n, 6)``."""
+        """What nu_e and nubar_e lose, ``(n, 2, 4)`` over the total density, at parameters ``theta (n, 8)``."""
         basis, on_sphere, G_sphere, on_axis, odd, G_axis, net_flux, _ = prepared
-        log_c, log_p, log_a, b, log_p_axial, log_a_axial = theta.split(1, dim=1)
-        h = self._share(G_sphere, self.sphere_weights, log_p.exp(), log_a.exp())
+        log_c, log_p, log_a, b, rho, beta, log_p_axial, log_a_axial = theta.split(1, dim=1)
+        q0 = 2.0 / 3.0 * log_c.exp()
+        lift = b * (1.0 - q0) / q0
+        h = _survival(G_sphere, self.sphere_weights, log_p.exp(), log_a.exp(), lift, rho)
         moved = (on_sphere[:, :2] - on_sphere[:, 2:]) * h[:, None]
         by_sphere = moved @ self.sphere.T
-        h = self._share(G_axis, self.axis_weights, log_p_axial.exp(), log_a_axial.exp())
+        h = _survival(G_axis, self.axis_weights, log_p_axial.exp(), log_a_axial.exp(), lift, rho)
         moved = (on_axis[:, :2] - on_axis[:, 2:]) * h[:, None]
         across = ((odd[:, :2] - odd[:, 2:]) * h[:, None, None]).sum(dim=3)
         along = moved @ self.axis[:, None]
         by_axis = torch.cat([across, along, moved.sum(dim=2, keepdim=True)], dim=2)
         ratio = net_flux / (kernels.AXIS * G_axis.abs().sum(dim=1, keepdim=True).clamp(min=_TINY))
-        b = (b * (1.0 - torch.exp(-ratio.square())))[:, :, None]
-        total = 2.0 / 3.0 * log_c.exp()[:, :, None] * ((1.0 - b) * by_sphere + b * by_axis)
+        beta = (beta * (1.0 - torch.exp(-ratio.square())))[:, :, None]
+        total = q0[:, :, None] * ((1.0 - beta) * by_sphere + beta * by_axis)
         density = total[:, :, 3:].mean(dim=1, keepdim=True).expand(-1, 2, -1)
         return torch.cat([total[:, :, :3] @ basis, density], dim=2)
 
-    def _share(self, G: Tensor, weights: Tensor, p: Tensor, a: Tensor) -> Tensor:
-        """``h (n, nodes)`` with ``int h G = 0``, faded; `G` with the `weights`."""
-        above = G.clamp(min=0.0)
-        large = above.sum(dim=1, keepdim=True)
-        small = (-G).clamp(min=0.0).sum(dim=1, keepdim=True)
-        # Minus infinity on the smaller side: h is 1 there.
-        L = (above / weights.abs()).log()
-        log_large = large.clamp(min=_TINY).log()
-        # Both sides alike: there is no s, and h = 1 everywhere.
-        goal = small.clamp(min=_TINY).log() - log_large
-        feasible = goal < 0.0
-        wanted = _log_odds(torch.where(feasible, goal, -1.0) / p)
-        known = (L, above, log_large, p, a, wanted)
-        single = [value.float() for value in known]
-        low, high = _bracket(*single)
-        u = 0.5 * (low + high)
-        for _ in range(STEPS[0]):
-            u = torch.clamp(_newton(u, *single), low, high)
-        u = u.double()
-        for _ in range(STEPS[1]):
-            u = _newton(u, *known)
-        u = torch.where(feasible, u, _HIGH)
-        fade = torch.where(small > kernels.NOISE, 1.0 - torch.exp(-small / kernels.FADE), 0.0)
-        return fade * torch.exp(-p * (1.0 + torch.exp(a * (L - u))).log())
-
 
 class MixingGraph(nn.Module):
-    """`rheidae.estimator.networks.MixingModel` with the quadrature as tensor operations."""
+    """`rheidae.estimator.networks.MixingModel` with the quadrature as tensor operations.
+
+    Rows whose mu and tau differ come out as NaN: the scheme for three flavors has no graph.
+    """
+
+    refuses_unlike = True
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.mixing = ContinuousMixing(model.order)
+        self.mixing = SurvivalMixing(model.order)
 
     def forward(self, x: Tensor) -> Tensor:
         """Change ``(n, 24)`` of normalised states ``x (n, 24)``, float32 as the estimator's module returns it."""
-        prepared = self.mixing.prepare(x.double().reshape(-1, 6, 4))
+        state = x.double().reshape(-1, 6, 4)
+        prepared = self.mixing.prepare(state)
         theta = self.model._theta(self.mixing.invariants(prepared).to(x.dtype))
         D = self.mixing.change(prepared, theta.double()).to(x.dtype)[:, :, None]
-        return torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 24)
+        change = torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 24)
+        nu, nubar = (state[:, s] - state[:, s + 1] for s in (1, 4))
+        unlike = torch.cat([nu, nubar], dim=1).abs().amax(dim=1, keepdim=True)
+        return torch.where(unlike > ALIKE, float("nan"), change)
 
 
-def _bracket(
-    L: Tensor, above: Tensor, log_large: Tensor, p: Tensor, a: Tensor, wanted: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Bounds of ``log s``, each ``(n, 1)``."""
+def _survival(G: Tensor, weights: Tensor, p: Tensor, a: Tensor, lift: Tensor, rho: Tensor) -> Tensor:
+    """``h (n, nodes)`` with ``int h G = 0``, faded; `G` with the `weights`."""
+    larger = G > 0.0
+    size = G.abs()
+    L = (size / weights.abs()).clamp(min=_TINY).log()
+    large, small = ((side * G).clamp(min=0.0).sum(dim=1, keepdim=True) for side in (1.0, -1.0))
+    # Both sides alike: there is no s, and h is what it is at infinity.
+    wanted = ((1.0 + lift) * small).clamp(min=_TINY).log() - (large - small).clamp(min=_TINY).log()
+    shift = kernels.LN2 * rho
+    known = (L, torch.where(larger, size, 0.0), torch.where(larger, 0.0, lift * size), p, a, shift, wanted)
+    # Where it would be if all of G had its mean value.
+    u = (large / kernels.FOUR_PI).clamp(min=_TINY).log() + wanted / (2.0 * p * a)
+    u = _root(u.clamp(_LOW, _HIGH), known)
+    y = a * (L - u)
+    fade = torch.where(small > kernels.NOISE, 1.0 - torch.exp(-small / kernels.FADE), 0.0)
+    fade = fade / (large + small).clamp(min=1.0)
+    return fade * torch.where(larger, torch.exp(-p * _fall(y)[0]), 1.0 + lift * _rise(y - a * shift)[0])
 
-    def log_mean(exponent: Tensor) -> Tensor:
-        return (above * torch.exp(exponent)).sum(dim=1, keepdim=True).clamp(min=_TINY).log() - log_large
 
-    # A side without nodes has no bounds; whatever comes out is finite.
-    largest = L.amax(dim=1, keepdim=True).clamp(min=_LOW)
-    positive = torch.where(above > 0.0, L, -_LOW)
-    smallest = positive.amin(dim=1, keepdim=True)
-    for_small_s = log_mean(-a * p * (positive - smallest)) / p - a * smallest
-    for_large_s = -log_mean(a * (L - largest)) - a * largest
-    return ((wanted - for_small_s) / a).clamp(_LOW, _HIGH), ((wanted - for_large_s) / a).clamp(_LOW, _HIGH)
+def _root(u: Tensor, known: Sequence[Tensor]) -> Tensor:
+    """Return ``log s (n, 1)`` from a first `u`."""
+    low, high = torch.full_like(u, _LOW), torch.full_like(u, _HIGH)
+    step = high - low
+    for _ in range(STEPS):
+        new = _newton(u, *known)
+        low, high = torch.where(new > u, u, low), torch.where(new < u, u, high)
+        length = (new - u).abs()
+        good = (new > low) & (new < high) & (2.0 * length < step)
+        good = good | (length < 2e-14 * (1.0 + u.abs()))  # there already
+        u, step = torch.where(good, new, 0.5 * (low + high)), torch.where(good, length, high - low)
+    return u
 
 
-def _newton(u: Tensor, L: Tensor, above: Tensor, log_large: Tensor, p: Tensor, a: Tensor, wanted: Tensor) -> Tensor:
-    """Return a better ``u = log s (n, 1)``; `L` is log G, `wanted` the log-odds y to reach."""
-    # (G/s)^a may be infinite; every term has its limit then.
-    one_and_r = 1.0 + torch.exp(a * (L - u))
-    weighted = above * torch.exp(-p * one_and_r.log())
-    H = weighted.sum(dim=1, keepdim=True).clamp(min=_TINY)
-    slope = H - (weighted / one_and_r).sum(dim=1, keepdim=True)
-    log_q = (H.log() - log_large) / p
-    # d log(q/(1-q)) = d log q / (1 - q), and d log q/du = a slope/H.
-    gradient = a * slope / (H * _complement(log_q))
-    return (u + (wanted - _log_odds(log_q)) / gradient.clamp(min=_TINY)).clamp(_LOW, _HIGH)
+def _fall(y: Tensor) -> tuple[Tensor, Tensor]:
+    """``log(r (r + x))`` of ``x = exp(y)``, and its derivative by y; written in ``exp(-|y|)``."""
+    t = torch.exp(-y.abs())
+    square = 1.0 + t * t
+    part = torch.where(y > 0.0, 1.0, t) * square.sqrt()
+    return 2.0 * y.clamp(min=0.0) + (square + part).log(), (torch.where(y > 0.0, 1.0, t * t) + part) / square
+
+
+def _rise(y: Tensor) -> tuple[Tensor, Tensor]:
+    """``z/sqrt(1 + z^2)`` of ``z = exp(y)``, and its derivative by y."""
+    t = torch.exp(-y.abs())
+    inverse = 1.0 / (1.0 + t * t)
+    u = torch.where(y > 0.0, 1.0, t) * inverse.sqrt()
+    return u, u * inverse * torch.where(y > 0.0, t * t, 1.0)
+
+
+def _newton(
+    u: Tensor, L: Tensor, large: Tensor, small: Tensor, p: Tensor, a: Tensor, shift: Tensor, wanted: Tensor
+) -> Tensor:
+    """Return a better ``u = log s (n, 1)``; `large`, `small`: the nodes of both sides, `wanted`: the log-odds."""
+    y = a * (L - u)
+    base, part = _fall(y)
+    exponent = -p * base
+    h = torch.exp(exponent)
+    rise, fall = _rise(y - a * shift)
+    above = (large * h + small * (1.0 - rise)).sum(dim=1, keepdim=True).clamp(min=_TINY)
+    below = (small * rise - large * torch.expm1(exponent)).sum(dim=1, keepdim=True).clamp(min=_TINY)
+    slope = a * (p * large * h * part + small * fall).sum(dim=1, keepdim=True)
+    step = (wanted - above.log() + below.log()) / (slope * (1.0 / above + 1.0 / below)).clamp(min=1e-6)
+    return (u + step).clamp(_LOW, _HIGH)
 
 
 def _turned(G: Tensor) -> Tensor:
     """Make the larger side of the quadrature the positive one; after a beam between the nodes it may not be."""
     return G * torch.where(G.sum(dim=1, keepdim=True) < 0.0, -1.0, 1.0)
-
-
-def _log_odds(log_q: Tensor) -> Tensor:
-    """``log(q/(1 - q))`` from ``log q < 0``."""
-    return log_q - _complement(log_q).log()
-
-
-def _complement(log_q: Tensor) -> Tensor:
-    """``1 - q``, at least the spacing of numbers near 1."""
-    return (-torch.expm1(log_q)).clamp(min=0.5 * torch.finfo(log_q.dtype).eps)
 
 
 def _depth(G: Tensor) -> Tensor:

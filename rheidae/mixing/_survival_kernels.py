@@ -1,19 +1,26 @@
-"""Numba kernels of continuous ("power") mixing, forward and derivative in one pass. No validation here.
+"""Numba kernels of schemes with a parameterised survival probability, value and derivative in one pass. No validation.
 
-The scheme
+The family
 ----------
 Side: G is counted positive on the side with the larger integral: that of the sign of ``int G = N_e - Nbar_e - N_x +
-Nbar_x``, unless a beam falls between the nodes and the quadrature says otherwise. With two numbers p, a > 0,
+Nbar_x``, unless a beam falls between the nodes and the quadrature says otherwise. With ``x = (|G|/s)^a``,
+``r = sqrt(1 + x^2)`` and ``q = 1 - P``, q0 at the crossing,
 
-    h = 1 on the smaller side,      h = (1 + (G/s)^a)^-p on the larger,      int h G = 0 fixes s,
+    larger side      q = q0 [r (r + x)]^-p
+    smaller side     q = q0 + b (1 - q0) z/sqrt(1 + z^2),   z = 2^(-a rho) x
 
-and ``1 - P = (2/3) c h``. One such function lives on the sphere (G(n)), a second on ``zeta = n . axis`` alone, made
-from the azimuthal mean of G about the net flux ``int G n`` (signed so that it points to the larger side):
+and s from ``int q G = 0``: what the larger side loses rises with s, what the smaller one loses falls, so there is one
+root. q0 = 2/3 and p = a = b = 1, rho = 0 is asymptotic mixing, where ``1/[r (r + x)] = 1 - x/r``. The power schemes
+of the literature have ``(1 + x)^-p`` in place of the bracket, and b = 0. With q = q0 h and ``lift = b (1 - q0)/q0``,
+h = 1 + lift z/sqrt(1 + z^2) on the smaller side, and q0 stays outside.
 
-    1 - P = (2/3) c [(1 - b) h(G(n)) + b h(Gbar(zeta))].
+One such function lives on the sphere (G(n)), a second on ``zeta = n . axis`` alone, made from the azimuthal mean of G
+about the net flux ``int G n`` (signed so that it points to the larger side), with p and a of its own:
 
-Every h conserves lepton number by itself, so the mixture does, for any c and b; it is a convex mixture of the initial
-distributions as long as ``(2/3) c <= 1``.
+    1 - P = q0 [(1 - beta) h(G(n)) + beta h(Gbar(zeta))].
+
+Each conserves lepton number by itself, so the mixture does, whatever the parameters; it is a convex mixture of the
+initial distributions as long as q0 and b lie in [0, 1].
 
 Azimuthal integrals of a Minerbo distribution with exponent Z, alpha the angle between its flux and the axis and
 ``rho = Z sin(alpha) sqrt(1 - zeta^2)``:
@@ -24,12 +31,12 @@ Azimuthal integrals of a Minerbo distribution with exponent Z, alpha the angle b
 Fading
 ------
 A quadrature node that crosses to the smaller side does so with its whole weight. Each h is therefore multiplied by
-``1 - exp(-I_small/(FADE N_total))``, and b by ``1 - exp(-(|int G n| / (AXIS int |Gbar|))^2)``, because the axis
+``1 - exp(-I_small/(FADE N_total))``, and beta by ``1 - exp(-(|int G n| / (AXIS int |Gbar|))^2)``, because the axis
 loses its meaning with the net flux. Neither breaks a conservation law.
 
-Parameters of a row: ``theta = (log c, log p, log a, b, log p_axial, log a_axial)``. All directions are taken in the
-frame (across, across, axis) of the state, so the rule turns with it and rotated states give rotated answers to
-rounding.
+Parameters of a row: ``theta = (log 1.5 q0, log p, log a, b, rho, beta, log p_axial, log a_axial)``. All directions are
+taken in the frame (across, across, axis) of the state, so the rule turns with it and rotated states give rotated
+answers to rounding.
 """
 
 from __future__ import annotations
@@ -39,7 +46,7 @@ from numpy.polynomial import chebyshev
 from scipy.special import ive
 
 from rheidae.mixing._box3d_kernels import FOUR_PI, NOISE
-from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, pow2
+from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, log2, pow2
 from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
 
 LN2 = 0.6931471805599453
@@ -50,8 +57,10 @@ AXIS = 0.1
 NO_DIRECTION = 1e-7
 #: Both ratios to int |Gbar| are at most 1; a quadrature that misses a beam would make them anything.
 UNSEEN = 10.0
-PARAMETERS = 6
+PARAMETERS = 8
 FEATURES = 5
+# Value, and derivatives by log p, log a, lift and rho.
+_SUMS = 5
 _TINY = 1e-300
 
 
@@ -70,24 +79,6 @@ def axial_rule(points):
 
 # Scalar functions
 # ----------------
-@scalar_kernel
-def log2(x):
-    """Return the logarithm to base 2 of a normal ``x > 0``, to 1e-13: ``x = 2^e m``, m in [1/sqrt 2, sqrt 2)."""
-    bits = np.float64(x).view(np.int64)
-    k = (bits - 0x3FE6A09E667F3BCD) >> 52
-    m = np.int64(bits - (k << 52)).view(np.float64)
-    # The integer is turned into a double by its bits, as in pow2.
-    e = np.int64(k + 0x4338000000000000).view(np.float64) - 6755399441055744.0
-    t = (m - 1.0) / (m + 1.0)
-    s = t * t
-    # 2/ln 2 atanh(t)
-    series = 0.5770780163555854 + s * (
-        0.4121985831111324
-        + s * (0.3205988979753252 + s * (0.26230818925253882 + s * (0.22195308321368668 + s * 0.19235933878519512)))
-    )
-    return e + t * (2.8853900817779268 + s * (0.961796693925976 + s * series))
-
-
 # exp(-x) I0(x) and exp(-x) I1(x): polynomials in x/4 - 1 up to x = 8, above it in 16/x - 1 times 1/sqrt(x); 1e-7.
 def _fit(function):
     return tuple(float(c) for c in chebyshev.cheb2poly(chebyshev.chebinterpolate(function, 15)))
@@ -150,6 +141,14 @@ def _across(x, y, z, basis):
     return True
 
 
+@scalar_kernel
+def _peak(length):
+    """``2 Z/(1 - exp(-2 Z))`` of ``length = log2(e) Z``."""
+    if length > 1e-4:
+        return 2.0 * LN2 * length / (1.0 - pow2(-min(2.0 * length, 1000.0)))
+    return 1.0 + LN2 * length
+
+
 @kernel
 def _enter(F, moments, basis, species):
     """Set the frame of a state ``F (6, 4)`` and its species in it; returns total density, ``int G`` and ``|int G n|``.
@@ -208,11 +207,7 @@ def _enter(F, moments, basis, species):
             species[s, k] = ratio * (x * basis[k, 0] + y * basis[k, 1] + z * basis[k, 2])
         length = ratio * f
         species[s, 3] = length
-        # 2 Z/(1 - exp(-2 Z))
-        peak = 1.0 + LN2 * length
-        if length > 1e-4:
-            peak = 2.0 * LN2 * length / (1.0 - pow2(-min(2.0 * length, 1000.0)))
-        species[s, 4] = N * peak / FOUR_PI
+        species[s, 4] = N * _peak(length) / FOUR_PI
     return total, net, net_flux
 
 
@@ -305,52 +300,86 @@ def _turn_odd(species, sums):
 
 # The scale s
 # -----------
+# Nodes stand sorted: those of the larger side first. ``y = log2 x``, and everything is written in ``t = 2^-|y|``, so
+# that it holds for every y: the powers themselves leave the range of a double.
 @kernel
-def _gather(L, G, where, L_large, G_large):
-    """Put the nodes of the larger side together; returns how many there are, ``where`` says which."""
-    count = 0
+def _sort_sides(L, G, where, L_sorted, G_sorted):
+    """Put the nodes of the larger side in front; returns how many there are, ``where`` says which is which."""
+    count, last = 0, L.shape[0] - 1
     for j in range(L.shape[0]):
-        L_large[count], G_large[count], where[count] = L[j], G[j], j
-        count += G[j] > 0.0
+        larger = G[j] > 0.0
+        place = count if larger else last - j + count
+        L_sorted[place], G_sorted[place], where[place] = L[j], G[j], j
+        count += larger
     return count
 
 
 @scalar_kernel
-def _raised(y):
-    """Return ``log2(1 + 2^y)`` and ``2^y/(1 + 2^y)`` for any y."""
+def _fall(y, settled):
+    """Return log2 of ``r (r + x)``, or of ``1 + x`` if not `settled`, and its derivative by y."""
     t = pow2(-min(abs(y), 1000.0))
-    inverse = 1.0 / (1.0 + t)
-    return max(y, 0.0) + log2(1.0 + t), inverse if y > 0.0 else t * inverse
+    if settled:
+        square = 1.0 + t * t
+        r = np.sqrt(square)
+        part = (1.0 if y > 0.0 else t) * r
+        return 2.0 * max(y, 0.0) + log2(square + part), ((1.0 if y > 0.0 else t * t) + part) / square
+    return max(y, 0.0) + log2(1.0 + t), (1.0 if y > 0.0 else t) / (1.0 + t)
+
+
+@scalar_kernel
+def _rise(y):
+    """Return ``z/sqrt(1 + z^2)`` of ``z = 2^y``, and its derivative by ln z."""
+    t = pow2(-min(abs(y), 1000.0))
+    inverse = 1.0 / (1.0 + t * t)
+    u = (1.0 if y > 0.0 else t) * np.sqrt(inverse)
+    return u, u * inverse * (t * t if y > 0.0 else 1.0)
 
 
 @kernel
-def _mixing(L, G, log_s, p, a, h):
-    """Fill ``h`` of nodes on the larger side; return ``int h G`` and its derivative by ``log2 s``."""
+def _larger(L, G, log_s, p, a, settled, h):
+    """Fill ``h`` of the larger side; return ``int h G`` and its derivative by ``ln s``."""
     simd_function()
     total = slope = 0.0
     for j in range(L.shape[0]):
-        raised, part = _raised(a * (L[j] - log_s))
-        h[j] = pow2(max(-p * raised, -1000.0))
-        weighted = h[j] * G[j]
-        total += weighted
-        slope += weighted * part
-    return total, p * a * LN2 * slope
+        base, part = _fall(a * (L[j] - log_s), settled)
+        value = pow2(max(-p * base, -1000.0))
+        h[j] = value
+        total += value * G[j]
+        slope += value * G[j] * part
+    return total, p * a * slope
 
 
 @kernel
-def _solve(L, G, large, small, p, a, tolerance, h):
-    """Return ``log2 s`` with ``int h G = small`` over the larger side: Newton on the logarithms, in a bracket.
+def _smaller(L, G, log_s, a, rho, lift, h):
+    """The same of the smaller side, of ``int h |G|``."""
+    simd_function()
+    total = slope = 0.0
+    for j in range(L.shape[0]):
+        u, part = _rise(a * (L[j] - log_s - rho))
+        h[j] = 1.0 + lift * u
+        total -= h[j] * G[j]
+        slope += part * G[j]
+    return total, a * lift * slope
 
-    The start is exact where G >> s everywhere: there ``int h G ~ s^(a p)``.
+
+@kernel
+def _solve(L, G, count, large, small, shape, settled, tolerance, h):
+    """Return ``log2 s`` with ``int h G = 0``: Newton on the logarithms of both sides, in a bracket.
+
+    The start is exact where G >> s everywhere on the larger side and b = 0: there ``int h G ~ s^(a p)``.
     """
+    p, a, lift, rho = shape
     # Wide enough for a and p of 0.01: there s^(a p) ~ small/large >= NOISE; s is large where both sides are alike.
     low, high = -1e6, 1e4
-    goal = log2(small)
-    log_s = log2(max(large, _TINY) / FOUR_PI) + (goal - log2(max(large, _TINY))) / (a * p)
+    log_s = log2(max(large, _TINY) / FOUR_PI) + (log2(small) - log2(max(large, _TINY))) / (a * p * (1.0 + settled))
     log_s = min(max(log_s, low), high)
+    loss, falling = small, 0.0
+    h[count:] = 1.0
     for _ in range(100):
-        total, slope = _mixing(L, G, log_s, p, a, h)
-        error = log2(max(total, _TINY)) - goal
+        gain, rising = _larger(L[:count], G[:count], log_s, p, a, settled, h[:count])
+        if lift != 0.0:
+            loss, falling = _smaller(L[count:], G[count:], log_s, a, rho, lift, h[count:])
+        error = log2(max(gain, _TINY)) - log2(loss)
         if abs(error) < tolerance:
             break
         if error > 0.0:
@@ -358,7 +387,8 @@ def _solve(L, G, large, small, p, a, tolerance, h):
         else:
             low = log_s
         # A steep fall-off has no slope left to go by where every h is at its least.
-        step = log_s - error * LN2 * total / slope if slope > 1e-200 else low
+        slope = rising / max(gain, _TINY) - falling / loss
+        step = log_s - error / slope if slope > 1e-200 else low
         if not low < step < high:
             step = 0.5 * (low + high)
         if step == log_s or high - low < 1e-12:
@@ -379,66 +409,69 @@ def _sums(terms, h, out):
 
 
 @kernel
-def _derivatives(L, G, h, log_s, p, a, by_p, by_a):
-    """Derivatives of h by log p and log a, with s moving along: ``d log2 s = -(dH/dtheta)/(dH/dlog2 s) dtheta``."""
-    simd_function()
-    slope_p = slope_a = slope_s = 0.0
-    for j in range(L.shape[0]):
-        above = L[j] - log_s
-        raised, part = _raised(a * above)
-        by_s = LN2 * p * a * h[j] * part
-        by_p[j] = -LN2 * p * h[j] * raised
-        by_a[j] = -by_s * above
-        slope_s += G[j] * by_s
-        slope_p += G[j] * by_p[j]
-        slope_a += G[j] * by_a[j]
-    inverse = 1.0 / max(slope_s, _TINY)
-    slope_p *= inverse
-    slope_a *= inverse
-    for j in range(L.shape[0]):
-        by_s = LN2 * p * a * h[j] * _raised(a * (L[j] - log_s))[1]
-        by_p[j] -= slope_p * by_s
-        by_a[j] -= slope_a * by_s
+def _derivatives(L, G, count, small, log_s, shape, settled, h, by):
+    """Derivatives of h by log p, log a, lift and rho into ``by[:4]``, with s moving along; ``by[4]``: by ``log2 s``.
 
-
-@kernel
-def _spread(values, where, count, elsewhere, out):
-    """Put the values of the larger side back in their places."""
-    for j in range(out.shape[0]):
-        out[j] = elsewhere
-    for j in range(count):
-        out[where[j]] = values[j]
-
-
-@kernel
-def _component(terms, G, L, large, small, p, a, tolerance, with_derivatives, where, work, sums):
-    """Eight sums into ``sums[0]``, their derivatives by log p and log a into ``sums[1:3]``; returns ``log2 s``.
-
-    ``where (m)`` and ``work (6, m)`` are scratch.
+    ``d log2 s = -(dH/dtheta)/(dH/dlog2 s) dtheta`` of ``H = int h G``.
     """
-    for i in range(3):
+    simd_function()
+    p, a, lift, rho = shape
+    nodes = L.shape[0]
+    s0 = s1 = s2 = s3 = s4 = 0.0
+    for j in range(count):
+        above = L[j] - log_s
+        base, part = _fall(a * above, settled)
+        by[0, j], by[2, j], by[3, j] = -LN2 * p * base * h[j], 0.0, 0.0
+        by[4, j] = LN2 * p * a * part * h[j]
+        by[1, j] = -by[4, j] * above
+    for j in range(count, nodes):
+        above = L[j] - log_s - rho
+        u, part = _rise(a * above)
+        by[0, j], by[2, j], by[4, j] = 0.0, u, -LN2 * a * lift * part
+        by[1, j], by[3, j] = -by[4, j] * above, by[4, j]
+    for j in range(nodes):
+        s0 += G[j] * by[0, j]
+        s1 += G[j] * by[1, j]
+        s2 += G[j] * by[2, j]
+        s3 += G[j] * by[3, j]
+        s4 += G[j] * by[4, j]
+    # Between a beam and the rest int h G may not depend on s; then s stays.
+    inverse = 1.0 / s4 if s4 > 1e-12 * small else 0.0
+    s0, s1, s2, s3 = s0 * inverse, s1 * inverse, s2 * inverse, s3 * inverse
+    for j in range(nodes):
+        by[0, j] -= s0 * by[4, j]
+        by[1, j] -= s1 * by[4, j]
+        by[2, j] -= s2 * by[4, j]
+        by[3, j] -= s3 * by[4, j]
+
+
+@kernel
+def _component(terms, G, L, large, small, shape, settled, tolerance, with_derivatives, where, work, sums):
+    """Eight sums into ``sums[0]``, their derivatives by log p, log a, lift, rho into ``sums[1:]``; returns ``log2 s``.
+
+    ``where (m)`` and ``work (9, m)`` are scratch.
+    """
+    for i in range(_SUMS):
         for k in range(8):
             sums[i, k] = 0.0
     if not small > NOISE:
         return np.nan
     nodes = L.shape[0]
-    count = _gather(L, G, where, work[0], work[1])
-    L_large, G_large, h = work[0, :count], work[1, :count], work[2, :count]
-    log_s = _solve(L_large, G_large, large, small, p, a, tolerance, h)
-    everywhere = work[5, :nodes]
-    _spread(h, where, count, 1.0, everywhere)
-    _sums(terms, everywhere, sums[0])
+    L_sorted, G_sorted, everywhere = work[0, :nodes], work[1, :nodes], work[2, :nodes]
+    by, h = work[3:8, :nodes], work[8, :nodes]
+    count = _sort_sides(L, G, where, L_sorted, G_sorted)
+    log_s = _solve(L_sorted, G_sorted, count, large, small, shape, settled, tolerance, h)
     if with_derivatives:
-        by_p, by_a = work[3, :count], work[4, :count]
-        _derivatives(L_large, G_large, h, log_s, p, a, by_p, by_a)
-        _spread(by_p, where, count, 0.0, everywhere)
-        _sums(terms, everywhere, sums[1])
-        _spread(by_a, where, count, 0.0, everywhere)
-        _sums(terms, everywhere, sums[2])
+        _derivatives(L_sorted, G_sorted, count, small, log_s, shape, settled, h, by)
     fade = 1.0 - pow2(-min(LOG2_E * small / FADE, 1000.0))
-    for i in range(3):
-        for k in range(8):
-            sums[i, k] *= fade
+    if settled:
+        # int |G| is at most the total density, of which a beam on a node can make any number.
+        fade /= max(large + small, 1.0)
+    for i in range(_SUMS if with_derivatives else 1):
+        values = h if i == 0 else by[i - 1]
+        for j in range(nodes):
+            everywhere[where[j]] = fade * values[j]
+        _sums(terms, everywhere, sums[i])
     return log_s
 
 
@@ -450,61 +483,59 @@ def _trust(net_flux, both):
 
 
 @driver
-def power_rows(F, theta, sphere, axial, tolerance, with_derivatives, D, J, scales, start, stop):
-    """Continuous mixing of rows ``start:stop`` of ``F (n, 6, 4)``.
+def survival_rows(F, theta, settled, sphere, axial, tolerance, with_derivatives, D, J, scales, start, stop):
+    """Mixing of rows ``start:stop`` of ``F (n, 6, 4)`` by the family if `settled`, else by its power law.
 
-    ``theta (n, 6)`` -> ``D (n, 8)``, what nu_e and nubar_e lose, each ``(x, y, z, t)``, over the total density;
-    ``J (n, 6, 8)``, its derivatives by theta, if asked for (else any 3d array); ``scales (n, 2)``, log2 of s on the
+    ``theta (n, 8)`` -> ``D (n, 8)``, what nu_e and nubar_e lose, each ``(x, y, z, t)``, over the total density;
+    ``J (n, 8, 8)``, its derivatives by theta, if asked for (else any 3d array); ``scales (n, 2)``, log2 of s on the
     sphere and on the axis over the total density, NaN where there is no crossing or no such component.
     """
     m = max(sphere.shape[1], axial.shape[1])
     K, M = sphere.shape[1], axial.shape[1]
     moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((4, 5))
     terms_s, terms_a, even = np.empty((8, K)), np.empty((8, M)), np.empty((4, M))
-    G, L, where, work = np.empty(m), np.empty(m), np.empty(m, np.int64), np.empty((6, m))
-    on_sphere, on_axis, change = np.empty((3, 8)), np.empty((3, 8)), np.empty(8)
+    G, L, where, work = np.empty(m), np.empty(m), np.empty(m, np.int64), np.empty((9, m))
+    on_sphere, on_axis, change = np.zeros((_SUMS, 8)), np.zeros((_SUMS, 8)), np.empty((1 + PARAMETERS, 8))
     for i in range(start, stop):
         _, net, net_flux = _enter(F[i], moments, basis, species)
         sign = 1.0 if net >= 0.0 else -1.0
-        b = theta[i, 3]
-        for k in range(3):
-            on_sphere[k] = 0.0
-            on_axis[k] = 0.0
+        q0, b, rho, beta = 2.0 / 3.0 * np.exp(theta[i, 0]), theta[i, 3], theta[i, 4], theta[i, 5]
+        lift = b * (1.0 - q0) / q0 if b != 0.0 else 0.0
+        on_sphere[:] = 0.0
+        on_axis[:] = 0.0
         scales[i, 0] = scales[i, 1] = np.nan
-        if b != 0.0 or with_derivatives:
+        trust = 1.0
+        if beta != 0.0 or with_derivatives:
             large, small = _on_axis(species, axial, sign, terms_a, G[:M], L[:M], even)
             trust = _trust(net_flux, large + small)
+            shape = (np.exp(theta[i, 6]), np.exp(theta[i, 7]), lift, rho)
             scales[i, 1] = _component(
-                terms_a, G[:M], L[:M], large, small, np.exp(theta[i, 4]), np.exp(theta[i, 5]), tolerance,
-                with_derivatives, where, work, on_axis,
-            )  # fmt: skip
-            for k in range(3):
+                terms_a, G[:M], L[:M], large, small, shape, settled, tolerance, with_derivatives, where, work, on_axis
+            )
+            for k in range(_SUMS):
                 _turn_odd(species, on_axis[k])
-        else:
-            trust = 1.0
-        b *= trust
-        if b != 1.0 or with_derivatives:
+        beta *= trust
+        if beta != 1.0 or with_derivatives:
             large, small = _on_sphere(species, sphere, sign, terms_s, G[:K], L[:K])
+            shape = (np.exp(theta[i, 1]), np.exp(theta[i, 2]), lift, rho)
             scales[i, 0] = _component(
-                terms_s, G[:K], L[:K], large, small, np.exp(theta[i, 1]), np.exp(theta[i, 2]), tolerance,
-                with_derivatives, where, work, on_sphere,
-            )  # fmt: skip
-        two_thirds = 2.0 / 3.0 * np.exp(theta[i, 0])
+                terms_s, G[:K], L[:K], large, small, shape, settled, tolerance, with_derivatives, where, work, on_sphere
+            )
+        alpha = 1.0 - beta
         for k in range(8):
-            change[k] = two_thirds * ((1.0 - b) * on_sphere[0, k] + b * on_axis[0, k])
-        _leave(change, basis, D[i])
+            change[0, k] = q0 * (alpha * on_sphere[0, k] + beta * on_axis[0, k])
+        _leave(change[0], basis, D[i])
         if with_derivatives:
-            J[i, 0] = D[i]
-            for q, scale, sums in (
-                (1, (1.0 - b) * two_thirds, on_sphere[1]), (2, (1.0 - b) * two_thirds, on_sphere[2]),
-                (4, b * two_thirds, on_axis[1]), (5, b * two_thirds, on_axis[2]),
-            ):  # fmt: skip
-                for k in range(8):
-                    change[k] = scale * sums[k]
-                _leave(change, basis, J[i, q])
             for k in range(8):
-                change[k] = trust * two_thirds * (on_axis[0, k] - on_sphere[0, k])
-            _leave(change, basis, J[i, 3])
+                lifted = alpha * on_sphere[3, k] + beta * on_axis[3, k]
+                change[1, k] = change[0, k] - b * lifted
+                change[2, k], change[3, k] = q0 * alpha * on_sphere[1, k], q0 * alpha * on_sphere[2, k]
+                change[4, k] = (1.0 - q0) * lifted
+                change[5, k] = q0 * (alpha * on_sphere[4, k] + beta * on_axis[4, k])
+                change[6, k] = q0 * trust * (on_axis[0, k] - on_sphere[0, k])
+                change[7, k], change[8, k] = q0 * beta * on_axis[1, k], q0 * beta * on_axis[2, k]
+            for parameter in range(PARAMETERS):
+                _leave(change[1 + parameter], basis, J[i, parameter])
 
 
 @kernel
@@ -517,7 +548,7 @@ def _leave(change, basis, out):
 
 
 @driver
-def power_features(F, sphere, axial, out, start, stop):
+def survival_features(F, sphere, axial, out, start, stop):
     """Five invariants of G of rows ``start:stop`` of ``F (n, 6, 4)`` into ``out (n, 5)``.
 
     Depth of the crossing on the axis and on the sphere, ``log(I_small/I_large + 1e-3)``; net number and net flux over
@@ -541,6 +572,36 @@ def power_features(F, sphere, axial, out, start, stop):
         out[i, 2] = min(abs(net) / both, UNSEEN)
         out[i, 3] = min(net_flux / both, UNSEEN)
         out[i, 4] = out[i, 2] * quadrupole / both
+
+
+@driver
+def likeness_rows(F, rule, out):
+    """``max(0, 1 - 2 int |L_mu - L_tau| / int (|L_e - L_mu| + |L_e - L_tau|))`` of each row into ``out (n)``."""
+    moments, basis, means = np.empty((4, 4)), np.empty((3, 3)), np.empty((4, 5))
+    species, L = np.empty((6, 5)), np.empty(3)
+    for i in range(F.shape[0]):
+        _enter(F[i], moments, basis, means)
+        for s in range(6):
+            N = np.float64(F[i, s, 3])
+            inverse = 1.0 / N if N > 0.0 else 0.0
+            x, y, z = inverse * F[i, s, 0], inverse * F[i, s, 1], inverse * F[i, s, 2]
+            f = np.sqrt(x * x + y * y + z * z)
+            ratio = LOG2_E * langevin_ratio(f)
+            for k in range(3):
+                species[s, k] = ratio * (x * basis[k, 0] + y * basis[k, 1] + z * basis[k, 2])
+            species[s, 3], species[s, 4] = ratio * f, N * _peak(ratio * f)
+        heavy = electron = 0.0
+        for j in range(rule.shape[1]):
+            for k in range(3):
+                value = 0.0
+                for s, sign in ((k, 1.0), (k + 3, -1.0)):
+                    own = species[s]
+                    exponent = own[0] * rule[0, j] + own[1] * rule[1, j] + own[2] * rule[2, j] - own[3]
+                    value += sign * own[4] * pow2(max(exponent, -1000.0))
+                L[k] = value
+            heavy += rule[3, j] * abs(L[1] - L[2])
+            electron += rule[3, j] * (abs(L[0] - L[1]) + abs(L[0] - L[2]))
+        out[i] = max(1.0 - 2.0 * heavy / electron, 0.0) if electron > 0.0 else 0.0
 
 
 # From the change to the state

@@ -116,10 +116,17 @@ class SurvivalMixing(nn.Module):
         log_c, log_p, log_a, b, rho, beta, log_p_axial, log_a_axial = theta.split(1, dim=1)
         q0 = 2.0 / 3.0 * log_c.exp()
         lift = b * (1.0 - q0) / q0
-        h = _survival(G_sphere, self.sphere_weights, log_p.exp(), log_a.exp(), lift, rho)
-        moved = (on_sphere[:, :2] - on_sphere[:, 2:]) * h[:, None]
+        # Both components in one loop: the shorter rule is padded with nodes of no weight.
+        size = max(len(self.sphere_weights), len(self.axis_weights))
+        G, weights = (
+            torch.stack([_padded(table, size, rest) for table in pair], dim=-2)
+            for pair, rest in (((G_sphere, G_axis), 0.0), ((self.sphere_weights, self.axis_weights), 1.0))
+        )
+        p, a = (torch.stack(pair, dim=1).exp() for pair in ((log_p, log_p_axial), (log_a, log_a_axial)))
+        h_sphere, h_axis = _survival(G, weights, p, a, lift[:, None], rho[:, None]).unbind(dim=1)
+        h_sphere, h = h_sphere[:, : len(self.sphere_weights)], h_axis[:, : len(self.axis_weights)]
+        moved = (on_sphere[:, :2] - on_sphere[:, 2:]) * h_sphere[:, None]
         by_sphere = moved @ self.sphere.T
-        h = _survival(G_axis, self.axis_weights, log_p_axial.exp(), log_a_axial.exp(), lift, rho)
         moved = (on_axis[:, :2] - on_axis[:, 2:]) * h[:, None]
         across = ((odd[:, :2] - odd[:, 2:]) * h[:, None, None]).sum(dim=3)
         along = moved @ self.axis[:, None]
@@ -157,10 +164,10 @@ class MixingGraph(nn.Module):
 
 
 def _survival(G: Tensor, weights: Tensor, p: Tensor, a: Tensor, lift: Tensor, rho: Tensor) -> Tensor:
-    """``h (n, nodes)`` with ``int h G = 0``, faded; `G` with the `weights`."""
+    """``h (n, 2, nodes)`` with ``int h G = 0``, faded; `G` with the `weights`, the parameters ``(n, 2, 1)``."""
     larger = G > 0.0
     size = G.abs()
-    large, small = ((side * G).clamp(min=0.0).sum(dim=1, keepdim=True) for side in (1.0, -1.0))
+    large, small = ((side * G).clamp(min=0.0).sum(dim=-1, keepdim=True) for side in (1.0, -1.0))
     L = (size / weights.abs()).clamp(min=_TINY).log() - torch.where(larger, 0.0, kernels.LN2 * rho)
     power, weight = torch.where(larger, p, 1.0), torch.where(larger, 1.0, lift) * size
     # Both sides alike: there is no s, and h is what it is at infinity.
@@ -173,9 +180,9 @@ def _survival(G: Tensor, weights: Tensor, p: Tensor, a: Tensor, lift: Tensor, rh
         log_c, rise = _complement(a * (L - u))
         log_v = power * log_c
         v = weight * torch.exp(log_v)
-        above = v.sum(dim=1, keepdim=True).clamp(min=_TINY)
-        below = (-(weight * torch.expm1(log_v)).sum(dim=1, keepdim=True)).clamp(min=_TINY)
-        slope = a * (power * v * rise * (1.0 + rise)).sum(dim=1, keepdim=True) * (1.0 / above + 1.0 / below)
+        above = v.sum(dim=-1, keepdim=True).clamp(min=_TINY)
+        below = (-(weight * torch.expm1(log_v)).sum(dim=-1, keepdim=True)).clamp(min=_TINY)
+        slope = a * (power * v * rise * (1.0 + rise)).sum(dim=-1, keepdim=True) * (1.0 / above + 1.0 / below)
         length = (wanted - above.log() + below.log()) / slope.clamp(min=1e-6)
         rising = length > 0.0
         low, high = torch.where(rising, u, low), torch.where(rising, high, u)
@@ -186,6 +193,10 @@ def _survival(G: Tensor, weights: Tensor, p: Tensor, a: Tensor, lift: Tensor, rh
     fade = torch.where(small > kernels.NOISE, 1.0 - torch.exp(-small / kernels.FADE), 0.0)
     fade = fade / (large + small).clamp(min=1.0)
     return fade * torch.where(larger, torch.exp(power * log_c), 1.0 + lift * rise)
+
+
+def _padded(table: Tensor, size: int, value: float) -> Tensor:
+    return torch.nn.functional.pad(table, (0, size - table.shape[-1]), value=value)
 
 
 def _complement(y: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from skorch.callbacks import Callback
 from rheidae import FluxRegressor
 from rheidae.estimator import callbacks
 from rheidae.estimator.callbacks import BatchNormRecalibration, EpochProgress, RunCheckpoint
+from rheidae.exceptions import OutputError
 from tests.estimators import SMALL
 
 ALL = [
@@ -60,7 +61,7 @@ def test_recalibration_waits_for_its_warmup_and_does_not_touch_weights(data):
 def test_an_error_while_saving_is_not_swallowed(data, tmp_path):
     (tmp_path / "file").write_text("")
     net = FluxRegressor(**SMALL, callbacks=[("save", RunCheckpoint(tmp_path / "file" / "folder", 1))])
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(OutputError, match="file"):
         net.fit(data.data[:50], data.target[:50])
 
 

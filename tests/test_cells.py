@@ -164,7 +164,7 @@ def test_models_have_the_same_policy(models, name):
 
 def test_units_of_input_and_target_have_to_agree(models):
     X, y, _ = models
-    with pytest.raises(FourFluxError, match=r"y, row 0: the total number density is .* in one unit"):
+    with pytest.raises(FourFluxError, match=r"y: the total number density is 1e\+33 times that of X .* in one unit"):
         FluxRegressor(max_epochs=1).fit(X, 1e33 * y)
 
 

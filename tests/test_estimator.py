@@ -19,7 +19,7 @@ from torch import nn
 
 from rheidae import FluxRegressor
 from rheidae.estimator.losses import FourFluxLoss, SingleTerm
-from rheidae.estimator.networks import MixingModel, MultilayerPerceptron, ResidualFFIModel
+from rheidae.estimator.networks import MixingModel, MultilayerPerceptron
 from rheidae.exceptions import FourFluxError
 from tests.estimators import SMALL
 
@@ -328,6 +328,8 @@ def test_one_weight_for_all_rows_is_none(small):
 def test_weights_of_zero_take_rows_out(small):
     X, y = small
     settings = {"max_epochs": 5, "random_state": 0, "batch_size": -1, "weighting": "kendall_gal", "pcgrad": True}
+    # The steps of Adam have the same size for any gradient: where one is rounding, so is the sign of its step.
+    settings |= {"optimizer": torch.optim.SGD, "lr": 1e-3}
     weighted = FluxRegressor(**settings).fit(X, y, sample_weight=np.arange(64) < 40)
     removed = FluxRegressor(**settings).fit(X[:40], y[:40])
     np.testing.assert_allclose(weighted.predict(X), removed.predict(X), atol=1e-5 * np.abs(y).max())
@@ -406,9 +408,7 @@ def test_random_state(small):
     assert (FluxRegressor(**settings).fit(X, y).predict(X) != first).any()
 
 
-def test_initial_states_alone_are_sent_to_box3d(small):
+def test_a_table_of_another_width_is_refused(small):
     X, y = small
-    with pytest.raises(FourFluxError, match=r"X has shape \(64, 24\); expected \(n, 48\).*AppendBox3D"):
-        FluxRegressor(module=ResidualFFIModel).fit(X[:, :24], y)
-    with pytest.raises(FourFluxError, match=r"X has shape \(64, 23\); expected \(n, 48\)$"):
+    with pytest.raises(FourFluxError, match=r"X has shape \(64, 23\); expected \(n, 48\)"):
         FluxRegressor().fit(X[:, :23], y)

@@ -479,7 +479,7 @@ def test_unusable_data_give_a_message(folder, capsys):
         (["--cv", "rows", "--test-only", "nsm_x", "--data", alone], "'nsm_x' is not in"),
         (["--cv", "rows", "--data", "absent.h5"], "absent.h5: no such file"),
         (["--cv", "rows", "--config", "absent.yaml", "--data", alone], "absent.yaml: no such file"),
-        (["--cv", "rows", "--json", str(folder), "--data", alone], "is a folder; name a file in it"),
+        (["--cv", "rows", "--json", str(folder), "--data", alone], "is a folder; name a file"),
         (["--cv", "rows", "--figures", alone, "--data", alone], "is a file; --figures takes a folder"),
         (["--cv", "rows", "--figures", "f", "--sample", "12", "--data", alone], "row 12 is not among the 12 of"),
     ):

@@ -269,7 +269,7 @@ def test_aggregators_of_torchjd_drop_in(data, name):
 def test_training_with_aggregators_of_torchjd(data):
     aggregation = pytest.importorskip("torchjd.aggregation")
     X, y = data.data[:60], data.target[:60]
-    for aggregator in (aggregation.UPGrad(), aggregation.CAGrad(c=0.5)):
+    for aggregator in (aggregation.UPGrad(), aggregation.CAGrad(c=0.5, norm_eps=1e-9)):
         net = FluxRegressor(**{**SMALL, "max_epochs": 60}, pcgrad=GradientCombiner(aggregator), constraints=True)
         net.fit(X, y)
         assert net.history[-1, "train_distance"] < 0.9 * net.history[0, "train_distance"]

@@ -156,7 +156,9 @@ _PARTS = re.compile(
 )
 _SAMPLE_INPUTS = "data/sample_inputs/model.pt"
 _OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.(add|sub|mul|floordiv|eq|ne|le|lt|ge|gt)")
-_EXPRESSION = re.compile(r"(Symbol\('[su]\d+'(, \w+=True)*\)|[su](?=\d)|\d|[-+*() ]|(Eq|Ne|Max|Min)(?=\()|,)*")
+_EXPRESSION = re.compile(
+    r"(Symbol\('[su]\d+'(, \w+=True)*\)|[su](?=\d)|\d|[-+*() ]|(Eq|Ne|Max|Min|Mul|Add|Integer)(?=\()|,)*"
+)
 
 
 def _write_pt2(program: Any, metadata: Metadata) -> bytes:

@@ -22,6 +22,8 @@ class OneCycle:
 
     def __call__(self, epoch: int) -> float:
         """Return the factor at an epoch, counted from 0; beyond the last it stays as it is there."""
-        done = min(epoch / max(self.epochs - 1, 1), 1.0)
+        if self.epochs == 1:
+            return 1.0
+        done = min(epoch / (self.epochs - 1), 1.0)
         start, end, part = (1 / 25, 1.0, done / 0.3) if done < 0.3 else (1.0, 4e-6, (done - 0.3) / 0.7)
         return end + (start - end) * (1 + math.cos(math.pi * part)) / 2

@@ -3,10 +3,10 @@
 Derivation and arithmetic are those of `rheidae.mixing._survival_kernels`, but for two things. Where the kernels stop
 Newton's method by tolerance, a graph has a fixed number of steps. As ``1/[r (r + x)] = 1 - x/r``, both sides have
 ``v = (1 - x/r)^P``, P = p on the larger and 1 on the smaller, and s obeys ``sum W v = (1 + lift) I_small`` with
-positive weights W. ``log(sum W v / sum W (1 - v))`` is nearly linear in log s, since both sums go like powers of s at its ends.
-Newton's steps on it stay in a bracket; where one would leave it, or be longer than half the one before, the bracket is
-halved instead, so that they converge for every input. In single precision, narrow beams would hide the root behind a
-plateau. And where the kernels branch, all branches are computed and one is chosen.
+positive weights W. ``log(sum W v / sum W (1 - v))`` is nearly linear in log s, since both sums go like powers of s at
+its ends. Newton's steps on it stay in a bracket; where one would leave it, or be longer than half the one before, the
+bracket is halved instead, so that they converge for every input. In single precision, narrow beams would hide the root
+behind a plateau. And where the kernels branch, all branches are computed and one is chosen.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """
 Golden files: inputs and outputs of the reference, in full precision.
 
-Every value is computed in BigFloat and rounded once, and the inputs come from a
-generator that uses only integer arithmetic, + - * / and sqrt. The files are
-therefore the same to the last byte on every machine and in every Julia version.
+Every value but those of asymptotic mixing, see there, is computed in BigFloat
+and rounded once, and the inputs come from a generator that uses only integer
+arithmetic, + - * / and sqrt. The files are therefore the same to the last byte
+on every machine and in every Julia version.
 """
 module Golden
 
@@ -13,6 +14,7 @@ using Printf
 using ..Lebedev: Rule, lebedev_rule
 using ..Box3D: box3d, inverse_langevin, langevin
 using ..Power: power
+using ..Asymptotic: asymptotic, crossing_pairs, sphere
 
 const SPECIES = ("nu_e", "nu_mu", "nu_tau", "nubar_e", "nubar_mu", "nubar_tau")
 const COMPONENTS = ("x", "y", "z", "t")
@@ -281,6 +283,58 @@ function write_power(path, order)
     end
 end
 
+"Points in z of the quadrature of the asymptotic scheme: right to about 1e-6 of the total density."
+const ASYMPTOTIC_POINTS = 48
+
+"The sample with mu equal to tau."
+alike(F) = F[:, [1, 2, 2, 4, 5, 5]]
+
+"One flavor has more antineutrinos than the others everywhere: the other two may cross."
+function outlier_sample(random, flavor)
+    F = random_sample(random; f_max=0.7, scale=1.0)
+    F[:, flavor] .= 0
+    F[:, flavor+3] = four_flux(6.0, 0.1, direction(random))
+    return F
+end
+
+"Samples of the asymptotic scheme: (kind, number of them, function of the generator, number of pairs that cross)."
+const ASYMPTOTIC_KINDS = Tuple{String,Int,Function,UnitRange{Int}}[
+    ("alike", 10, r -> alike(random_sample(r; f_max=0.75, scale=1.0)), 2:2),
+    ("alike_merger", 6, merger_sample, 2:2),
+    ("alike_wide", 5, r -> alike(random_sample(r; f_max=0.95, scale=1.0)), 2:2),
+    ("alike_empty", 1, r -> alike(empty_sample(r, [2, 3])), 2:2),
+    ("alike_mirrored", 1, r -> alike(mirrored_sample(r)), 2:2),
+    ("unlike", 10, r -> random_sample(r; f_max=0.75, scale=1.0), 2:3),
+    ("unlike_wide", 5, r -> random_sample(r; f_max=0.95, scale=1.0), 2:3),
+    ("unlike_empty", 1, r -> empty_sample(r, 3), 1:3),
+    ("one_pair", 1, r -> outlier_sample(r, 1), 1:1),
+    ("one_pair", 1, r -> outlier_sample(r, 2), 1:1),
+    ("one_pair", 1, r -> outlier_sample(r, 3), 1:1),
+    ("no_crossing", 1, no_crossing_sample, 0:0),
+    ("no_crossing", 1, symmetric_sample, 0:0),
+]
+
+"""
+The golden file of the asymptotic scheme. It is computed in Float64, where
+machines and versions of Julia may differ in the last digits, so numbers are
+rounded to eight, inputs to seven.
+"""
+function write_asymptotic(path)
+    rule, coarse = sphere(ASYMPTOTIC_POINTS), sphere(16)
+    random = SplitMix64(3000)
+    short(x) = @sprintf("%.8g", x)
+    open(path, "w") do io
+        write_row(io, ["kind"; flat_names("in"); flat_names("out")])
+        for (kind, copies, draw, pairs) in ASYMPTOTIC_KINDS, _ in 1:copies
+            F = round.(draw(random), sigdigits=7)
+            while !(count(crossing_pairs(F, coarse)) in pairs)
+                F = round.(draw(random), sigdigits=7)
+            end
+            write_row(io, [kind; short.(vec(F)); short.(vec(asymptotic(F, rule)))])
+        end
+    end
+end
+
 "Flux factors from 0 to the largest double below 1, ascending."
 function flux_factors()
     random = SplitMix64(7)
@@ -338,6 +392,8 @@ function write_golden(outdir::AbstractString)
         write_mu_fractions(paths[end], 17)
         push!(paths, joinpath(outdir, "power_order17.csv"))
         write_power(paths[end], 17)
+        push!(paths, joinpath(outdir, "asymptotic.csv"))
+        write_asymptotic(paths[end])
         push!(paths, joinpath(outdir, "inverse_langevin.csv"))
         write_inverse_langevin(paths[end])
     end

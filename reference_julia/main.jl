@@ -3,11 +3,13 @@
 include("Lebedev.jl")
 include("Box3D.jl")
 include("Power.jl")
+include("Asymptotic.jl")
 include("Golden.jl")
 
 using .Lebedev: lebedev_rule, lebedev_orders
 using .Box3D: box3d
 using .Power: power
+using .Asymptotic: asymptotic, sphere
 
 const USAGE = """
 usage: julia reference_julia/main.jl COMMAND
@@ -17,10 +19,11 @@ commands:
   box3d --order N [--mu-fraction X]         four-fluxes from stdin to stdout
   power --order N [--c X] [--p X] [--a X] [--axial X] [--p-axial X] [--a-axial X]
                                             the same by the continuous scheme
+  asymptotic [--points N]                   the same by the asymptotic scheme, 2 N^2 nodes
   check                                     verify the Lebedev rules and the closure
   time --order N SAMPLES                    microseconds per sample, one thread
 
-box3d and power read and write little-endian 64-bit floats, 24 a sample: species (nu_e,
+box3d, power and asymptotic read and write little-endian 64-bit floats, 24 a sample: species (nu_e,
 nu_mu, nu_tau, nubar_e, nubar_mu, nubar_tau), then component (x, y, z, t).
 """
 
@@ -137,6 +140,16 @@ function run_power(positional, options)
     return 0
 end
 
+function run_asymptotic(positional, options)
+    points = tryparse(Int, get(options, "--points", string(Golden.ASYMPTOTIC_POINTS)))
+    points !== nothing && 2 <= points <= 1000 || throw(UsageError(
+        "--points $(options["--points"]) is not an integer from 2 to 1000"))
+    rule = sphere(points)
+    F_init = read_samples(stdin)
+    write(stdout, htol.(evaluate(F -> asymptotic(F, rule), F_init)))
+    return 0
+end
+
 function run_check(positional, options)
     rules_ok = Lebedev.check(stdout)
     closure_ok = Golden.check_inverse_langevin(stdout)
@@ -157,6 +170,7 @@ const COMMANDS = Dict{String,Tuple{Function,Int,Vector{String}}}(
     "golden" => (run_golden, 1, []),
     "box3d" => (run_box3d, 0, ["--order", "--mu-fraction"]),
     "power" => (run_power, 0, ["--order"; [power_option(name) for name in keys(POWER_RANGES)]]),
+    "asymptotic" => (run_asymptotic, 0, ["--points"]),
     "check" => (run_check, 0, []),
     "time" => (run_time, 1, ["--order"]),
 )

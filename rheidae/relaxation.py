@@ -22,7 +22,7 @@ def relax(F: ArrayLike, F_mixed: ArrayLike, rate: ArrayLike, dt: float) -> Float
     F, F_mixed : array_like, shape (..., 6, 4)
         Present and mixed four-fluxes, one unit. Any other moments of one linear law will do, in any shape.
     rate : array_like, shape (...)
-        Relaxation rate in 1/s, not negative; such as the growth rate of the instability, 0 where a state is stable.
+        Relaxation rate in 1/s, not negative; such as the growth rate of the instability (`rheidae.linear.growth_rate`).
     dt : float
         Time step in s, not negative.
 

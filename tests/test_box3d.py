@@ -1,6 +1,5 @@
 import itertools
 
-import h5py
 import numba
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 from rheidae import box3d, box3d_flux, fourflux
 from rheidae.exceptions import FourFluxError
 from rheidae.mixing import _box3d_kernels as kernels
-from rheidae.mixing import box3d as mixing
 from rheidae.mixing import reference
 from rheidae.mixing.closure import inverse_langevin
 from rheidae.mixing.quadrature import LEBEDEV_ORDERS, lebedev
@@ -142,7 +140,6 @@ def test_without_a_crossing_nothing_changes(crossing):
     np.testing.assert_array_equal(result.F_box, F)
     assert not result.has_crossing.any()
     assert (result.survival_probability == 1).all()
-    assert (result.growth_rate == 0).all()
 
 
 @BOTH
@@ -436,25 +433,6 @@ def test_diagnostics(crossing):
     np.testing.assert_allclose(P[crossed].min(axis=1), 1 / 3, rtol=1e-12)
     np.testing.assert_allclose(P[crossed].max(axis=1), 1 - 2 / 3 * (small / large)[crossed], rtol=1e-9)
     np.testing.assert_array_equal(P[crossed].argmin(axis=1) == 0, (result.I_plus <= result.I_minus)[crossed])
-
-
-def test_growth_rate_constant():
-    from scipy import constants
-
-    G_F = constants.value("Fermi coupling constant") * 1e-18  # 1/eV^2
-    hbar_c = constants.hbar * constants.c / constants.e * 100  # eV cm
-    expected = np.sqrt(2) * G_F * hbar_c**3 / (constants.hbar / constants.e)
-    assert expected == pytest.approx(mixing.GROWTH_RATE_PER_DENSITY, rel=1e-7)
-
-
-@pytest.mark.parametrize("family", ["random", "nsm_a", "nsm_b", "three_d"])
-def test_growth_rate_estimates_that_of_the_simulations(sample, family):
-    with h5py.File(sample / f"emu_{family}.h5") as file:
-        F = fourflux.from_emu(file["F4_initial(1|ccm)"][()])
-        fastest = file["growthRate(1|s)"][()]
-    ratio = box3d(F).growth_rate / fastest
-    assert 0.75 < np.median(ratio) < 1.0
-    assert np.corrcoef(np.log(ratio * fastest), np.log(fastest))[0, 1] > 0.95
 
 
 def test_unequal_heavy_flavors_conserve_even_where_one_cannot_stay_physical():

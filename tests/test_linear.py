@@ -87,6 +87,14 @@ def test_homogeneous_mode_of_an_axisymmetric_distribution():
     assert discrete_mode(lepton_number(g), rule.nodes, YES).growth_rate[0] >= 0.999 * wanted * SPEED_OF_LIGHT
 
 
+def test_potential():
+    from scipy import constants
+
+    G_F = constants.value("Fermi coupling constant") * 1e-18  # 1/eV^2
+    hbar_c = constants.hbar * constants.c / constants.e * 100  # eV cm
+    np.testing.assert_allclose(POTENTIAL, np.sqrt(2) * G_F * hbar_c**2, rtol=1e-7)
+
+
 def test_without_a_crossing_nothing_grows():
     F = np.zeros((3, 6, 4))
     F[..., 3] = [[4, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 1, 1, 3, 1, 1]]
@@ -120,6 +128,16 @@ def test_sample_against_a_scan(name):
     rates = discrete_mode(D, directions, alike(F)).growth_rate / SPEED_OF_LIGHT
     wanted = [scan(POTENTIAL * (d[0] - 0.5 * (d[1] + d[2])), directions, axes=13, lengths=25) for d in D]
     np.testing.assert_allclose(rates, wanted, rtol=0.03)
+
+
+@pytest.mark.parametrize("name", ["emu_random.h5", "emu_nsm_a.h5", "emu_nsm_b.h5"])
+def test_rates_measured_in_particle_codes(name):
+    """Their cells take some percent of the growth, and now and then an axis is not that of the fastest mode."""
+    with resources.files("rheidae.datasets").joinpath(f"data/{name}").open("rb") as stream, h5py.File(stream) as file:
+        measured = file["growthRate(1|s)"][::3]
+    ratio = measured / growth_rate(sample(name, slice(None, None, 3)))
+    assert 0.9 < np.median(ratio) < 1.0
+    assert ratio.max() < 1.0
 
 
 def test_eigenvalue_at_the_wave_vector_found():
@@ -188,7 +206,20 @@ def test_matched_moments():
 )
 def test_bad_input(change, message):
     with pytest.raises(FourFluxError, match=message):
-        growth_rate(change(random_states(2, 1, alike=False)))
+        fastest_mode(change(random_states(2, 1, alike=False)))
+
+
+@pytest.mark.parametrize("method", ["exact", "fast"])
+def test_grids_with_vacuum_and_cells_that_are_not_physical(method):
+    F = random_states(6, 1).astype(np.float32).reshape(2, 3, 6, 4)
+    F[0, 1], F[1, 2, 0, 3] = 0, np.nan
+    with pytest.raises(FourFluxError, match=r"row 5, nu_e: .* not finite .*\(cell 1, 2\)"):
+        growth_rate(F, method=method)
+    rate = growth_rate(F, method=method, invalid="pass")
+    assert rate[0, 1] == 0
+    assert np.isnan(rate[1, 2])
+    assert rate[0, 0] == growth_rate(F[0, 0], method=method) > 0
+    np.testing.assert_array_equal(rate, growth_rate(F.reshape(2, 3, 24), method=method, invalid="pass"))
 
 
 @pytest.mark.parametrize("name", ["emu_random.h5", "emu_nsm_a.h5", "emu_nsm_b.h5"])

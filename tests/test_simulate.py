@@ -460,6 +460,29 @@ def test_rows_that_are_not_there(tmp_path):
         simulate_archive(check_config(config, SimulateConfig))
 
 
+def test_rows_of_a_file(tmp_path):
+    config, F = config_for(tmp_path)
+    path = config["states"]["path"]
+    for rows in (None, 3, [4, 0], slice(1, 3)):
+        np.testing.assert_allclose(read_states(path, rows), F if rows is None else F[rows], rtol=1e-15)
+    short = {**ONE, "max_steps": 1}  # not begun
+    one = simulate(path, rows=1, **short)
+    np.testing.assert_array_equal(one.F_final, read_states(path, 1))
+    assert one.growth_rate == simulate(F[1], **short).growth_rate
+    assert simulate(path, rows=[1, 2], **short).F_final.shape == (2, 6, 4)
+    for rows, message in (([0, 5], "and no row 5"), (-1, "and no row -1"), ([0.5], "expected numbers of rows")):
+        with pytest.raises(DataError, match=message):
+            simulate(path, rows=rows, **short)
+    with pytest.raises(ConfigError, match="rows choose from a file"):
+        simulate(F, rows=1, **short)
+    with pytest.raises(DataError, match="no such file"):
+        simulate(str(tmp_path / "none.h5"))
+    with h5py.File(path, "a") as file:
+        file["F4_initial(1|ccm)"][1, :3] *= 40
+    with pytest.raises(FourFluxError, match=r"states\.h5 row 0, nu_e: .* exceeds N"):
+        simulate(path, rows=[1], **short)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_and_resumed(tmp_path, number):

@@ -14,9 +14,6 @@ from rheidae.mixing import _box3d_kernels as kernels
 from rheidae.mixing.quadrature import lebedev
 from rheidae.system.threads import share_rows
 
-GROWTH_RATE_PER_DENSITY = 1.9255208312824877e-22
-"""``sqrt(2) G_F / hbar`` in cm^3/s: ``G_F/(hbar c)^3 = 1.1663787e-5/GeV^2`` (CODATA 2022), densities in 1/cm^3."""
-
 ORDERS = {"shared": 23, "sharp": 31}
 """Ways to treat the crossing, and the order of the Lebedev rule that each takes by default."""
 
@@ -34,10 +31,6 @@ class Box3D(NamedTuple):
         Integrals of ``|G|`` over directions with ``G > 0`` and ``G < 0``, in the unit of the input.
     has_crossing : ndarray of bool, shape (n,)
         Whether both integrals are positive, by more than the rounding of G (1e-14 of the total density).
-    growth_rate : ndarray, shape (n,)
-        ``sqrt(2) G_F/hbar sqrt(I_plus I_minus)`` in 1/s, for densities in 1/cm^3: an estimate of the growth rate of
-        the instability, no eigenvalue. It is 0.8 of the rate of the fastest mode on the simulations that ship with the
-        package (median), and between 0.43 and 1.13 of it on supernova-like states.
     """
 
     F_box: fourflux.Float
@@ -45,7 +38,6 @@ class Box3D(NamedTuple):
     I_plus: NDArray[np.float64]
     I_minus: NDArray[np.float64]
     has_crossing: NDArray[np.bool_]
-    growth_rate: NDArray[np.float64]
 
 
 def box3d_flux(
@@ -101,7 +93,8 @@ def box3d_flux(
 
     See Also
     --------
-    box3d : The same with survival probabilities, integrals and growth rate.
+    box3d : The same with survival probabilities and integrals.
+    rheidae.linear.growth_rate : Growth rate of the instability.
 
     Notes
     -----
@@ -146,34 +139,32 @@ def box3d(
     mu_fraction: float | None = None,
     threads: int | None = None,
 ) -> Box3D:
-    """Box3D with its intermediate results: survival probabilities, integrals of G and the growth rate.
+    """Box3D with its intermediate results: survival probabilities and the integrals of G.
 
     Parameters, errors and method are those of `box3d_flux`, for `F_init` of shape ``(n, 6, 4)`` alone.
 
     Returns
     -------
     Box3D
-        Named tuple of ``F_box, survival_probability, I_plus, I_minus, has_crossing, growth_rate``.
+        Named tuple of ``F_box, survival_probability, I_plus, I_minus, has_crossing``.
 
     Examples
     --------
     >>> import numpy as np
     >>> from rheidae import box3d
     >>> F = np.zeros((1, 6, 4))
-    >>> F[0, :, 3] = [1e33, 0.3e33, 0.3e33, 0.9e33, 0.3e33, 0.3e33]
-    >>> F[0, 3, 2] = 0.4e33
+    >>> F[0, :, 3] = [1.0, 0.3, 0.3, 0.9, 0.3, 0.3]
+    >>> F[0, 3, 2] = 0.4
     >>> result = box3d(F)
-    >>> print(result.has_crossing, result.growth_rate.round(-9))  # 1/s
-    [ True] [6.1e+10]
+    >>> print(result.has_crossing, result.survival_probability.round(2))
+    [ True] [[0.51 0.33]]
     """
     F = fourflux.as_four_flux(F_init, "F_init")
     fourflux.require_physical(F, "F_init")
     out, sides = _mixed(F, order, crossing, mu_fraction, threads, sides=True)
     I_plus, I_minus = (np.maximum(side, 0.0) for side in (sides[:, 0], sides[:, 1]))
     has_crossing: NDArray[np.bool_] = np.any(sides[:, 2:] < 1, axis=1)
-    # The square root of each: the product of two 1e300 is infinite.
-    growth_rate = np.where(has_crossing, GROWTH_RATE_PER_DENSITY * np.sqrt(I_plus) * np.sqrt(I_minus), 0.0)
-    return Box3D(out, sides[:, 2:].copy(), I_plus, I_minus, has_crossing, growth_rate)
+    return Box3D(out, sides[:, 2:].copy(), I_plus, I_minus, has_crossing)
 
 
 def box3d_survival(F: fourflux.Float, directions: NDArray[np.float64], **options: Any) -> NDArray[np.float64]:

@@ -16,8 +16,8 @@ import rheidae
 from rheidae import fourflux
 from rheidae.cells import Cells
 from rheidae.exceptions import ConfigError
+from rheidae.linear import growth_rate
 from rheidae.mixing.asymptotic import PAIRS, crossings
-from rheidae.mixing.box3d import box3d
 from rheidae.mixing.physical import keep_physical
 from rheidae.mixing.schemes import SCHEMES, mix
 from rheidae.predict.snapshot import Array, Snapshot, read_layout
@@ -85,7 +85,7 @@ def predict_file(
     block_cells : int
         How many cells are in memory at a time.
     threads : int, optional
-        Of the analytic schemes and of Box3D.
+        Of the analytic schemes.
     report : callable, optional
         Called after each block with the number of cells that are done, and of all.
 
@@ -102,10 +102,10 @@ def predict_file(
     -----
     The file holds, under ``mixed`` and ``change`` (and ``std`` where the model has it), datasets named and shaped as
     those that were read (``F (n, 6, 4)`` of raw and preprocessed files), in the unit that was read; and
-    ``growth_rate`` (1/s, the estimate of `rheidae.box3d`) and ``flag``, the sum of `FLAGS`, of the grid's shape, and
-    ``has_crossing``, which has an axis for the pairs of flavors more (`rheidae.mixing.asymptotic.crossings`). Vacuum
-    stays vacuum; a cell that is not physical is NaN. Standard deviations of summed species are the sums of theirs, as
-    of errors that go together.
+    ``growth_rate`` (1/s, `rheidae.linear.growth_rate` by its fast method) and ``flag``, the sum of `FLAGS`, of the
+    grid's shape, and ``has_crossing``, which has an axis for the pairs of flavors more
+    (`rheidae.mixing.asymptotic.crossings`). Vacuum stays vacuum; a cell that is not physical is NaN. Standard
+    deviations of summed species are the sums of theirs, as of errors that go together.
     """
     predict = open_model(model, threads)
     flags = dict.fromkeys(FLAGS, 0)
@@ -193,7 +193,6 @@ def _create(file: h5py.File, snapshot: Snapshot, model: str | Path, data: str | 
 
 
 def _write(file: h5py.File, snapshot: Snapshot, block: Any, cells: Cells, answer: Answer, threads: int | None) -> None:
-    state = box3d(cells.rows * snapshot.layout.unit, threads=threads)
     change = answer.F - cells.rows
     bad = cells.invalid
     parts = {"mixed": answer.F, "change": change}
@@ -204,7 +203,8 @@ def _write(file: h5py.File, snapshot: Snapshot, block: Any, cells: Cells, answer
     for group, values in parts.items():
         snapshot.write(file, group, block, np.where(bad[:, None, None], np.nan, values))
     grid = tuple(file["flag"][block].shape)
-    file["growth_rate"][block] = np.where(bad, np.nan, state.growth_rate).reshape(grid)
+    rate = snapshot.layout.unit * growth_rate(cells.rows, method="fast")
+    file["growth_rate"][block] = np.where(bad, np.nan, rate).reshape(grid)
     crossed = crossings(np.ascontiguousarray(cells.rows), threads=threads) & ~bad[:, None]
     file["has_crossing"][block] = crossed.reshape(*grid, len(PAIRS))
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 """Raised when the same version of the package begins to compute or write something else."""
 
+Rows = int | Sequence[int] | slice | None
+
 LINE_EVERY = 10.0
 """Seconds between two lines in a log."""
 
@@ -49,13 +51,20 @@ class Written(NamedTuple):
     converged: int
 
 
-def read_states(path: str | Path) -> Array:
+def read_states(path: str | Path, rows: Rows = None) -> Array:
     """Initial four-fluxes ``(n, 6, 4)`` of a raw file or a preprocessed one.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    rows : int, sequence of int or slice, optional
+        Which of them, from 0 on; ``(6, 4)`` of a single number. Default: all.
 
     Raises
     ------
     DataError
-        If the file cannot be read or holds no initial four-fluxes.
+        If the file cannot be read, holds no initial four-fluxes, or lacks one of the rows.
     """
     with open_h5(path) as file:
         if "F_init" in file:
@@ -72,7 +81,16 @@ def read_states(path: str | Path) -> Array:
             f"{path}: dataset {found.name.lstrip('/') if found else ''!r} has shape {F.shape}; expected (n, 6, 4), or "
             "(n, 4, 2, 3) in a raw file"
         )
-    return np.asarray(F, dtype=np.float64)
+    F = np.asarray(F, dtype=np.float64)
+    if rows is None or isinstance(rows, slice):
+        return F if rows is None else F[rows]
+    numbers = np.asarray(rows)
+    if numbers.dtype.kind not in "iu":
+        raise DataError(f"{path}: rows={rows!r}; expected numbers of rows, from 0 on, or a slice")
+    beyond = numbers[(numbers < 0) | (numbers >= len(F))]
+    if beyond.size:
+        raise DataError(f"{path} has {len(F)} rows, and no row {beyond.flat[0]}; mend rows")
+    return np.asarray(F[numbers])
 
 
 def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: str | None = None) -> Written:
@@ -142,13 +160,9 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
 
 
 def _chosen(config: SimulateConfig) -> tuple[list[int], Array]:
-    states = read_states(config.states.path)
-    rows = config.states.rows if config.states.rows is not None else list(range(len(states)))
-    rows = rows[: config.states.max_rows]
-    beyond = [row for row in rows if row >= len(states)]
-    if beyond:
-        raise DataError(f"{config.states.path} has {len(states)} rows, and no row {beyond[0]}; mend states.rows")
-    return rows, states[rows]
+    chosen = slice(None) if config.states.rows is None else config.states.rows
+    states = read_states(config.states.path, chosen)[: config.states.max_rows]
+    return list(range(len(states))) if config.states.rows is None else config.states.rows[: len(states)], states
 
 
 def _mark(state: Array, options: Options) -> str:

@@ -1,7 +1,8 @@
-"""Two tables about the solver: against rows that ship with the package, and convergence in its own parameters.
+"""Tables about the solver: against rows that ship with the package, and convergence in its own parameters.
 
-``python -m rheidae.simulate.comparison`` makes a few shipped asymptotic rows again; with ``--convergence`` one state is
-simulated with other cells, boxes, directions, seeds and time steps.
+``python -m rheidae.simulate.comparison`` makes a few shipped asymptotic rows again, with ``--emu`` three-dimensional
+rows of the particle code Emu at their stop; with ``--convergence`` one state is simulated with other cells, boxes,
+directions, seeds and time steps.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from rheidae.system import commands
 from rheidae.system.h5 import dataset, open_h5
 
 SHIPPED = ("asymptotic_published", "asymptotic_random", "asymptotic_nsm_a", "asymptotic_nsm_b")
+
+EMU: dict[str, Any] = {"perturbation": 1e-6, "order": 9, "saturation_times": 3.0, "window": 1 / 3}
+"""How the three-dimensional rows of Emu were run: `rheidae/datasets/data/README.md`."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as by default": {},
@@ -76,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line of ``python -m rheidae.simulate.comparison``."""
     parser = argparse.ArgumentParser(prog="python -m rheidae.simulate.comparison", description=__doc__)
     parser.add_argument("--rows", type=int, default=2, help="of each shipped file (default: %(default)s)")
+    parser.add_argument("--emu", action="store_true", help="rows of emu_three_d.h5, at their stop")
     parser.add_argument("--convergence", action="store_true", help="the NSM1 point with other parameters")
     arguments = parser.parse_args(argv)
 
@@ -87,13 +92,17 @@ def main(argv: list[str] | None = None) -> int:
                 N = result.F_final[[0, 3], fourflux.T] * 1e-32
                 print(f"| {label} | {N[0]:.3f} | {N[1]:.3f} | {apart:.5f} | {seconds:.0f} |", flush=True)
             return
+        files, options = (("emu_three_d",), EMU) if arguments.emu else (SHIPPED, {})
         print("| row | distance | change | drift | saturation times |\n| --- | --- | --- | --- | --- |")
-        for name in SHIPPED:
+        found = []
+        for name in files:
             place = resources.files("rheidae.datasets") / "data" / f"{name}.h5"
             with resources.as_file(place) as path:
-                for label, result, apart, change in compare(name, path, arguments.rows):
+                for label, result, apart, change in compare(name, path, arguments.rows, **options):
                     run = f"{result.drift:.1e} | {result.saturation_times:.1f}"
                     print(f"| {label} | {apart:.5f} | {change:.4f} | {run} |", flush=True)
+                    found.append(apart)
+        print(f"{len(found)} rows: {np.mean(found):.5f} apart in the mean, {np.median(found):.5f} in the median")
 
     return commands.run(command)
 

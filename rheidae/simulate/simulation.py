@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from rheidae.config import check_config
+from rheidae.exceptions import ConfigError
 from rheidae.linear.distributions import Array, Closure, as_states
 from rheidae.mixing.quadrature import lebedev
 from rheidae.simulate.options import Options
 from rheidae.simulate.solver import Run, Setup, prepare, run
+
+if TYPE_CHECKING:
+    from rheidae.simulate.archive import Rows
 
 
 class Simulation(NamedTuple):
@@ -67,13 +72,18 @@ class Simulation(NamedTuple):
     steps: NDArray[np.int64]
 
 
-def simulate(F_init: ArrayLike, *, closure: str | Closure = "minerbo", **options: Any) -> Simulation:
+def simulate(
+    F_init: ArrayLike | str | Path, *, rows: Rows = None, closure: str | Closure = "minerbo", **options: Any
+) -> Simulation:
     """Simulate the fast flavor instability in a periodic box until it has settled.
 
     Parameters
     ----------
-    F_init : array_like, shape (..., 6, 4)
-        Initial four-fluxes: species (nu_e, nu_mu, nu_tau, nubar_e, nubar_mu, nubar_tau), then (x, y, z, t), 1/cm^3.
+    F_init : array_like, shape (..., 6, 4), or path
+        Initial four-fluxes: species (nu_e, nu_mu, nu_tau, nubar_e, nubar_mu, nubar_tau), then (x, y, z, t), 1/cm^3;
+        or a raw or preprocessed file that holds them.
+    rows : int, sequence of int or slice, optional
+        Which rows of a file, from 0 on. Default: all.
     closure : "minerbo" or callable
         Initial angular distributions: ``closure(F, species, directions)`` returns, for one four-flux ``F (4)`` of
         species 0 to 5, a number >= 0 for each of ``directions (m, 3)``. It is multiplied by ``exp(a + b.n)`` so that
@@ -91,6 +101,8 @@ def simulate(F_init: ArrayLike, *, closure: str | Closure = "minerbo", **options
     FourFluxError
         If `F_init` has another shape, a row is not physical or holds no neutrinos, or the directions are too few for
         a flux factor.
+    DataError
+        If a file cannot be read, holds no initial four-fluxes, or lacks one of the rows.
     ConfigError
         If an option is unknown or outside its range, such as a box too small for the mode.
 
@@ -101,7 +113,14 @@ def simulate(F_init: ArrayLike, *, closure: str | Closure = "minerbo", **options
     with them the instability, are those of a homogeneous background: no collisions, no vacuum term, no gradients.
     """
     chosen = check_config(options, Options, "simulate")
-    states, leading = as_states(F_init)
+    if isinstance(F_init, str | Path):
+        from rheidae.simulate.archive import read_states
+
+        states, leading = as_states(read_states(F_init, rows), str(F_init))
+    elif rows is None:
+        states, leading = as_states(F_init)
+    else:
+        raise ConfigError("simulate: rows choose from a file; index the array instead")
     setups = [prepare(state, chosen, closure) for state in states]
     with threadpool_limits(1, user_api="blas"):
         runs = [run(setup, state, chosen) for setup, state in zip(setups, states, strict=True)]

@@ -1,11 +1,16 @@
-"""Benchmarks print one table at the end: rates, and ratios within this run."""
+"""Benchmarks print one table at the end: rates, and ratios within this run.
 
+``RHEIDAE_BENCH_ROUNDS=1 pytest benchmarks`` runs each once, to see that it runs.
+"""
+
+import os
 import time
 
 import numpy as np
 import pytest
 
 _ROWS = []
+ROUNDS = int(os.environ.get("RHEIDAE_BENCH_ROUNDS", 0))
 
 
 @pytest.fixture
@@ -24,7 +29,7 @@ def rate(benchmark, line):
 
     def measure(group, name, samples, work, rounds=7, note=""):
         benchmark.group = group
-        benchmark.pedantic(work, rounds=rounds, warmup_rounds=1)
+        benchmark.pedantic(work, rounds=ROUNDS or rounds, warmup_rounds=ROUNDS != 1)
         per_second = samples / benchmark.stats["min"]
         line(group, name, per_second, note)
         return per_second
@@ -41,7 +46,7 @@ def in_turns(line):
 
     def measure(group, samples, works, rounds=5):
         seconds = {name: [] for name in works}
-        for turn in range(rounds + 1):
+        for turn in range((ROUNDS or rounds) + 1):
             for name, work in works.items():
                 wall, cpu = time.perf_counter(), time.process_time()
                 work()

@@ -9,6 +9,7 @@ import h5py
 import pytest
 import yaml
 
+from benchmarks.conftest import ROUNDS
 from rheidae import box3d_flux, fourflux
 from rheidae.config import PreprocessConfig
 from tests.states import random_states
@@ -100,7 +101,7 @@ def test_against_plain_h5py(folder, capsys):
     default = PreprocessConfig.model_fields["schemes"].default
     schemes = os.environ.get("RHEIDAE_BENCH_SCHEMES", ",".join(default)).split(",")
     runs, plain = [], []
-    for _ in range(3):
+    for _ in range(ROUNDS or 3):
         runs.append(measured(folder, ROWS, schemes=schemes))
         outputs = [str(path) for path in runs[-1][2]]
         os.sync()

@@ -37,7 +37,7 @@ def by_hand(table):
     """Network, criterion and rows as the loops want them, after the first epochs of the estimator."""
     model = estimator(table)
     dataset = model.get_dataset(*table)
-    return model.module_, model.criterion_, dataset.x, dataset.y
+    return model.module_, model.criterion_, dataset.x, dataset.target
 
 
 def test_all_schemes(in_turns, table):

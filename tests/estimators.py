@@ -20,7 +20,7 @@ def prepared(data, **options):
     nn.init.normal_(net.module_.head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
     net.notify("on_train_begin", X=None, y=None)
     dataset = net.get_dataset(data.data[:64], data.target[:64])
-    return net, (dataset.x, dataset.y)
+    return net, (dataset.x, dataset.target)
 
 
 def inputs(F):

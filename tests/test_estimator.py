@@ -12,7 +12,7 @@ from sklearn.base import clone, is_regressor
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import r2_score
 from sklearn.utils import estimator_html_repr
-from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
+from sklearn.utils.estimator_checks import check_estimator
 from skorch.callbacks import EpochScoring
 from skorch.exceptions import DeviceWarning
 from torch import nn
@@ -41,16 +41,11 @@ def table():
 # --- the contract ----------------------------------------------------------------------------------------
 
 
-@parametrize_with_checks([FluxRegressor(layout="generic")])
-def test_check_estimator(estimator, check):
-    check(estimator)
-
-
 @pytest.mark.filterwarnings("ignore")
-def test_no_check_is_passed_over():
-    results = check_estimator(FluxRegressor(layout="generic", max_epochs=1), on_fail=None)
+def test_check_estimator():
+    results = check_estimator(FluxRegressor(layout="generic", max_epochs=5), on_fail=None)
     assert len(results) > 50
-    assert {result["status"] for result in results} == {"passed"}
+    assert [(result["check_name"], result["exception"]) for result in results if result["status"] != "passed"] == []
 
 
 def test_what_was_not_fitted_has_parameters_alone(small):
@@ -89,7 +84,7 @@ def test_generic_does_not_normalise(table):
     # Rows that are no four-fluxes, and whose scale carries the answer.
     seen = FluxRegressor(**TINY).fit(X, y).get_dataset(X, y)
     np.testing.assert_array_equal(seen.x, X.astype(np.float32))
-    np.testing.assert_array_equal(seen.y, y.astype(np.float32))
+    np.testing.assert_array_equal(seen.target, y.astype(np.float32))
 
 
 def test_generic_validates_and_weighs_terms_without_box3d(table):
@@ -292,8 +287,8 @@ def test_weighted_terms_are_those_of_repeated_rows(small):
     # Superluminal predictions, so that no term is zero.
     pred = (seen.x[:, 24:].reshape(-1, 6, 4) * torch.tensor([9.0, 9.0, 9.0, 1.1])).reshape(-1, 24)
     rows = torch.arange(64).repeat_interleave(times)
-    weighted = criterion.terms(pred, seen.y, times / times.double().mean())
-    repeated = criterion.terms(pred[rows], seen.y[rows])
+    weighted = criterion.terms(pred, seen.target, times / times.double().mean())
+    repeated = criterion.terms(pred[rows], seen.target[rows])
     for name, value in repeated.items():
         assert value > 0
         assert weighted[name] == pytest.approx(float(value), rel=1e-5), name

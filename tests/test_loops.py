@@ -25,8 +25,9 @@ def in_order(monkeypatch):
 
 def twins(data, **options):
     """A net with a head that is not zero, a copy of its network, and rows."""
-    # Without batch norm: a bias before one has no gradient but rounding, which AdamW would make into full steps.
-    options = {**SMALL, "max_epochs": 1, "module__use_batch_norm": False, "batch_size": BATCH, "lr": LR, **options}
+    torch.manual_seed(0)
+    # AdamW would make full steps of gradients that are nothing but rounding.
+    options = {**SMALL, "max_epochs": 1, "optimizer": torch.optim.SGD, "batch_size": BATCH, "lr": LR, **options}
     net, other = FluxRegressor(**options).initialize(), FluxRegressor(**options).initialize()
     torch.nn.init.normal_(net.module_.head.weight, std=1.0, generator=torch.Generator().manual_seed(0))
     other.module_.load_state_dict(net.module_.state_dict())
@@ -40,10 +41,10 @@ def same(ours, theirs):
 
 def test_sliced_loop(data, in_order):
     net, network, rows = twins(data)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LR, fused=True)
-    total = sliced_epoch(network, net.criterion_, optimizer, rows.x, rows.y, BATCH)
+    optimizer = torch.optim.SGD(network.parameters(), lr=LR)
+    total = sliced_epoch(network, net.criterion_, optimizer, rows.x, rows.target, BATCH)
     net.partial_fit(data.data[:96], data.target[:96])
-    assert float(total) / 3 == pytest.approx(net.history[-1, "train_loss"], rel=1e-5)
+    assert float(total) / 3 == pytest.approx(net.history[-1, "train_loss"], rel=1e-4)
     same(net.module_, network)
 
 
@@ -53,12 +54,12 @@ def test_obvious_loop(data, in_order):
     assert tasks == 6
     log_sigma, multipliers = torch.nn.Parameter(torch.zeros(tasks)), torch.zeros(2)
     groups = [{"params": list(network.parameters())}, {"params": [log_sigma], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LR)
-    total = obvious_epoch(network, net.criterion_, log_sigma, multipliers, 1.0, optimizer, rows.x, rows.y, BATCH)
+    optimizer = torch.optim.SGD(groups, lr=LR)
+    total = obvious_epoch(network, net.criterion_, log_sigma, multipliers, 1.0, optimizer, rows.x, rows.target, BATCH)
     net.partial_fit(data.data[:96], data.target[:96])
     assert net.history[-1, "conflicts"] > 0
     assert float(multipliers.max()) > 0
-    assert total / 3 == pytest.approx(net.history[-1, "train_objective"], rel=1e-5)
+    assert total / 3 == pytest.approx(net.history[-1, "train_objective"], rel=1e-4)
     same(net.module_, network)
     torch.testing.assert_close(net.criterion_.weighting.s, log_sigma, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(net.criterion_.constraints.multipliers, multipliers, rtol=1e-4, atol=1e-7)

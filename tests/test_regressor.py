@@ -37,8 +37,8 @@ def test_zero_residual_scores_box3d_in_every_term(small):
     X, y = small
     net = untrained()
     dataset = net.get_dataset(X, y)
-    ours = net.criterion_.terms(net.infer(dataset.x), dataset.y)
-    box = net.criterion_.terms(dataset.x[:, 24:], dataset.y)
+    ours = net.criterion_.terms(net.infer(dataset.x), dataset.target)
+    box = net.criterion_.terms(dataset.x[:, 24:], dataset.target)
     assert ours.keys() == box.keys()
     for name, value in ours.items():
         assert torch.equal(value, box[name]), name
@@ -114,7 +114,7 @@ def test_epoch_means_weigh_batches_by_their_rows(small):
     frozen = {**SMALL, "lr": 0.0, "module__use_batch_norm": False, "max_epochs": 1}
     net = FluxRegressor(**frozen, batch_size=50).fit(X, y)
     dataset = net.get_dataset(X, y)
-    terms = net.criterion_.terms(dataset.x[:, 24:], dataset.y)
+    terms = net.criterion_.terms(dataset.x[:, 24:], dataset.target)
     assert net.history[0, "train_residual_l1"] == pytest.approx(float(terms["residual_l1"]), rel=1e-5)
 
 

@@ -153,7 +153,7 @@ def test_early_stop_keeps_the_best_epoch(processed, tmp_path):
     data = load_dataset(config.data.processed_path)
     rows = train.split_rows(data, config.data)["valid"]
     dataset = run.regressor.get_dataset(data.data[rows], data.target[rows])
-    loss = run.regressor.validation_step((dataset.x, dataset.y))["loss"]
+    loss = run.regressor.validation_step((dataset.x, dataset.target))["loss"]
     assert float(loss) == pytest.approx(min(losses), rel=1e-5)
 
 

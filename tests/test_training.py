@@ -117,9 +117,9 @@ def test_a_step_without_schemes_is_plain_backpropagation(small):
     twin.module_.load_state_dict(net.module_.state_dict())
     dataset = net.get_dataset(X, y)
     for _ in range(3):
-        net.train_step((dataset.x, dataset.y))
+        net.train_step((dataset.x, dataset.target))
         twin.optimizer_.zero_grad()
-        twin.criterion_(twin.infer(dataset.x), dataset.y).backward()
+        twin.criterion_(twin.infer(dataset.x), dataset.target).backward()
         twin.optimizer_.step()
     for ours, theirs in zip(net.module_.parameters(), twin.module_.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
@@ -211,7 +211,7 @@ def test_a_zero_residual_scores_box3ds_loss_in_every_term(small):
         assert row[f"valid_{name}"] * net.criterion_.weights[name] == row["valid_loss"] == row["box3d_valid_loss"]
     rows = FluxRegressor(**SMALL).initialize().get_dataset(X, y)
     net = FluxRegressor(**frozen, train_split=lambda dataset, y: (dataset, dataset)).fit(X, y)
-    for name, value in net.criterion_.terms(rows.x[:, 24:], rows.y).items():
+    for name, value in net.criterion_.terms(rows.x[:, 24:], rows.target).items():
         assert net.history[0, f"valid_{name}"] == pytest.approx(float(value), rel=1e-6, abs=1e-12)
 
 

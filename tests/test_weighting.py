@@ -135,7 +135,7 @@ def test_gradnorm_equalises_gradient_norms(pcgrad):
     weights = net.criterion_.weighting.factors()
     assert float(weights.sum()) == pytest.approx(3, rel=1e-5)
     dataset = net.get_dataset(X, y)
-    terms = net.criterion_.terms(net.infer(dataset.x), dataset.y).values()
+    terms = net.criterion_.terms(net.infer(dataset.x), dataset.target).values()
     norms = [
         float(w * torch.autograd.grad(term, net.module_.value, retain_graph=True)[0].norm().detach())
         for w, term in zip(weights, terms, strict=True)

@@ -6,37 +6,41 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from skorch.dataset import Dataset
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 # Rows that means and deviations are taken from, at most.
 ENOUGH_ROWS = 10_000
 
 
-class TableDataset(Dataset[tuple[Tensor, ...]]):
-    """Rows as the network sees them, float32 tensors.
+class TableDataset(Dataset):
+    """Rows as the network sees them, float32 tensors, and as the user gave them.
 
     Parameters
     ----------
     x : Tensor, shape (n, features)
         Inputs.
-    y : Tensor, shape (n, outputs)
+    target : Tensor, shape (n, outputs)
         Targets.
     weight : Tensor, shape (n,), optional
         How much each row counts.
+    tables : tuple, optional
+        The user's ``X, y``, by which skorch's scoring callbacks score; if not given, `x` and `target`.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
-        self.x = x
-        self.y = y
-        self.weight = weight
+    def __init__(self, x: Tensor, target: Tensor, weight: Tensor | None = None, tables: Any = None) -> None:
+        self.x, self.target, self.weight = x, target, weight
+        tables = tables or (x, target)
+        self.X: Any = tables[0]
+        self.y: Any = tables[1]
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
-        """Return ``x, y`` or ``x, y, weight`` of a row, or of several."""
-        rows = self.x[index], self.y[index]
+        """Return ``x, target`` or ``x, target, weight`` of a row, or of several."""
+        rows = self.x[index], self.target[index]
         return rows if self.weight is None else (*rows, self.weight[index])
 
 
@@ -68,9 +72,7 @@ class BatchSlicer:
         A new order each time it is iterated over, from torch's global generator.
     """
 
-    def __init__(
-        self, dataset: TableDataset | Subset[tuple[Tensor, ...]], batch_size: int, shuffle: bool = False
-    ) -> None:
+    def __init__(self, dataset: TableDataset | Subset[Any], batch_size: int, shuffle: bool = False) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         if isinstance(dataset, Subset):

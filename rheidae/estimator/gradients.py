@@ -27,6 +27,8 @@ def jacobian(outputs: Tensor, cotangents: Tensor, parameters: list[Tensor], toge
     -------
     Tensor, shape (T, P)
     """
+    if not parameters:
+        return outputs.new_zeros(len(cotangents), 0)
     if len(cotangents) == 1 or not together:
         rows = (torch.autograd.grad(outputs, parameters, c, retain_graph=True, allow_unused=True) for c in cotangents)
         return torch.stack([torch.cat([_flat(g, p) for g, p in zip(row, parameters, strict=True)]) for row in rows])
@@ -65,19 +67,21 @@ def conflicts(gramian: Tensor) -> Tensor:
 
 
 def set_gradients(parameters: list[Tensor], flat: Tensor) -> None:
-    """Cut a flat vector into the ``.grad`` of `parameters`."""
+    """Cut a flat vector into the ``.grad`` of `parameters`; it is added to what is there already."""
     start = 0
     for parameter in parameters:
         stop = start + parameter.numel()
-        parameter.grad = flat[start:stop].view_as(parameter)
+        part = flat[start:stop].view_as(parameter)
+        parameter.grad = part if parameter.grad is None else parameter.grad + part
         start = stop
 
 
 def last_shared_parameters(module: Any) -> list[Tensor]:
-    """Parameters of the last layer that all tasks share.
+    """Parameters of the last layer that all tasks share, of those that are trained.
 
     A module says it by a method of this name; otherwise it is the weight of the module's last `torch.nn.Linear`, in the
-    order of registration, since every task reads the same outputs.
+    order of registration, since every task reads the same outputs. Where that is frozen, the last parameter that is not
+    takes its place.
 
     Raises
     ------
@@ -85,10 +89,13 @@ def last_shared_parameters(module: Any) -> list[Tensor]:
         If the module does neither.
     """
     if hasattr(module, "last_shared_parameters"):
-        return list(module.last_shared_parameters())
-    linear = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
-    if not linear:
-        raise ValueError(
-            f"{type(module).__name__} has no torch.nn.Linear: give it a method last_shared_parameters() for GradNorm"
-        )
-    return [linear[-1].weight]
+        shared = list(module.last_shared_parameters())
+    else:
+        linear = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+        if not linear:
+            raise ValueError(
+                f"{type(module).__name__} has no torch.nn.Linear: give it last_shared_parameters() for GradNorm"
+            )
+        shared = [linear[-1].weight]
+    trained = [p for p in shared if p.requires_grad]
+    return trained or [p for p in module.parameters() if p.requires_grad and p.ndim > 1][-1:]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from sklearn.base import BaseEstimator
 from skorch import NeuralNetRegressor
 from skorch.callbacks import Callback, EpochTimer, LRScheduler, PrintLog
+from skorch.dataset import Dataset
 from torch import Tensor
 
 from rheidae.estimator._private import AnyBatchNorm, check_sample_weight
@@ -29,6 +32,7 @@ from rheidae.estimator.losses import as_terms
 from rheidae.estimator.resuming import Resumable
 from rheidae.estimator.step import TrainingStep, run_epoch, validate
 from rheidae.exceptions import FourFluxError
+from rheidae.scoring.metrics import SCORERS, get_scorer
 from rheidae.scoring.splits import GroupSplit
 
 # Of AdamW: the shorter memory of squares suits trainings of a thousand steps.
@@ -36,9 +40,27 @@ BETAS = (0.9, 0.99)
 FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 # Validation rows that are enough to learn the size of errors from.
 CALIBRATION_ROWS = 50
+# Methods of skorch's that would be called in a part of the places where it calls them, and what does the same.
+_CLOSED = {
+    "infer": "write it into the network (module)",
+    "evaluation_step": "write it into the network (module)",
+    "forward_iter": "write it into the network (module)",
+    "get_loss": "give a criterion whose terms(y_pred, y_true) returns every part of it by name",
+}
 _SHAPING_PREFIXES = ("weighting__", "pcgrad__", "constraints__")
 # Without gradients large batches are quicker, and the result is the same.
 _DEFAULTS: dict[str, dict[str, Any]] = {"iterator_train": {"shuffle": True}, "iterator_valid": {"batch_size": 4096}}
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    """Make float32 tensors whatever `torch.set_default_dtype` says: the rows are float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class FluxNet(Resumable):
@@ -62,6 +84,15 @@ class FluxNet(Resumable):
     known_rows_: Any = None
     criterion_: Any
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse what a subclass cannot change."""
+        super().__init_subclass__(**kwargs)
+        for name, remedy in _CLOSED.items():
+            if getattr(cls, name) is not getattr(FluxNet, name):
+                raise TypeError(
+                    f"{cls.__name__} overrides {name}(), which training on several terms does not go by: {remedy}"
+                )
+
     # --- parameters and components -------------------------------------------------------------------------
 
     @property
@@ -81,10 +112,10 @@ class FluxNet(Resumable):
             callbacks.append(("grad_clip", GradientClipping(self.grad_clip)))
         if _is_on(self.load_best):
             callbacks.append(("load_best", BestWeights()))
-        schedule = LRScheduler("LambdaLR", lr_lambda=OneCycle(self.max_epochs))
+        if not (isinstance(self.callbacks, list) and any(map(_is_schedule, self.callbacks))):
+            callbacks.append(("lr_schedule", OneCycle()))
         return [
             *callbacks,
-            ("lr_schedule", schedule),
             ("print_log", PrintLog() if self._prints else PrintLog(sink=_say_nothing)),
         ]
 
@@ -124,7 +155,12 @@ class FluxNet(Resumable):
 
     def _initialize_callbacks(self) -> FluxNet:
         if _is_callbacks(self.callbacks):
-            return super()._initialize_callbacks()
+            super()._initialize_callbacks()
+            for _, callback in self.callbacks_:
+                name = getattr(callback, "scoring_", None)
+                if isinstance(name, str) and name in SCORERS:  # scikit-learn does not know it
+                    callback.scoring_ = get_scorer(name)
+            return self
         # set_params only stores; check_training_readiness refuses.
         self.callbacks_: list[tuple[str, Any]] = list(self._default_callbacks)
         return self
@@ -137,6 +173,9 @@ class FluxNet(Resumable):
                 "compile=True is not possible: training takes several gradients of one graph (one per loss term), "
                 "which compiled networks free after the first; leave compile=False"
             )
+        for name, known in {"use_caching": (False,), "predict_nonlinearity": ("auto",), "dataset": (Dataset,)}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no meaning here; leave it out")
         if not (isinstance(self.weighting, Callback) or self.weighting in (None, "none", *SCHEMES)):
             raise ValueError(
                 f"weighting={self.weighting!r} is neither a callback nor one of none, {', '.join(SCHEMES)}"
@@ -147,6 +186,7 @@ class FluxNet(Resumable):
         if not _is_callbacks(self.callbacks):
             raise ValueError(f"callbacks={self.callbacks!r} is no list of callbacks")
 
+    @_single_precision()
     def initialize_module(self) -> FluxNet:
         """Make the network, and tell it the widths if it asks."""
         layout = self._layout
@@ -167,6 +207,7 @@ class FluxNet(Resumable):
         self.module_ = self.initialized_instance(module, arguments)
         return self
 
+    @_single_precision()
     def initialize_criterion(self) -> FluxNet:
         """Make the criterion, and put what the weighting and the constraints train or remember into it."""
         criterion = self._layout.criterion if self.criterion is None else self.criterion
@@ -212,6 +253,8 @@ class FluxNet(Resumable):
 
     def get_dataset(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Rows as the network sees them; see `TableDataset`."""
+        if isinstance(X, torch.utils.data.TensorDataset):
+            return TableDataset(*X.tensors)
         if isinstance(X, torch.utils.data.Dataset):
             return X
         layout = self._layout
@@ -223,15 +266,16 @@ class FluxNet(Resumable):
             given = as_array(sample_weight) if isinstance(sample_weight, Tensor) else sample_weight
             weight = check_sample_weight(given, table, dtype=np.float64, ensure_non_negative=True)
             weight = torch.from_numpy(weight / weight.mean())
-        y_scaled = torch.zeros(len(x), 0) if scaled is None else torch.from_numpy(scaled)
-        return TableDataset(torch.from_numpy(x), y_scaled, weight)
+        if scaled is None:
+            return TableDataset(torch.from_numpy(x), torch.zeros(len(x), 0), weight)
+        return TableDataset(torch.from_numpy(x), torch.from_numpy(scaled), weight, (table, target))
 
     def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
         """Divide into training and validation rows; refuse what could not be trained on."""
         dataset = self.get_dataset(X, y)
         train, valid = dataset, None
         if self.train_split is not None:
-            targets = (dataset.y,) if isinstance(dataset, TableDataset) else ()
+            targets = (dataset.target,) if isinstance(dataset, TableDataset) else ()
             train, valid = self.train_split(dataset, *targets, **fit_params)
         elif self.val_split:
             seed = self.random_state if isinstance(self.random_state, int) else int(torch.randint(2**31 - 1, ()))
@@ -309,7 +353,16 @@ class FluxNet(Resumable):
         numbers = run_epoch(self, iterator, training, prefix, step_fn, **fit_params)
         for name, value in self._processes.end_epoch(self, training, numbers).items():
             self.history.record(name, value)
+        before = [row[f"{prefix}_loss"] for row in self.history.to_list()[:-1] if f"{prefix}_loss" in row]
+        self.history.record(f"{prefix}_loss_best", numbers[f"{prefix}_loss"] < min(before, default=np.inf))
         self.history.record(f"{prefix}_batch_count", len(iterator))
+
+    def notify(self, method_name: str, **arguments: Any) -> None:
+        """Call the callbacks; of a data set of tables they see X and y, as they do elsewhere in skorch."""
+        X = arguments.get("X")
+        if isinstance(X, TableDataset):
+            arguments |= {"X": X.X, "y": X.y}
+        super().notify(method_name, **arguments)
 
     def _forget_batches(self) -> None:
         self.step_ = None
@@ -319,6 +372,12 @@ def _is_callbacks(value: Any) -> bool:
     if isinstance(value, list):
         return all(isinstance(item, Callback | type | tuple | list) for item in value)
     return value is None or (isinstance(value, str) and value == "disable")
+
+
+def _is_schedule(item: Any) -> bool:
+    """Whether one of the user's callbacks sets the learning rate."""
+    callback = item[1] if isinstance(item, tuple | list) else item
+    return isinstance(callback, LRScheduler | OneCycle) or callback in (LRScheduler, OneCycle)
 
 
 def _is_on(value: Any) -> bool:

@@ -80,8 +80,9 @@ class FluxRegressor(FluxNet):
         always one.
     lr, max_epochs, batch_size : float, int, int
         Of AdamW, which has betas of 0.9 and 0.99 and decays weights, not biases. The learning rate rises to `lr` and
-        falls again over `max_epochs` (the callback ``lr_schedule``, `rheidae.estimator.callbacks.OneCycle`:
-        ``callbacks__lr_schedule=None`` keeps it constant). Some thousand steps are enough: tens of thousands of rows
+        falls again over `max_epochs`, in every call of `fit` and `partial_fit` anew (the callback ``lr_schedule``,
+        `rheidae.estimator.callbacks.OneCycle`: ``callbacks__lr_schedule=None`` keeps it constant, and a scheduler among
+        `callbacks` takes its place). Some thousand steps are enough: tens of thousands of rows
         want fewer epochs.
     grad_clip : float or None
         Largest norm of the gradient of a step.
@@ -89,8 +90,11 @@ class FluxRegressor(FluxNet):
         ``skorch.dataset.ValidSplit`` or ``predefined_split``, in place of `val_split`.
     optimizer, iterator_train, iterator_valid : classes
         Their arguments go by ``optimizer__`` and so on.
-    callbacks, warm_start, verbose, device, compile, dataset, predict_nonlinearity, use_caching, torch_load_kwargs
-        As of `skorch.NeuralNet`; the last but `torch_load_kwargs` have no meaning here.
+    callbacks, warm_start, verbose, device, torch_load_kwargs
+        As of `skorch.NeuralNet`. Its callbacks that score do so by `predict` and `score`, in the unit of X and y and
+        under the weights of the epoch's end; ``scoring`` may be a name of `rheidae.scoring.metrics.get_scorer` too.
+    compile, dataset, predict_nonlinearity, use_caching
+        skorch's; here they have no meaning, and other values are refused.
     **kwargs
         Arguments of the components, such as ``module__hidden_dim``.
 
@@ -104,7 +108,8 @@ class FluxRegressor(FluxNet):
         Names of the columns of X, where it came as a data frame.
     history : skorch.history.History
         Per epoch, plain numbers: ``train_loss`` and ``valid_loss`` with the criterion's fixed weights, comparable from
-        epoch to epoch and with ``box3d_valid_loss``, Box3D's own on the validation rows; each unweighted term, such as
+        epoch to epoch and with ``box3d_valid_loss``, Box3D's own on the validation rows; whether they are the smallest
+        so far, ``train_loss_best`` and ``valid_loss_best``; each unweighted term, such as
         ``train_density``; ``train_objective``, what was minimised; ``skill`` on the validation rows (see
         `rheidae.scoring.metrics`); ``lr``; ``weight_density`` and so on with a weighting scheme, at the epoch's end;
         ``conflicts`` (pairs of tasks in a batch) with PCGrad; ``violation_*`` and ``multiplier_*`` with constraints.
@@ -113,7 +118,10 @@ class FluxRegressor(FluxNet):
     -----
     A network is any module from ``(n, 48)`` to ``(n, 24)``; if its constructor takes ``n_features`` and ``n_outputs``,
     it is told them. A criterion is any module with ``terms(y_pred, y_true)``, which names scalar tensors, and a dict
-    ``weights`` of fixed weights by the same names.
+    ``weights`` of fixed weights by the same names. Both are where a method of skorch's would be overridden: subclasses
+    that override ``infer``, ``evaluation_step``, ``forward_iter`` or ``get_loss`` are refused.
+
+    ``history[-1, "batches"]`` holds the batches of the last epoch, with ``train_loss`` and ``train_batch_size``.
 
     Examples
     --------
@@ -161,7 +169,7 @@ class FluxRegressor(FluxNet):
         compile: bool = False,
         dataset: Any = Dataset,
         predict_nonlinearity: Any = "auto",
-        use_caching: Any = "auto",
+        use_caching: bool = False,
         torch_load_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -284,16 +292,14 @@ class FluxRegressor(FluxNet):
         self, X: Any, y: Any, sample_weight: Any, fresh: bool, state: Any = None, **fit_params: Any
     ) -> FluxRegressor:
         """Train on rows that are looked at first, with new components if `fresh`."""
-        with taking_turns(), limited(self.threads):
+        with taking_turns(), limited(self.threads), torch.inference_mode(False):
             return self._learn_here(X, y, sample_weight, fresh, state, **fit_params)
 
     def _learn_here(
         self, X: Any, y: Any, sample_weight: Any, fresh: bool, state: Any, **fit_params: Any
     ) -> FluxRegressor:
-        dataset, tables = X, None
-        if not isinstance(X, torch.utils.data.Dataset):
-            tables = self._seen(X, y, fresh)
-            dataset = self.get_dataset(*tables, sample_weight)
+        tables = None if isinstance(X, torch.utils.data.Dataset) else self._seen(X, y, fresh)
+        dataset = self.get_dataset(X) if tables is None else self.get_dataset(*tables, sample_weight)
         with self._random(fresh):
             if fresh:
                 self.initialize()

@@ -24,6 +24,7 @@ class Resumable(OwnRandomness, NeuralNetRegressor):
     last_checkpoint_: str | None = None
     box3d_valid_: dict[str, float] | None = None
     rng_to_restore_: dict[str, Tensor] | None = None
+    planned_epochs_: int = 1
 
     def _forget_batches(self) -> None:
         """Let go of what is of use during a training alone."""
@@ -36,17 +37,17 @@ class Resumable(OwnRandomness, NeuralNetRegressor):
         self.rng_to_restore_ = None
 
     def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
-        """Open the epoch in the history; after a resume, continue with the random numbers of then."""
+        """Open the epoch in the history; after a resume, continue with the random numbers of then.
+
+        Batches are kept of the present epoch alone, where skorch keeps all.
+        """
+        if self.history:
+            self.history.record("batches", [])
         super().on_epoch_begin(net, **kwargs)
         self.in_epoch_ = True
         if self.rng_to_restore_ is not None:
             set_rng(self.rng_to_restore_, self._device)
             self.rng_to_restore_ = None
-
-    def on_batch_begin(self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
-        """Keep one entry for batches, the last, where skorch keeps all."""
-        if not self.history[-1]["batches"]:
-            self.history.new_batch()
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         """Close it."""
@@ -56,6 +57,7 @@ class Resumable(OwnRandomness, NeuralNetRegressor):
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any) -> Any:
         """Train for `epochs`, or for what is left of them in a resumed run."""
         self.in_epoch_ = False
+        self.planned_epochs_ = epochs or self.max_epochs
         try:
             if self.state_ is not None:
                 epochs = self._restore(self.state_)

@@ -1,14 +1,14 @@
 """One batch, and one pass over all of them: terms, weights, gradients, and the numbers for the history.
 
-Nothing is read out of a tensor batch by batch: that would stop an accelerator.
+Nothing is read out of an accelerator's tensors batch by batch: that would stop it.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from rheidae.estimator.gradients import conflicts, has_no_batching_rule, jacobia
 from rheidae.estimator.losses import values_and_gradients
 from rheidae.exceptions import RunError
 
-# A non-finite loss is noticed after at most this many batches.
+# Batches after which an accelerator's numbers are read; on a CPU they are read at once.
 LOOK_EVERY = 64
 
 
@@ -36,7 +36,6 @@ class TrainingStep:
         self.net = net
         self.processes = net._processes
         self.combiner = net._only(GradientCombiner)
-        self.parameters = [p for p in net.module_.parameters() if p.requires_grad]
         # Whether torch carries all tasks back in one pass; not where processes meet within it, one task at a time.
         self.together = not self.processes.meet_in(net.module_)
 
@@ -46,6 +45,8 @@ class TrainingStep:
         The record holds ``objective``, the terms, violations and conflicts (see `train_names`), as one tensor.
         """
         net, criterion = self.net, self.net.criterion_
+        # Now, since callbacks freeze parameters and unfreeze them.
+        parameters = [p for p in net.module_.parameters() if p.requires_grad]
         weighting, constraints = criterion.weighting, criterion.constraints
         x, y, weight = unpack(batch)
         own = self.processes.own(len(x))
@@ -76,13 +77,13 @@ class TrainingStep:
             objective = objective + constraints.penalty(violations)
             record.append(violations)
         if self.combiner is None:
-            direction = self._pull(own, y_own, by_pred.sum(dim=0, keepdim=True), self.parameters)[0]
+            direction = self._pull(own, y_own, by_pred.sum(dim=0, keepdim=True), parameters)[0]
         else:
-            table = self._pull(own, y_own, by_pred, self.parameters)
+            table = self._pull(own, y_own, by_pred, parameters)
             gramian = table @ table.T
             direction = self.combiner.combine(table, gramian)
             record.append(conflicts(gramian)[None])
-        set_gradients(self.parameters, direction)
+        set_gradients(parameters, direction)
         if weighting is not None:
             weighting.backward(losses, norms)
         if constraints is not None:
@@ -157,16 +158,18 @@ def run_epoch(
     RunError
         If a loss is not finite.
     """
-    weights = net.criterion_.weights
+    weights, history = net.criterion_.weights, net.history
     names = train_names(net) if training else [*(f"{prefix}_{name}" for name in weights), "error"]
-    means = EpochMeans(names, len(net.history))
+    means = EpochMeans(names, {f"{prefix}_{name}": weight for name, weight in weights.items()}, len(history))
     for batch in iterator:
-        net.notify("on_batch_begin", batch=batch, training=training)
+        seen, rows = batch[:2], len(batch[0])  # skorch's callbacks know no third part, the weights of rows
+        net.notify("on_batch_begin", batch=seen, training=training)
         step = step_fn(batch, **fit_params)
-        means.add(len(batch[0]), step.pop("record"), net.last_checkpoint_)
-        net.notify("on_batch_end", batch=batch, training=training, **step)
+        history.record_batch(f"{prefix}_batch_size", rows)
+        means.add(rows, step.pop("record"), net.last_checkpoint_, history[-1]["batches"][-1], f"{prefix}_loss")
+        net.notify("on_batch_end", batch=seen, training=training, **step)
     numbers = means.finish(net.last_checkpoint_)
-    numbers[f"{prefix}_loss"] = sum(weight * numbers[f"{prefix}_{name}"] for name, weight in weights.items())
+    numbers[f"{prefix}_loss"] = means.loss(list(numbers.values()))
     if training:
         return numbers | _trained_numbers(net)
     error = numbers.pop("error")
@@ -190,7 +193,7 @@ def _reference_numbers(net: Any, iterator: Any, error: float) -> dict[str, float
     """Box3D's loss on the validation rows, computed once a training, and the skill over it."""
     if net.box3d_valid_ is None:
         weights = net.criterion_.weights
-        means = EpochMeans([*weights, "error"], 0)
+        means = EpochMeans([*weights, "error"], weights, 0)
         for batch in iterator:
             x, y, weight = unpack(batch)
             reference = net._layout.reference(x)
@@ -198,63 +201,70 @@ def _reference_numbers(net: Any, iterator: Any, error: float) -> dict[str, float
                 return {}
             means.add(len(x), compare(net, reference.to(net._device), y, weight), None)
         numbers = means.finish(None)
-        loss = sum(weight * numbers[name] for name, weight in weights.items())
-        net.box3d_valid_ = {"loss": loss, "error": numbers["error"]}
+        net.box3d_valid_ = {"loss": means.loss(list(numbers.values())), "error": numbers["error"]}
     box3d = net.box3d_valid_
     skill = {"skill": 1 - error / box3d["error"]} if box3d["error"] > 0 else {}
     return {"box3d_valid_loss": box3d["loss"], **skill}
 
 
 class EpochMeans:
-    """Means of a record over the rows of an epoch, looked at every `LOOK_EVERY` batches.
+    """Means of a record over the rows of an epoch.
 
     Parameters
     ----------
     names : list of str
         What the numbers of a record are.
+    weights : dict of str to float
+        Weights of those that make up the loss.
     epoch : int
         For the message if one is not finite.
     """
 
-    def __init__(self, names: list[str], epoch: int) -> None:
+    def __init__(self, names: list[str], weights: dict[str, float], epoch: int) -> None:
         self.names = names
+        self.weights = [(names.index(name), weight) for name, weight in weights.items()]
         self.epoch = epoch
-        self.waiting: list[tuple[int, Tensor]] = []
-        self.sums = np.zeros(len(names))
+        self.waiting: list[tuple[int, Tensor, dict[str, Any]]] = []
+        self.sums = [0.0] * len(names)
         self.rows = 0
         self.batches = 0
 
-    def add(self, rows: int, record: Tensor, checkpoint: str | None) -> None:
-        """Take the record ``(len(names),)`` of a batch.
+    def add(
+        self, rows: int, record: Tensor, checkpoint: str | None, entry: dict[str, Any] | None = None, name: str = "loss"
+    ) -> None:
+        """Take the record ``(len(names),)`` of a batch; its loss goes to ``entry[name]``, once it is read.
 
         Raises
         ------
         RunError
             If a number is not finite, here or in `finish`; `checkpoint` is named then.
         """
-        self.waiting.append((rows, record))
-        if len(self.waiting) == LOOK_EVERY:
-            self._look(checkpoint)
+        self.waiting.append((rows, record, {} if entry is None else entry))
+        if record.device.type == "cpu" or len(self.waiting) == LOOK_EVERY:
+            self._look(checkpoint, name)
 
     def finish(self, checkpoint: str | None) -> dict[str, float]:
         """Return the means by name."""
         self._look(checkpoint)
-        return dict(zip(self.names, (self.sums / self.rows).tolist(), strict=True))
+        return {name: total / self.rows for name, total in zip(self.names, self.sums, strict=True)}
 
-    def _look(self, checkpoint: str | None) -> None:
+    def loss(self, numbers: list[float]) -> float:
+        """Return the weighted sum of a record's terms."""
+        return sum(weight * numbers[place] for place, weight in self.weights)
+
+    def _look(self, checkpoint: str | None, name: str = "loss") -> None:
         if not self.waiting:
             return
-        rows = np.array([rows for rows, _ in self.waiting], dtype=np.float64)
-        records = torch.stack([record for _, record in self.waiting]).cpu().numpy().astype(np.float64)
-        finite = np.isfinite(records).all(axis=1)
-        if not finite.all():
-            first = int(np.argmin(finite))
-            numbers = ", ".join(f"{name}={value:g}" for name, value in zip(self.names, records[first], strict=True))
-            raise RunError(
-                f"epoch {self.epoch}, batch {self.batches + first + 1}: the loss is not finite ({numbers}); "
-                f"last good checkpoint: {checkpoint or 'none'}. A smaller learning rate or grad_clip may help"
-            )
-        self.sums += rows @ records
-        self.rows += int(rows.sum())
-        self.batches += len(rows)
+        records = torch.stack([record for _, record, _ in self.waiting]).tolist()
+        for (rows, _, entry), numbers in zip(self.waiting, records, strict=True):
+            self.batches += 1
+            if not all(map(math.isfinite, numbers)):
+                text = ", ".join(f"{name}={value:g}" for name, value in zip(self.names, numbers, strict=True))
+                raise RunError(
+                    f"epoch {self.epoch}, batch {self.batches}: the loss is not finite ({text}); last good checkpoint: "
+                    f"{checkpoint or 'none'}. A smaller learning rate or grad_clip may help"
+                )
+            self.sums = [total + rows * value for total, value in zip(self.sums, numbers, strict=True)]
+            self.rows += rows
+            entry[name] = self.loss(numbers)
         self.waiting.clear()

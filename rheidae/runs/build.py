@@ -34,7 +34,7 @@ def build_regressor(config: Config, parms: TrainParms) -> FluxRegressor:
         monitor = "valid_loss" if has_validation else "train_loss"
         callbacks.append(("lr_plateau", LRScheduler("ReduceLROnPlateau", monitor=monitor, **schedule)))
     elif parms.lr_scheduler.type == "one_cycle":
-        callbacks.append(("lr_one_cycle", LRScheduler("LambdaLR", lr_lambda=OneCycle(config.training.epochs))))
+        callbacks.append(("lr_one_cycle", OneCycle(config.training.epochs)))
     elif parms.lr_scheduler.type == "cosine":
         callbacks.append(("lr_cosine", LRScheduler("CosineAnnealingLR", T_max=config.training.epochs)))
     if parms.early_stop.enabled:

@@ -296,5 +296,5 @@ def smoke(config: Config, parms: TrainParms) -> float:
     rows = split_rows(data, config.data)["train"][: config.data.batch_size]
     regressor = build_regressor(config, parms).initialize()
     batch = regressor.get_dataset(data.data[rows], data.target[rows])
-    loss = regressor.train_step((batch.x, batch.y))["loss"].detach()
+    loss = regressor.train_step((batch.x, batch.target))["loss"].detach()
     return float(loss)

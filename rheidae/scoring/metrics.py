@@ -283,6 +283,10 @@ class FluxScorer:
         """Return what was said by `set_score_request`; scikit-learn asks."""
         return self._request
 
+    @property
+    def __name__(self) -> str:
+        return "_".join([self.metric, *self.which.values()])
+
     def __repr__(self) -> str:
         return f"FluxScorer({', '.join([repr(self.metric), *(f'{k}={v!r}' for k, v in self.which.items())])})"
 

@@ -78,7 +78,7 @@ def pcgrad_coefficients(gramian: Tensor, orders: Tensor | None = None) -> Tensor
     """
     tasks = len(gramian)
     if orders is None:
-        orders = torch.rand(tasks, tasks).argsort(dim=1)
+        orders = torch.rand(tasks, tasks, dtype=torch.float32).argsort(dim=1)
     if gramian.device.type == "cpu":
         return _coefficients_by_numbers(gramian, orders)
     return _coefficients_by_tensors(gramian, orders.to(gramian.device))

@@ -483,28 +483,34 @@ def test_rows_of_a_file(tmp_path):
         simulate(path, rows=[1], **short)
 
 
+def command_for(config, path):
+    path.write_text(yaml.safe_dump(config))
+    return [sys.executable, "-m", "rheidae.simulate", "--config", str(path)]
+
+
+def by_command(config, path):
+    """Text that a process of its own prints, with the kernels of the cache, whatever this one has compiled."""
+    return subprocess.run(command_for(config, path), capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_and_resumed(tmp_path, number):
     """A command that is ended after its first state goes on from there, to the file of an undisturbed one."""
     config, _ = config_for(tmp_path)
     path = tmp_path / "simulate.yaml"
-    path.write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "rheidae.simulate", "--config", str(path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    parts, until = tmp_path / "out" / "made.h5.parts", time.monotonic() + 120
-    while not list(parts.glob("*.h5")) and time.monotonic() < until and process.poll() is None:
+    process = subprocess.Popen(command_for(config, path), stderr=subprocess.PIPE, text=True)
+    parts = tmp_path / "out" / "made.h5.parts"
+    while not list(parts.glob("*.h5")) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(number)
     process.communicate()
     assert process.returncode in (128 + number, -number, 0)
     done = len(list(parts.glob("*.h5"))) if parts.is_dir() else 5
     assert done >= 1
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert f"5 rows, {5 - done} simulated now" in out
+    assert f"5 rows, {5 - done} simulated now" in by_command(config, path)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["made.h5"]
-    whole = {**config, "output_root": str(tmp_path / "whole")}
-    simulate_archive(check_config(whole, SimulateConfig))
+    by_command({**config, "output_root": str(tmp_path / "whole")}, path)
     with h5py.File(tmp_path / "out" / "made.h5") as a, h5py.File(tmp_path / "whole" / "made.h5") as b:
         for name in ("F4_final(1|ccm)", "F4_final_stddev(1|ccm)", "drift"):
             np.testing.assert_array_equal(a[name][()], b[name][()])
@@ -513,11 +519,13 @@ def test_killed_and_resumed(tmp_path, number):
 @pytest.mark.slow
 def test_several_processes_and_a_cluster_give_the_same(tmp_path):
     config, _ = config_for(tmp_path)
-    finals = []
-    for name, processes, scheduler in (("one", 1, None), ("two", 2, None), ("dask", 1, "local:1")):
+    by_command({**config, "output_root": str(tmp_path / "one")}, tmp_path / "simulate.yaml")
+    for name, processes, scheduler in (("two", 2, None), ("dask", 1, "local:1")):
         chosen = {**config, "output_root": str(tmp_path / name), "processes": processes}
-        written = simulate_archive(check_config(chosen, SimulateConfig), scheduler=scheduler)
-        with h5py.File(written.path) as file:
+        simulate_archive(check_config(chosen, SimulateConfig), scheduler=scheduler)
+    finals = []
+    for name in ("one", "two", "dask"):
+        with h5py.File(tmp_path / name / "made.h5") as file:
             finals.append(file["F4_final(1|ccm)"][()])
     np.testing.assert_array_equal(finals[0], finals[1])
     np.testing.assert_array_equal(finals[0], finals[2])

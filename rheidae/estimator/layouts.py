@@ -21,6 +21,7 @@ from rheidae.exceptions import FourFluxError
 from rheidae.fourflux import INPUT, TARGET
 from rheidae.mixing.box3d import box3d_flux
 from rheidae.mixing.physical import keep_physical
+from rheidae.mixing.schemes import mix
 
 Table = NDArray[Any]
 
@@ -112,11 +113,11 @@ class Layout:
         """Raise where this layout has no standard deviations."""
         raise ValueError(f"layout={self.name!r} has no standard deviations; layout='four_flux' has")
 
-    def error_scale(self, X: Table, y: Table, answer: Table) -> ErrorScale | None:
+    def error_scale(self, X: Table, y: Table, answer: Table, module: nn.Module) -> ErrorScale | None:
         """Learn how far off answers are, if that can be told."""
         return None
 
-    def std(self, scale: ErrorScale, X: Table, answer: Table) -> Table:
+    def std(self, scale: ErrorScale, X: Table, answer: Table, module: nn.Module) -> Table:
         """Return the standard deviation of each number of the answer."""
         raise NotImplementedError
 
@@ -255,20 +256,25 @@ class FourFlux(Layout):
     def require_std(self) -> None:
         """Nothing to raise: there are some."""
 
-    def error_scale(self, X: Table, y: Table, answer: Table) -> ErrorScale | None:
-        """Learn from the errors of `answer`, with Box3D's as the worst that is known."""
-        init, box, true, predicted = (self._states(X, table) for table in (*self._inputs(X), y, answer))
-        return ErrorScale.fit(init, predicted, true, box)
+    def error_scale(self, X: Table, y: Table, answer: Table, module: nn.Module) -> ErrorScale | None:
+        """Learn from the errors of `answer`, and of what the network falls back to: Box3D, if it does not say."""
+        init, true, predicted = (self._states(X, table) for table in (X[:, INPUT["F_init"]], y, answer))
+        return ErrorScale.fit(init, predicted, true, self._far(X, init, predicted, module))
 
-    def std(self, scale: ErrorScale, X: Table, answer: Table) -> Table:
+    def std(self, scale: ErrorScale, X: Table, answer: Table, module: nn.Module) -> Table:
         """Return the standard deviation of each number of the answer, in its unit."""
-        init, _ = self._inputs(X)
-        std = scale.std(self._states(X, init), self._states(X, answer))
+        init, predicted = (self._states(X, table) for table in (X[:, INPUT["F_init"]], answer))
+        std = scale.std(init, predicted, self._far(X, init, predicted, module))
         return (fourflux.flatten(std) * _total(X)).astype(answer.dtype, copy=False)
 
-    @staticmethod
-    def _inputs(X: Table) -> tuple[Table, Table]:
-        return X[:, INPUT["F_init"]], X[:, INPUT["F_box"]]
+    def _far(self, X: Table, init: Table, predicted: Table, module: nn.Module) -> Table:
+        """The answer that counts far from the rows trained on: the network's choice, else Box3D's."""
+        scheme = getattr(module, "falls_back_to", None)
+        if scheme is None:
+            far = self._states(X, X[:, INPUT["F_box"]])
+        else:
+            far = mix(init, scheme, order=ErrorScale.ORDER, threads=1, invalid="pass")
+        return np.where(np.isfinite(far), far, predicted)
 
     @staticmethod
     def _states(X: Table, table: Table) -> Table:

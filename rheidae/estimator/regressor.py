@@ -403,7 +403,7 @@ class FluxRegressor(FluxNet):
         if self.error_scale_ is None:
             raise NotFittedError("no standard deviations yet; call calibrate(X, y) with rows whose answer is known")
         answer = self._answer(table)
-        std = layout.std(self.error_scale_, table, answer)
+        std = layout.std(self.error_scale_, table, answer, self.module_)
         return back(answer).reshape(shape), back(std).reshape(shape)
 
     def _answer(self, table: Any) -> Any:
@@ -484,5 +484,5 @@ class FluxRegressor(FluxNet):
     def _calibrate(self, X: Any, y: Any) -> FluxRegressor:
         if len(X) < 2:
             raise FourFluxError(f"X has {len(X)} rows; two or more are needed to calibrate")
-        self.error_scale_ = self._layout.error_scale(X, y, self._answer(X))
+        self.error_scale_ = self._layout.error_scale(X, y, self._answer(X), self.module_)
         return self

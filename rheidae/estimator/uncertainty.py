@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from rheidae import fourflux
-from rheidae.mixing.survival import invariants
+from rheidae.mixing.schemes import mix
+from rheidae.mixing.variation import VARIATIONS, variations
 from rheidae.scoring.metrics import COVERAGE, DEVIATIONS
 
-# Rows that the scale is learned from, at most; it has a dozen coefficients.
-_ROWS = 50_000
-_ORDER = 17
-_CUT = 3.0
-# Of the regression on the invariants: their part is a correction, and families that were not seen want it small.
-_RIDGE = 100.0
-_TINY = 1e-12
+# Rows that the scale is learned from, at most; it has two dozen coefficients.
+_ROWS = 20_000
+_STEPS = 200
+# Part of the rows seen that are near each other, and differences of densities over the total that are none.
+_NEAR, _BLUR = 0.95, 0.02
+# Part of what unlike mu and tau change that is in doubt, where all rows seen have them alike.
+_UNLIKE, _LAST = 0.12, len(VARIATIONS)
+_TINY = 1e-20
+_HEAVY = (fourflux.NU_MU, fourflux.NU_TAU, fourflux.NUBAR_MU, fourflux.NUBAR_TAU)
+_CLASSES = ((fourflux.NU_E, fourflux.NUBAR_E), _HEAVY)
+# Densities count once, fluxes by their three components.
+_COMPONENTS = np.array([3.0, 1.0])
 Array = NDArray[np.float64]
 
 
 class ErrorScale:
     """Standard deviation of a prediction from what is known before the answer.
 
-    Two descriptions of a row's rms error: its logarithm is a ridge regression on the invariants of the state
-    (`rheidae.mixing.survival.invariants`) and the logarithm of the size of the predicted change; or it goes like the
-    square root of that size. Each has its own profile over the components, mu and tau alike, and a factor per species
-    that makes `COVERAGE` of the errors seen lie within `DEVIATIONS` standard deviations. The mean of the two variances
-    counts: the first is sharp near the rows seen, the second holds elsewhere. Beyond three standard deviations of the
-    invariants seen, the scale passes over into the rms error of Box3D, the worst that is known.
+    What simulations leave open is how steep the survival probability is and how far it falls on the smaller side. What
+    either would change, `rheidae.mixing.variation.variations`, is known for every state, whatever its family. The
+    variance of an error is a sum of the squares of both and a constant, with coefficients of the greatest likelihood on
+    the rows seen, for electron and heavy flavors apart. One such sum is for the model, one for the scheme that it falls
+    back to, whose errors are no smaller on the rows seen than elsewhere. Where mu and tau are unlike, a part of what
+    that changes is in doubt, too: an eighth, unless rows seen tell.
+
+    Either counts with a probability, and the variance is that of the mixture about the prediction, so that it holds the
+    difference between both answers, too. Far from the rows seen, by densities, fluxes and differences of fluxes
+    (Mahalanobis distance), the scheme alone counts. Near them it has half of the probability at which it would do
+    alone. A factor makes `COVERAGE` of the errors seen lie within `DEVIATIONS` standard deviations, and half a standard
+    error of that number more, since new errors are a little larger.
 
     Attributes
     ----------
@@ -37,20 +47,22 @@ class ErrorScale:
         Everything that was learned, by name.
     """
 
+    ORDER = 17  # of the Lebedev rules
+
     def __init__(self, arrays: dict[str, Array]) -> None:
         self.arrays = arrays
 
     @classmethod
     def fit(
-        cls, F_init: fourflux.Float, F_pred: fourflux.Float, F_true: fourflux.Float, F_box: fourflux.Float
+        cls, F_init: fourflux.Float, F_pred: fourflux.Float, F_true: fourflux.Float, F_far: fourflux.Float
     ) -> ErrorScale:
         """Learn from rows whose answer is known.
 
         Parameters
         ----------
-        F_init, F_pred, F_true, F_box : ndarray, shape (n, 6, 4)
-            Initial four-fluxes, and final ones: predicted, simulated (mu and tau as they are) and Box3D's, in units of
-            the row's total density.
+        F_init, F_pred, F_true, F_far : ndarray, shape (n, 6, 4)
+            Initial four-fluxes, and final ones: predicted, simulated (mu and tau as they are) and of the scheme, in
+            units of the row's total density.
 
         Returns
         -------
@@ -58,41 +70,38 @@ class ErrorScale:
         """
         if len(F_init) > _ROWS:
             chosen = np.sort(np.random.default_rng(0).choice(len(F_init), _ROWS, replace=False))
-            F_init, F_pred, F_true, F_box = (F[chosen] for F in (F_init, F_pred, F_true, F_box))
-        numbers = invariants(np.ascontiguousarray(F_init), order=_ORDER)
-        size = _log_size(F_pred - F_init)
-        arrays = {
-            "mean": numbers.mean(axis=0), "deviation": numbers.std(axis=0) + 1e-6, "size": size.mean(keepdims=True),
-            "far": _profile(F_true - F_box),
-        }  # fmt: skip
-        error = F_true - F_pred
-        design, _ = _design(arrays, numbers, size)
-        target = np.log(np.sqrt(np.square(error).mean(axis=(1, 2))) + _TINY)
-        penalty = _RIDGE * np.eye(design.shape[1])
-        penalty[0, 0] = 0.0
-        arrays["weights"] = np.linalg.solve(design.T @ design + penalty, design.T @ target)
-        root = 0.5 * (size - arrays["size"])
-        arrays["level"] = (target - root).mean(keepdims=True)
-        for name, log_scale in (("by_state", design @ arrays["weights"]), ("by_size", arrays["level"] + root)):
-            relative = error / np.exp(log_scale)[:, None, None]
-            profile = _profile(relative)
-            profile = np.maximum(profile, 1e-3 * profile.max() + _TINY)
-            factor = np.quantile(np.abs(relative) / profile, COVERAGE, axis=(0, 2)) / DEVIATIONS
-            arrays[name] = profile * _heavy_alike(factor)[:, None]
-        return cls(arrays)
+            F_init, F_pred, F_true, F_far = (F[chosen] for F in (F_init, F_pred, F_true, F_far))
+        arrays = _nearness(_description(F_init))
+        mixed = (F_pred != F_init).any(axis=(1, 2))
+        mixed |= not mixed.any()
+        F_init, F_pred, F_true, F_far = (F[mixed] for F in (F_init, F_pred, F_true, F_far))
+        terms = _terms(F_init)
+        arrays["near"], arrays["far"] = (_variance_of(F_true - F, terms) for F in (F_pred, F_far))
+        # One factor to the mixture, so that it covers what it promises; half of that is the scheme's.
+        _, learned, other = cls({**arrays, "odd": np.zeros(1)})._parts(F_init, F_pred, F_far, terms)
+        level = min(COVERAGE + 0.5 * np.sqrt(COVERAGE * (1 - COVERAGE) / len(F_init)), 1.0)
+        square = np.square((F_true - F_pred) / DEVIATIONS)
+        odd = min(0.5 * np.quantile(square / _by_component(other), level), 0.5)
+        wanted = (square - odd * _by_component(other)) / ((1 - odd) * _by_component(learned))
+        for species in _CLASSES:
+            arrays["near"][list(species)] *= max(np.quantile(wanted[:, species], level), 0.0)
+        return cls({**arrays, "odd": np.array([odd])})
 
-    def std(self, F_init: fourflux.Float, F_pred: fourflux.Float) -> Array:
-        """Standard deviations ``(n, 6, 4)`` of `F_pred`, all in units of the row's total density."""
-        known = self.arrays
-        size = _log_size(F_pred - F_init)
-        design, near = _design(known, invariants(np.ascontiguousarray(F_init), order=_ORDER), size)
-        by_state = np.exp(design @ known["weights"])[:, None, None] * known["by_state"]
-        by_size = np.exp(known["level"] + 0.5 * (size - known["size"]))[:, None, None] * known["by_size"]
-        inside = 0.5 * (np.square(by_state) + np.square(by_size))
-        variance = near * inside + (1 - near) * np.maximum(np.square(known["far"]), inside)
+    def std(self, F_init: fourflux.Float, F_pred: fourflux.Float, F_far: fourflux.Float) -> Array:
+        """Standard deviations ``(n, 6, 4)`` of `F_pred`; all as of `fit`."""
+        share, learned, other = self._parts(F_init, F_pred, F_far, _terms(F_init))
+        std = np.sqrt(share * learned + (1 - share) * other)
         # Where nothing changes, nothing is in doubt.
-        unchanged = (F_pred == F_init).all(axis=(1, 2))
-        return np.where(unchanged[:, None, None], 0.0, np.sqrt(variance))
+        std[(F_pred == F_init).all(axis=(1, 2))] = 0.0
+        return _by_component(std)
+
+    def _parts(self, F_init: Array, F_pred: Array, F_far: Array, terms: Array) -> tuple[Array, Array, Array]:
+        """Share of what was learned ``(n, 1, 1)``, and the variances ``(n, 6, 2)`` by it and by the scheme."""
+        known = self.arrays
+        distance = np.sqrt(np.square((_description(F_init) - known["mean"]) @ known["whitening"]).sum(axis=1))
+        near = np.exp(-0.5 * np.square(np.maximum(distance - known["distance"], 0.0)))
+        learned, other = (_sum(known[name], terms) for name in ("near", "far"))
+        return (1 - known["odd"]) * near[:, None, None], learned, other + _mean_square(F_pred - F_far)
 
     def to_bytes(self) -> bytes:
         """As safetensors."""
@@ -108,28 +117,88 @@ class ErrorScale:
         return cls(load(content))
 
 
-def _heavy_alike(values: Array) -> Array:
-    """Numbers ``(6, ...)`` of the species with the mean of mu and tau for both."""
-    out = values.copy()
-    for mu, tau in ((fourflux.NU_MU, fourflux.NU_TAU), (fourflux.NUBAR_MU, fourflux.NUBAR_TAU)):
-        out[mu] = out[tau] = 0.5 * (values[mu] + values[tau])
-    return out
+def _description(F: Array) -> Array:
+    """What tells near rows from far ones, ``(n, 12)``: densities, fluxes, and how far the species differ."""
+    e, x, ebar, xbar = F[:, 0], 0.5 * (F[:, 1] + F[:, 2]), F[:, 3], 0.5 * (F[:, 4] + F[:, 5])
+    nu, nubar = e - ebar, x - xbar
+    vectors = np.stack([e, x, ebar, xbar, nu, nubar, nu - nubar], axis=1)[:, :, :3]
+    unlike = np.square(F[:, 1::3] - F[:, 2::3]).sum(axis=(1, 2))
+    lengths = np.sqrt(np.square(vectors).sum(axis=2))
+    densities = np.stack([e[:, 3], x[:, 3], ebar[:, 3], xbar[:, 3]], axis=1)
+    return np.column_stack([densities, lengths, np.sqrt(unlike)])
 
 
-def _profile(error: Array) -> Array:
-    """Rms over the rows ``(6, 4)``; components of a flux alike: one alone knows the frame."""
-    square = _heavy_alike(np.square(error).mean(axis=0))
-    square[:, :3] = square[:, :3].mean(axis=1, keepdims=True)
-    return np.sqrt(square)
+def _nearness(numbers: Array) -> dict[str, Array]:
+    """What `ErrorScale` knows of where the rows seen lie."""
+    mean = numbers.mean(axis=0)
+    covariance = np.atleast_2d(np.cov(numbers.T, bias=True)) + _BLUR**2 * np.eye(numbers.shape[1])
+    whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
+    distance = np.sqrt(np.square((numbers - mean) @ whitening).sum(axis=1))
+    return {"mean": mean, "whitening": np.ascontiguousarray(whitening), "distance": np.quantile(distance, [_NEAR])}
 
 
-def _log_size(change: Array) -> Array:
-    return np.log(np.sqrt(np.square(change).mean(axis=(1, 2))) + 1e-5)
+def _terms(F: Array) -> Array:
+    """Squares of what each variation changes, and unlike mu and tau, ``(n, 6, 2, 3)``: species, flux and density."""
+    F = np.ascontiguousarray(F)
+    e_mu, e_tau, mu_tau = np.moveaxis(variations(F, order=ErrorScale.ORDER, threads=1), 1, 0)
+    flavors = np.stack([e_mu + e_tau, e_mu + mu_tau, e_tau + mu_tau], axis=1)  # n, flavor, kind, nu or nubar, component
+    terms = np.zeros((len(F), 6, 2, _LAST + 1))
+    terms[..., :_LAST] = np.square(0.5 * flavors).transpose(0, 3, 1, 4, 2).reshape(-1, 6, 2, _LAST)
+    rows = (F[:, 1::3] != F[:, 2::3]).any(axis=(1, 2))
+    if rows.any():
+        unlike, mean = F[rows], F[rows]
+        for mu in (fourflux.NU_MU, fourflux.NUBAR_MU):
+            mean[:, mu : mu + 2] = mean[:, mu : mu + 2].mean(axis=1, keepdims=True)
+        changes = [_settled(state) - state for state in (unlike, mean)]
+        square = _mean_square(np.nan_to_num(changes[0] - changes[1])).reshape(-1, 2, 3, 2)
+        terms[rows, :, :, _LAST] = np.repeat(square.mean(axis=2), 3, axis=1)
+    return terms
 
 
-def _design(arrays: dict[str, Any], numbers: Array, size: Array) -> tuple[Array, Array]:
-    """Terms of the regression ``(n, 7)``, and how near a row is to the rows seen ``(n, 1, 1)``, 0 to 1."""
-    z = (numbers - arrays["mean"]) / arrays["deviation"]
-    inside = np.clip(z, -_CUT, _CUT)
-    near = np.exp(-0.5 * np.square(z - inside).sum(axis=1))[:, None, None]
-    return np.column_stack([np.ones(len(z)), inside, size - arrays["size"]]), near
+def _settled(F: Array) -> Array:
+    """The asymptotic scheme's answer; NaN for rows that are not physical."""
+    settled: Array = mix(F, "asymptotic", order=ErrorScale.ORDER, threads=1, invalid="pass")
+    return settled
+
+
+def _sum(coefficients: Array, terms: Array) -> Array:
+    """Variances ``(n, 6, 2)`` of fluxes and densities."""
+    return np.einsum("nscv,scv->nsc", terms, coefficients[:, :, :-1]) + coefficients[:, :, -1] + _TINY
+
+
+def _variance_of(error: Array, terms: Array) -> Array:
+    """Coefficients ``(6, 2, 4)`` of the terms and of one, from errors ``(n, 6, 4)``.
+
+    Maximum likelihood of a normal distribution under ``v = sum_j c_j x_j``, ``c_j >= 0``, by the steps ``c_j *=
+    sqrt(sum x_j e^2/v^2 / sum x_j/v)``: majorisation by separate terms, so that no step lowers the likelihood.
+    """
+    square = _mean_square(error)
+    coefficients = np.empty((6, 2, terms.shape[3] + 1))
+    for species in map(list, _CLASSES):
+        x, y = terms[:, species], square[:, species]
+        # Constants of their own for fluxes and densities.
+        one = np.broadcast_to(np.eye(2), (*y.shape, 2))
+        x = np.concatenate([x, one], axis=3).reshape(-1, x.shape[3] + 2)
+        y, weight = y.reshape(-1), np.tile(_COMPONENTS, y.size // 2)
+        told = np.asarray(x.any(axis=0))
+        x, c = x[:, told], np.zeros(len(told))
+        part = (weight @ y + _TINY) / (weight @ x)
+        for _ in range(_STEPS):
+            v = x @ part + _TINY
+            part *= np.sqrt((weight * y / v**2) @ x / ((weight / v) @ x))
+        c[told] = part
+        if not told[_LAST]:
+            c[_LAST] = _UNLIKE**2
+        coefficients[species, 0], coefficients[species, 1] = c[:-1], np.append(c[:-2], c[-1])
+    return coefficients
+
+
+def _mean_square(error: Array) -> Array:
+    """Of fluxes, by component, and of densities, ``(n, 6, 2)``."""
+    square = np.square(error)
+    return np.stack([square[:, :, :3].mean(axis=2), square[:, :, 3]], axis=2)
+
+
+def _by_component(values: Array) -> Array:
+    """``(n, 6, 2)`` as ``(n, 6, 4)``: the components of a flux are alike, since one alone knows the frame."""
+    return np.repeat(values, [3, 1], axis=2)

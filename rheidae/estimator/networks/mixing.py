@@ -129,6 +129,7 @@ class MixingModel(nn.Module):
 
     adds_to = "initial"
     needs_box3d = False
+    falls_back_to = "asymptotic"
     mean: Tensor
     deviation: Tensor
     prepared: Tensor

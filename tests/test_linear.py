@@ -1,5 +1,6 @@
 """Linear stability against analytic rates, and against eigenvalues of the full problem."""
 
+import os
 from importlib import resources
 
 import h5py
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from rheidae import fourflux
+from rheidae.datasets import EMU, SETTLED
 from rheidae.exceptions import FourFluxError
 from rheidae.linear import discrete_mode, fastest_mode, growth_rate
 from rheidae.linear.distributions import alike, matched, minerbo
@@ -15,6 +17,7 @@ from rheidae.mixing.quadrature import lebedev
 from tests.states import random_rotation, random_states, turn
 
 YES = np.array([True])
+EVERY = os.environ.get("RHEIDAE_SCAN_EVERY")
 
 
 def lepton_number(g):
@@ -24,7 +27,7 @@ def lepton_number(g):
     return out
 
 
-def scan(g, directions, axes=31, lengths=33):
+def scan(g, directions, axes=13, lengths=25):
     """Largest growth rate, 1/cm: eigenvalues of the matrix of all directions over wave vectors, then Nelder-Mead."""
     from scipy.optimize import minimize
 
@@ -120,14 +123,23 @@ def test_random_states_against_a_scan(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["emu_random.h5", "emu_nsm_a.h5", "emu_nsm_b.h5", "emu_three_d.h5"])
+@pytest.mark.parametrize("name", [*EMU, *SETTLED] if EVERY else [*EMU[:3], "asymptotic_weak.h5", "asymptotic_mutau.h5"])
 def test_sample_against_a_scan(name):
-    F = sample(name, slice(3, None, 60))
-    N = matched(F, 11)
-    D, directions = N[:, :3] - N[:, 3:], lebedev(11).nodes
-    rates = discrete_mode(D, directions, alike(F)).growth_rate / SPEED_OF_LIGHT
-    wanted = [scan(POTENTIAL * (d[0] - 0.5 * (d[1] + d[2])), directions, axes=13, lengths=25) for d in D]
-    np.testing.assert_allclose(rates, wanted, rtol=0.03)
+    """A few rows; `RHEIDAE_SCAN_EVERY=1 pytest tests/test_linear.py -k sample_against -s` does all.
+
+    Row 5 of the weak ones grows by few neutrinos that resonate with a wave of the others, in a narrow range.
+    """
+    F = sample(name, slice(None, None, int(EVERY)) if EVERY else slice(5, None, 100))
+    N, directions = matched(F, 11), lebedev(11).nodes
+    D, same = N[:, :3] - N[:, 3:], alike(F)
+    rates = discrete_mode(D, directions, same).growth_rate / SPEED_OF_LIGHT
+    wanted = []
+    for d, one in zip(D, same, strict=True):
+        pairs = [d[0] - 0.5 * (d[1] + d[2])] if one else [d[0] - d[1], d[0] - d[2], d[1] - d[2]]
+        wanted.append(max(scan(POTENTIAL * g, directions) for g in pairs))
+    ratio = rates / np.array(wanted)
+    print(f"{name}: {len(F)} rows, {ratio.min():.6f} to {ratio.max():.6f}")
+    np.testing.assert_allclose(ratio, 1, rtol=0.03)
 
 
 @pytest.mark.parametrize("name", ["emu_random.h5", "emu_nsm_a.h5", "emu_nsm_b.h5"])
@@ -226,8 +238,8 @@ def test_grids_with_vacuum_and_cells_that_are_not_physical(method):
 def test_quick_rate_on_families_that_were_not_fitted(name):
     F = sample(name, slice(0, None, 4))
     error = np.abs(growth_rate(F, method="fast") / growth_rate(F) - 1)
-    assert np.median(error) < 0.025
-    assert np.quantile(error, 0.95) < 0.08
+    assert np.median(error) < 0.01
+    assert np.quantile(error, 0.95) < 0.04
 
 
 def test_quick_rate_of_three_pairs_turns_scales_and_knows_stable_states():
@@ -235,7 +247,7 @@ def test_quick_rate_of_three_pairs_turns_scales_and_knows_stable_states():
     quick = growth_rate(F, method="fast")
     strong = growth_rate(F) > 0.02 * F[..., 3].sum(axis=1) * POTENTIAL * SPEED_OF_LIGHT
     assert strong.sum() > 20
-    assert np.median(np.abs(quick / growth_rate(F) - 1)[strong]) < 0.05
+    assert np.median(np.abs(quick / growth_rate(F) - 1)[strong]) < 0.02
     np.testing.assert_allclose(growth_rate(1e-3 * F, method="fast"), 1e-3 * quick, rtol=1e-9)
     turned = growth_rate(turn(F, rotation), method="fast")
     assert np.median(np.abs(turned / quick - 1)[strong]) < 0.02

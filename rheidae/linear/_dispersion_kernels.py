@@ -32,6 +32,9 @@ from rheidae.system.numba import driver, kernel, simd_function
 
 _COARSE, _FINE = 1e-3, 1e-9
 
+# Typed: Numba compiles a function anew for each literal integer.
+_FEW, _MANY = np.int64(12), np.int64(30)
+
 
 @kernel
 def _weights(directions, g, kx, ky, kz, omega, work):
@@ -172,7 +175,7 @@ def _project(P, a, b):
 @kernel
 def ascend(directions, products, g, P, k, omega, floor, work, sums, M, D, h, B):
     """BFGS ascent of Im omega from ``k (3)``, which is moved; returns omega there. Work: ``h (7, 6), B (3, 3)``."""
-    omega = root(directions, products, g, k[0], k[1], k[2], omega, _FINE, floor, 30, work, sums, M, D)
+    omega = root(directions, products, g, k[0], k[1], k[2], omega, _FINE, floor, _MANY, work, sums, M, D)
     if omega.imag < 0:
         return omega
     grad, step, trial, new, y, Hy, raw = h[0], h[1], h[2], h[3], h[4], h[5], h[6]
@@ -200,7 +203,7 @@ def ascend(directions, products, g, P, k, omega, floor, work, sums, M, D, h, B):
             if guess.imag < floor:
                 guess = complex(guess.real, 0.5 * omega.imag)
             found = root(
-                directions, products, g, trial[0], trial[1], trial[2], guess, _FINE, floor, 20, work, sums, M, D
+                directions, products, g, trial[0], trial[1], trial[2], guess, _FINE, floor, _MANY, work, sums, M, D
             )
             if found.imag > omega.imag + 1e-4 * length * slope:
                 accepted = True
@@ -242,7 +245,7 @@ def _fastest(
         for p in range(phases.shape[0]):
             for q in range(heights.shape[0]):
                 omega = complex(phases[p] * size, heights[q])
-                omega = root(directions, products, g, kx, ky, kz, omega, _COARSE, floor, 12, work, sums, M, D)
+                omega = root(directions, products, g, kx, ky, kz, omega, _COARSE, floor, _FEW, work, sums, M, D)
                 if omega.imag > rates[s]:
                     rates[s], omegas[s] = omega.imag, omega
     best = 0.0

@@ -25,9 +25,13 @@ PAIRS = ((0, 1), (0, 2), (1, 2))
 """Pairs of flavors between which a mode can grow: e-mu, e-tau, mu-tau."""
 
 # The unstable wave vectors lie within about 1.2 sum |g|. The axes through the corners, edges and faces of a cube, both
-# ways, three lengths, three Newton starts each: on the states of docs/simulate.md as good as twelve times as many.
+# ways, three lengths, three Newton starts each. The cube stands along the mean direction of the smaller side of the
+# crossing: where that is small, its few neutrinos resonate with a wave of the others that runs along with them, at
+# |k| near sum |g| and in a narrow range, which more starts on this axis hit. On 1,100 random states whose smaller side
+# is above 0.001 of the whole as good as thirty times as many starts.
 _LENGTHS = (0.2, 0.45, 0.8)
-_PHASES = np.array([-0.6, 0.0, 0.6])
+_ON_AXIS = (0.9, 1.05, 1.2)
+_PHASES = np.array([-0.75, 0.0, 0.75])
 _HEIGHTS = np.array([0.1])
 _FLOOR = 1e-5
 _ASCENTS = 4
@@ -132,11 +136,15 @@ def _solve(g: Array, directions: Array, box: Array | None) -> tuple[Array, Array
         return rate, k
     J = g @ directions.T
     if box is None:
-        P, starts, frames = np.eye(3), _starts(), _frames(J)
+        P, starts, frames = np.eye(3), _starts(), _frames(_smaller_side(g, J, directions))
     else:
         # The wave vectors of the box, K = k + J; the kernel shifts them by -J.
         P = box.T @ box
-        ways = _starts()[:, : len(box)] @ box if len(box) > 1 else np.linspace(-1.6, 1.6, 33)[:, None] * box
+        ways = (
+            _starts()[: -2 * len(_ON_AXIS), : len(box)] @ box
+            if len(box) > 1
+            else np.linspace(-1.6, 1.6, 33)[:, None] * box
+        )
         starts, frames = ways, np.broadcast_to(np.eye(3), (len(g), 3, 3))
     kernels.fastest(
         directions, _products(directions), np.ascontiguousarray(g), np.ascontiguousarray(frames), P,
@@ -149,13 +157,21 @@ def _solve(g: Array, directions: Array, box: Array | None) -> tuple[Array, Array
 def _starts() -> Array:
     ways = np.array([(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if x or y or z], dtype=float)
     ways /= np.linalg.norm(ways, axis=1, keepdims=True)
-    return np.concatenate([length * ways for length in _LENGTHS])
+    axis = np.array([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
+    return np.concatenate([*(length * ways for length in _LENGTHS), *(length * axis for length in _ON_AXIS)])
 
 
-def _frames(J: Array) -> Array:
-    """Orthonormal frames ``(n, 3, 3)`` whose last column is along J, so that answers turn with the state."""
-    size = np.linalg.norm(J, axis=1, keepdims=True)
-    z = np.where(size > 0, J / np.where(size > 0, size, 1.0), [0.0, 0.0, 1.0])
+def _smaller_side(g: Array, J: Array, directions: Array) -> Array:
+    """Flux ``(n, 3)`` of the part of ``g`` of the sign that is the rarer."""
+    size = np.abs(g)
+    negative = np.where(g.sum(axis=1) >= 0, 1.0, -1.0)[:, None]
+    return np.asarray(size @ directions.T - negative * J)
+
+
+def _frames(axis: Array) -> Array:
+    """Orthonormal frames ``(n, 3, 3)`` whose last column is along `axis`, so that answers turn with the state."""
+    size = np.linalg.norm(axis, axis=1, keepdims=True)
+    z = np.where(size > 0, axis / np.where(size > 0, size, 1.0), [0.0, 0.0, 1.0])
     other = np.where(np.abs(z[:, :1]) < 0.9, [1.0, 0.0, 0.0], [0.0, 1.0, 0.0])
     x = np.cross(z, other)
     x /= np.linalg.norm(x, axis=1, keepdims=True)

@@ -23,7 +23,7 @@ from rheidae.linear.distributions import Array, alike, as_states
 from rheidae.mixing.quadrature import lebedev
 from rheidae.simulate.config import SimulateConfig
 from rheidae.simulate.options import Options
-from rheidae.simulate.solver import Run, Setup, order_for, prepare, run
+from rheidae.simulate.solver import Run, Setup, order_for, prepare, run_row
 from rheidae.system import commands
 from rheidae.system.cluster import open_workers
 from rheidae.system.h5 import create_h5, dataset, open_h5
@@ -137,15 +137,15 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
             # The longest first: at the end all processes finish at about the same time.
             pending.sort(key=lambda i: -setups[i].cost)
             progress = stack.enter_context(_Progress(target.name, [setups[i].cost for i in pending]))
-            work = [(i, states[i], config.options) for i in pending]
+            work = [(i, setups[i], states[i], config.options) for i in pending]
             if scheduler is None:
-                found = _processes(_simulate, work, config.processes)
+                found = _processes(run_row, work, config.processes)
             else:
                 workers = stack.enter_context(open_workers(scheduler, None))
                 workers.require([lock])
-                found = workers.run(_simulate, iter(work))
-            for i, setup, one in found:
-                _write_part(places[i], setup, one)
+                found = workers.run(run_row, iter(work))
+            for i, one in found:
+                _write_part(places[i], setups[i], one)
                 progress.advance(setups[i].cost, f"row {rows[i]}: {_said(one)}")
         if not done:
             results = [_read_part(place) for place in places]
@@ -178,15 +178,6 @@ def _said(one: Run) -> str:
 
 
 # --- work --------------------------------------------------------------------------------------------------
-
-
-def _simulate(row: int, state: Array, options: Options) -> tuple[int, Setup, Run]:
-    """One state; runs in another process, perhaps on another machine."""
-    from threadpoolctl import threadpool_limits
-
-    setup = prepare(state, options)
-    with threadpool_limits(1, user_api="blas"):
-        return row, setup, run(setup, state, options)
 
 
 def _processes(work: Callable[..., Any], blocks: list[tuple[Any, ...]], count: int | None) -> Iterator[Any]:

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
 from rheidae.config import check_config
 from rheidae.exceptions import ConfigError
 from rheidae.linear.distributions import Array, Closure, as_states
 from rheidae.mixing.quadrature import lebedev
 from rheidae.simulate.options import Options
-from rheidae.simulate.solver import Run, Setup, prepare, run
+from rheidae.simulate.solver import Run, Setup, prepare, run_row
 
 if TYPE_CHECKING:
     from rheidae.simulate.archive import Rows
@@ -122,8 +121,7 @@ def simulate(
     else:
         raise ConfigError("simulate: rows choose from a file; index the array instead")
     setups = [prepare(state, chosen, closure) for state in states]
-    with threadpool_limits(1, user_api="blas"):
-        runs = [run(setup, state, chosen) for setup, state in zip(setups, states, strict=True)]
+    runs = [run_row(0, setup, state, chosen)[1] for setup, state in zip(setups, states, strict=True)]
     return gathered(setups, runs, leading)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from rheidae.exceptions import FourFluxError
 from rheidae.fourflux import T
@@ -350,6 +351,12 @@ def run(setup: Setup, state: Array, options: Options) -> Run:
         side=setup.side,
         steps=step,
     )
+
+
+def run_row(row: int, setup: Setup, state: Array, options: Options) -> tuple[int, Run]:
+    """`run` in a process of its own, perhaps on another machine, which needs to import little."""
+    with threadpool_limits(1, user_api="blas"):
+        return row, run(setup, state, options)
 
 
 def probabilities(record: Array, matrices: int) -> Array:

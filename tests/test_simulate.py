@@ -343,7 +343,7 @@ def test_against_emu_in_three_dimensions():
 
 
 def test_three_dimensions_settle():
-    """The published NSM1 point: 9.96e32 and 14.88e32 at their stop, 9.6e32 and 14.55e32 in the end (docs/simulate.md)."""
+    """NSM1: published 9.96e32 and 14.88e32 at their stop; settled 9.6e32 and 14.55e32 (docs/simulate.md)."""
     F = np.zeros((6, 4))
     F[:, 3] = [14.22e32, 4.91e32, 4.91e32, 19.15e32, 4.91e32, 4.91e32]
     F[0, :3] = np.array([0.0974, 0.0421, -0.1343]) * F[0, 3]

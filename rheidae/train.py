@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true", help="one batch forward and backward, then stop")
     parser.add_argument(
         "--threads",
-        type=int,
+        type=commands.thread_count,
         default=1,
         help="threads of torch and Numba (default 1; more pay for wide networks in large batches alone)",
     )

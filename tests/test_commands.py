@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from importlib import import_module, resources
@@ -14,6 +15,7 @@ from rheidae.export.formats import FORMATS
 from rheidae.mixing.schemes import STORED
 from rheidae.scoring.splits import CROSS_VALIDATIONS
 from rheidae.simulate.config import SimulateConfig
+from rheidae.system import commands, threads
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,3 +108,60 @@ def test_sample_without_a_path():
     X, y = rheidae.load_dataset(return_X_y=True)
     assert (data.data == X).all()
     assert (y == data.target).all()
+
+
+@pytest.mark.parametrize("command_name", [["train"], ["predict", "--model", "m", "--data", "d", "--out", "o"]])
+@pytest.mark.parametrize("count", ["0", "-1", "100000", "9" * 30, "x"])
+def test_threads_are_bounded(command_name, count, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main([*command_name, "--threads", count])
+    assert "is not a number from 1 to 1024" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [0, 100_000])
+def test_threads_of_functions_are_bounded(count):
+    with pytest.raises(ValueError, match="at most 1024"), threads.limited(count):
+        pass
+    with pytest.raises(ValueError, match="at most 1024"):
+        threads.share_rows(lambda start, stop: None, 3000, count)
+
+
+def test_outputs_of_predict_and_simulate_are_no_inputs(tmp_path, capsys):
+    data = tmp_path / "data.h5"
+    data.write_text("rows")
+    (tmp_path / "run").mkdir()
+    weights = tmp_path / "run" / "weights.safetensors"
+    weights.write_text("weights")
+    config = tmp_path / "simulate.yaml"
+    config.write_text(f"states: {{path: {data}}}\noutput_root: {tmp_path}\noutput_filename: data.h5\n")
+    predict = ["predict", "--data", str(data), "--model"]
+    for arguments in (
+        [*predict, "asymptotic", "--out", str(data)],
+        [*predict, str(tmp_path / "run"), "--out", str(weights)],
+        [*predict, "asymptotic", "--layout", str(config), "--out", str(config)],
+        ["simulate", "--config", str(config)],
+    ):
+        assert command.main(arguments) == 2
+        assert "is an input" in capsys.readouterr().err
+    assert (data.read_text(), weights.read_text()) == ("rows", "weights")
+
+
+def test_a_number_of_threads_that_numba_fails_with(monkeypatch, capsys):
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "0")
+    assert command.main(["predict", "--model", "box3d", "--data", "d", "--out", "o"]) == 2
+    assert (
+        capsys.readouterr().err
+        == "error: NUMBA_NUM_THREADS=0 in the environment: must be 1 or more; mend or unset it\n"
+    )
+
+
+def test_a_name_that_the_locale_lacks_is_one_message(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    assert commands.run(lambda: "p\xfc".encode("ascii")) == 2
+    assert "this locale has no such file names (ascii); set PYTHONUTF8=1" in capsys.readouterr().err
+
+
+def test_no_backend_of_the_users_is_asked_for():
+    code = "from rheidae.system import commands\ncommands.run(lambda: None)\nimport matplotlib\n"
+    environment = {**os.environ, "MPLBACKEND": "nonsense"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

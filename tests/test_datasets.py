@@ -1,8 +1,10 @@
 import os
+import resource
 import shutil
 import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,6 +15,7 @@ from rheidae.config import PreprocessConfig, check_config
 from rheidae.datasets import EMU, SETTLED, write_sample
 from rheidae.exceptions import DataError
 from rheidae.preprocess import preprocess
+from rheidae.system import memory
 
 
 def test_sample_is_written_as_shipped(tmp_path):
@@ -156,3 +159,21 @@ def test_bad_files(tmp_path, replace, message):
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"no such file; make it with: python -m rheidae\.preprocess"):
         load_dataset(tmp_path / "absent.h5")
+
+
+def test_more_rows_than_memory_are_refused_before_they_are_read(processed, monkeypatch):
+    path = processed / "preprocessed_all.h5"
+    monkeypatch.setattr(memory, "free_memory", lambda: 1000.0)
+    with pytest.raises(DataError, match=r"dataset 'input' takes .* of memory, and 1 kB are free; take fewer rows"):
+        load_dataset(path)
+
+
+def test_free_memory_knows_the_limit_of_the_process():
+    before, free = resource.getrlimit(resource.RLIMIT_AS), memory.free_memory()
+    assert free > 0
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 28), before[1]))
+    try:
+        assert memory.free_memory() < min(free, 1 << 29)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -459,6 +460,76 @@ def test_pt2_files_that_run_code_are_refused(exported, tmp_path):
     again = rewritten(sound, tmp_path / "same.pt2", lambda part, content: content)
     F = random_states(5)
     np.testing.assert_array_equal(load_exported(again).predict(F), load_exported(sound).predict(F))
+
+
+def with_metadata(path, target, value):
+    model = onnx.load(path)
+    model.metadata_props[0].value = value
+    target.write_bytes(model.SerializeToString())
+    return target
+
+
+@pytest.mark.parametrize("inputs", [None, "abc", [], [{}], [1], [{"name": "x"}], [{"name": "F_init"}] * 2])
+def test_odd_metadata_are_refused(exported, tmp_path, inputs):
+    sound = exported("mixing", "onnx")
+    known = json.loads(onnx.load(sound).metadata_props[0].value)
+    values = ["[1]", "3", "null", json.dumps({**known, "inputs": inputs})]
+    for value in values:
+        path = with_metadata(sound, tmp_path / "a.onnx", value)
+        with pytest.raises(ExportError, match=r"a\.onnx: has no metadata of version 1"):
+            load_exported(path)
+
+
+def graph(path, nodes, constants, metadata):
+    number = onnx.TensorProto.DOUBLE
+    tensors = [onnx.helper.make_tensor_value_info(name, number, None) for name in ("F_init", "F_final")]
+    made = onnx.helper.make_graph(nodes, "g", tensors[:1], tensors[1:], constants)
+    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "rheidae", metadata
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_onnx_files_that_read_others_are_refused(exported, tmp_path):
+    metadata = onnx.load(exported("mixing", "onnx")).metadata_props[0].value
+    (tmp_path / "secret").write_bytes(np.arange(24.0).tobytes())
+    constant = onnx.TensorProto(name="w", data_type=onnx.TensorProto.DOUBLE, dims=[24])
+    constant.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "secret"), ("length", "192")):
+        entry = constant.external_data.add()
+        entry.key, entry.value = key, value
+    add = onnx.helper.make_node("Add", ["F_init", "w"], ["F_final"])
+    path = graph(tmp_path / "a.onnx", [add], [constant], metadata)
+    with pytest.raises(ExportError, match="takes weights from other files"):
+        load_exported(path)
+    # As other programs may write the same.
+    content = path.read_bytes().replace(b"\x0a\x08location", b"\x0a\x88\x80\x00location")
+    path.write_bytes(content)
+    with pytest.raises(ExportError):
+        load_exported(path)
+
+
+def test_onnx_graphs_that_answer_something_else(exported, tmp_path):
+    metadata = onnx.load(exported("mixing", "onnx")).metadata_props[0].value
+    total = onnx.helper.make_node("ReduceSum", ["F_init"], ["F_final"])
+    with pytest.raises(ExportError, match=r"a\.onnx: answers \(5, 24\) numbers by \(1, 1\)"):
+        load_exported(graph(tmp_path / "a.onnx", [total], [], metadata)).predict(random_states(5))
+    shape = onnx.numpy_helper.from_array(np.array([7, 24]), "s")
+    reshape = onnx.helper.make_node("Reshape", ["F_init", "s"], ["F_final"])
+    with pytest.raises(ExportError, match=r"b\.onnx: cannot be evaluated"):
+        load_exported(graph(tmp_path / "b.onnx", [reshape], [shape], metadata)).predict(random_states(5))
+
+
+@pytest.mark.parametrize("format", ["pt2", "torchscript"])
+def test_archives_that_unpack_to_more_are_refused(exported, tmp_path, format):
+    sound = exported("mixing", format)
+    path = tmp_path / sound.name
+    with zipfile.ZipFile(sound) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as copy:
+        for name in source.namelist():
+            copy.writestr(name, bytes(32_000_000) if name.endswith("extra/rheidae") else source.read(name))
+    with pytest.raises(ExportError, match=r"unpacks to 3.* MB from"):
+        load_exported(path)
 
 
 def test_name_and_content_have_to_agree(exported, residual, tmp_path):

@@ -1,11 +1,13 @@
 """Opening and reading HDF5 files that something is odd about."""
 
+import os
+
 import h5py
 import numpy as np
 import pytest
 
 from rheidae.exceptions import DataError
-from rheidae.system.h5 import dataset, open_h5, read
+from rheidae.system.h5 import dataset, open_h5, present, read
 
 ZSTD = 32015
 
@@ -49,3 +51,36 @@ def test_rows_that_were_never_written_are_not_read(tmp_path):
             with pytest.raises(DataError, match=rf"a\.h5: dataset '{name}' declares .* 0 bytes were written; fetch"):
                 dataset(file, name)
         assert dataset(file, "zeros").shape == (500_000, 48)
+
+
+def test_a_dataset_in_one_piece_that_was_never_written(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("input", (10**13, 48), "f4")
+    with open_h5(tmp_path / "a.h5") as file, pytest.raises(DataError, match="0 bytes were written"):
+        dataset(file, "input")
+
+
+def test_links_to_pipes_down_a_chain(tmp_path):
+    """HDF5 would wait for somebody to write into them."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["x"] = h5py.ExternalLink("pipe", "x")
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["soft"], file["x"] = h5py.SoftLink("/x"), h5py.ExternalLink("c.h5", "x")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["linked"], file["group"] = h5py.ExternalLink("b.h5", "soft"), h5py.ExternalLink("pipe", "/")
+        file["round"], file["soft"] = h5py.ExternalLink("a.h5", "round"), h5py.SoftLink("/group/x")
+        rows = h5py.VirtualLayout((3,), "f8")
+        rows[:] = h5py.VirtualSource(pipe, "x", (3,))
+        file.create_virtual_dataset("virtual", rows)
+        file.create_dataset("stored", (3,), "f8", external=[(str(pipe), 0, 24)])
+    with open_h5(tmp_path / "a.h5") as file:
+        for name in ("linked", "group/x", "soft", "virtual", "stored"):
+            with pytest.raises(DataError, match="which is not a file"):
+                dataset(file, name)
+        for name in ("linked", "group/x", "soft"):
+            with pytest.raises(DataError, match="which is not a file"):
+                present(file, name)
+        with pytest.raises(DataError, match="not there"):
+            dataset(file, "round")

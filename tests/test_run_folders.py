@@ -1,15 +1,19 @@
 """Run folders: opened only as they were written, written by one run at a time, and never into other things."""
 
+import io
 import json
 import os
 import resource
 import shutil
 import stat
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
 import pytest
+import safetensors.numpy
+import torch
 
 from rheidae.estimator.regressor import FluxRegressor
 from rheidae.exceptions import OutputError, RunError
@@ -235,3 +239,102 @@ def test_a_full_disk_is_one_message(finished, processed, tmp_path, capsys):
         with pytest.raises(RunError, match="not a finished run"):
             runs.load_run(tmp_path / "runs" / f"run{number}")
     assert {"run.json", "state.pt"} <= named <= set(runs.FILES)
+
+
+def savez(**arrays):
+    table = io.BytesIO()
+    np.savez(table, **arrays)
+    return table.getvalue()
+
+
+KEYS = np.ones(3, np.uint64)
+
+
+def archived(header, data=b"", compression=zipfile.ZIP_STORED):
+    """``rows.npz`` whose part "train" says that it has a shape."""
+    table, head = io.BytesIO(savez(valid=KEYS, test=KEYS)), io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<u8", "fortran_order": False, "shape": header})
+    with zipfile.ZipFile(table, "a", compression) as archive:
+        archive.writestr("train.npy", head.getvalue() + data)
+    return table.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # 30 kB that unpack to 30 MB, and 1 kB that declares 8 TB.
+        (archived((4_000_000,), bytes(32_000_000), zipfile.ZIP_DEFLATED), "unpacks to 32 MB from"),
+        (archived((10**12,)), "expected 0 keys"),
+        (savez(train=KEYS, valid=KEYS), "holds train, valid; expected train, valid, test"),
+        (savez(train=np.ones(3), valid=KEYS, test=KEYS), "float64"),
+        (savez(train=KEYS, valid=KEYS[:, None], test=KEYS), "expected 3 keys"),
+        (savez(), "holds nothing"),
+        (b"", "not a zip file"),
+    ],
+)
+def test_rows_that_are_none(copy, content, message):
+    with_content(copy, "rows.npz", content)
+    with pytest.raises(RunError, match=rf"rows\.npz: .*{message}"):
+        runs.load_run(copy)
+
+
+def with_content(folder, name, content):
+    """A run whose digests say that it was written so."""
+    (folder / name).write_bytes(content)
+    about = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**about, "digests": runs.digests(folder)}))
+
+
+def test_error_scales_that_are_none(copy):
+    known = safetensors.numpy.load((copy / "error_scale.safetensors").read_bytes())
+    for name, array in known.items():
+        others = {key: value for key, value in known.items() if key != name}
+        for wrong in (others, {**others, name: array * np.nan}, {**others, name: np.ones(9 + len(array))}):
+            with_content(copy, "error_scale.safetensors", safetensors.numpy.save(wrong))
+            with pytest.raises(RunError, match=r"error_scale\.safetensors: is missing or damaged"):
+                runs.load_run(copy)
+
+
+@pytest.mark.parametrize("name", ["digests", "groups", "feature_names", "target_names", "data"])
+@pytest.mark.parametrize("value", ["abc", None, 3, [[1]], {"a": 1}])
+def test_run_json_with_odd_values(copy, name, value):
+    if (name, value) == ("data", "abc"):
+        value = []
+    about = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**about, name: value}))
+    with pytest.raises(RunError, match="is missing or damaged"):
+        runs.load_run(copy)
+
+
+@pytest.mark.parametrize("text", ["3", "[1]", "{}", '{"epoch": "x"}', "[" * 100_000])
+def test_history_lines_that_are_no_epochs(tmp_path, text):
+    (tmp_path / "history.jsonl").write_text(text + "\n")
+    with pytest.raises(RunError, match=r"history\.jsonl: is missing or damaged"):
+        runs.read_history(tmp_path)
+
+
+def test_checkpoints_that_are_none(copy, processed, tmp_path):
+    state = torch.load(copy / "state.pt", weights_only=True)
+    about = json.loads((copy / "run.json").read_text())
+    training = {"epochs": 3, "resume_from": str(copy)}
+    config = config_for(processed, copy.parent, training=training)
+    then = config.model_copy(update={"training": config.training.model_copy(update={"resume_from": None})})
+    runs.save_config(copy, then, PARMS)
+    odd_callbacks = {name: {"folder": str(tmp_path / "elsewhere")} for name in state["callbacks"]}
+    odd = [{name: wrong} for name in set(state) - {"format"} for wrong in ("abc", 3.5)]
+    odd += [
+        {"epoch": 10**30}, {"history": [{"a": 1}] * 7}, {"callbacks": odd_callbacks}, {"rng": {"cpu": torch.ones(3)}},
+        {"optimizer": {**state["optimizer"], "state": {0: {"x": torch.ones(3)}}}}, {"module": {"x": torch.ones(3)}},
+    ]  # fmt: skip
+    for changes in odd:
+        if changes.keys() == {"box3d_valid"}:
+            continue
+        torch.save({**state, **changes}, copy / "state.pt")
+        (copy / "run.json").write_text(json.dumps({**about, "status": "stopped by signal 15"}))
+        with pytest.raises(RunError):
+            train.train(config, PARMS)
+    for missing in set(state) - {"format", "box3d_valid"}:
+        torch.save({name: part for name, part in state.items() if name != missing}, copy / "state.pt")
+        with pytest.raises(RunError):
+            train.train(config, PARMS)
+    assert not (tmp_path / "elsewhere").exists()

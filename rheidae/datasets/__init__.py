@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 from rheidae import fourflux
 from rheidae.exceptions import DataError
 from rheidae.mixing.schemes import SCHEMES, STORED
-from rheidae.system.h5 import dataset, open_h5, read
+from rheidae.system.h5 import dataset, open_h5, present, read
+from rheidae.system.memory import require_memory
 from rheidae.system.outputs import Outputs
 
 _CHUNK_ROWS = 1 << 18
@@ -107,7 +109,11 @@ def load_dataset(path: str | Path | None = None, target_scale: float = 1e-33, *,
             more[name] = values.astype(np.bool_) if name == "has_crossing" else values
         groups = _read_strings(file, "sim_id", len(data))
         # Minimal files hold no names.
-        dirname = _read_strings(file, "dirname", len(data)) if "dirname" in file else np.zeros(len(data), dtype=np.str_)
+        dirname = (
+            _read_strings(file, "dirname", len(data))
+            if present(file, "dirname")
+            else np.zeros(len(data), dtype=np.str_)
+        )
     return Bunch(
         data=data,
         target=target,
@@ -146,7 +152,7 @@ def _sample(target_scale: float, return_X_y: bool) -> Any:
 def _more(file: h5py.File) -> list[str]:
     """Names of what is handed out beside inputs and targets: the other schemes, and two numbers per row."""
     schemes = [scheme.dataset for scheme in SCHEMES.values() if scheme.dataset and scheme.dataset not in fourflux.INPUT]
-    return [name for name in (*schemes, "growth_rate", "has_crossing") if name in file]
+    return [name for name in (*schemes, "growth_rate", "has_crossing") if present(file, name)]
 
 
 def _has_reversed_axes(file: h5py.File, inputs: h5py.Dataset) -> bool:
@@ -155,9 +161,10 @@ def _has_reversed_axes(file: h5py.File, inputs: h5py.Dataset) -> bool:
     if inputs.ndim == 2 and (inputs.shape[1] == WIDTH) != (inputs.shape[0] == WIDTH):
         return bool(inputs.shape[0] == WIDTH)
     # As many rows as columns: `input` alone leaves both readings.
-    if "F_init" in file and file["F_init"].shape == (WIDTH, 6, 4):
+    initial = dataset(file, "F_init").shape if present(file, "F_init") else ()
+    if initial == (WIDTH, 6, 4):
         return False
-    if "F_init" in file and file["F_init"].shape == (4, 6, WIDTH):
+    if initial == (4, 6, WIDTH):
         return True
     raise DataError(
         f"{file.filename}: dataset 'input' has shape {inputs.shape}; expected (n, 48), or (48, n) as Julia writes it"
@@ -173,6 +180,7 @@ def _read_table(source: h5py.Dataset, row: tuple[int, ...], reversed_axes: bool,
         expected = f"({', '.join(reversed(axes) if reversed_axes else axes)})"
         raise DataError(f"{where} has shape {source.shape}, type {source.dtype}; expected real numbers {expected}")
     rows = shape[0]
+    require_memory(4 * rows * math.prod(row), where)
     table = np.empty((rows, *row), dtype=np.float32)
     for start in range(0, rows, _CHUNK_ROWS):
         stop = min(start + _CHUNK_ROWS, rows)

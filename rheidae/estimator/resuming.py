@@ -15,6 +15,9 @@ from rheidae.exceptions import RunError
 
 STATE_FORMAT = 1
 
+NOT_A_STATE = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What a state raises that is data, but not a training state."""
+
 
 class Resumable(OwnRandomness, NeuralNetRegressor):
     """A net whose state at the end of an epoch can be taken out, and put back into another of the same parameters."""
@@ -96,11 +99,14 @@ class Resumable(OwnRandomness, NeuralNetRegressor):
             self.module_.load_state_dict(state["module"])
             self.criterion_.load_state_dict(state["criterion"])
             self.optimizer_.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise RunError(f"the training state does not fit the estimator: {error}") from error
-        for name, callback in self.callbacks_:
-            restore_callback(callback, state["callbacks"].get(name, {}))
-        self.history_ = History({"batches": [], **row} for row in state["history"])
-        self.box3d_valid_ = state["box3d_valid"]
-        self.rng_to_restore_ = state["rng"]
-        return max(0, self.max_epochs - state["epoch"])
+            for name, callback in self.callbacks_:
+                restore_callback(callback, state["callbacks"].get(name, {}))
+            self.history_ = History({"batches": [], **row} for row in state["history"])
+            self.box3d_valid_ = state["box3d_valid"]
+            set_rng(state["rng"], self._device)  # once more when the epoch begins; now, to see whether it is one
+            self.rng_to_restore_ = state["rng"]
+            return max(0, self.max_epochs - state["epoch"])
+        except NOT_A_STATE as error:
+            raise RunError(
+                f"the training state does not fit the estimator ({type(error).__name__}: {error})"
+            ) from error

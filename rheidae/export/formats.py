@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 import rheidae
 from rheidae.exceptions import ExportError
+from rheidae.system.archives import require_small
 
 KEY = "rheidae"
 """Name of the metadata inside a file."""
@@ -126,13 +127,21 @@ def _write_onnx(model: Any, metadata: Metadata) -> bytes:
     return data
 
 
+# Of a tensor that lies in another file, the entry "location" says in which: field 1, length 8, each a number of any
+# number of bytes.
+_EXTERNAL = re.compile(rb"(\x0a|\x8a\x80*\x00)(\x08|\x88\x80*\x00)location")
+
+
 def _from_onnx(path: Path, threads: int) -> tuple[Function, Metadata]:
     require("onnxruntime")
     import onnxruntime
 
+    content = path.read_bytes()
+    if _EXTERNAL.search(content):
+        raise ExportError(f"{path}: takes weights from other files; exports hold all of theirs")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [tensor.name for tensor in session.get_inputs()]
 
     def run(*tables: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -180,6 +189,7 @@ def _without_code(path: Path) -> io.BytesIO:
     """Return a copy of a pt2 archive, written anew from what was looked at, so that torch reads nothing else."""
     checked = io.BytesIO()
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(checked, "w", zipfile.ZIP_STORED) as copy:
+        require_small(source)
         for name in dict.fromkeys(source.namelist()):
             part, content = name.partition("/")[2], source.read(name)
             if not _PARTS.fullmatch(part) and not (part == _SAMPLE_INPUTS and not content):
@@ -235,6 +245,8 @@ def _write_torchscript(module: Any, metadata: Metadata) -> bytes:
 
 def _from_torchscript(path: Path, threads: int) -> tuple[Function, Metadata]:
     extra = {KEY: ""}
+    with zipfile.ZipFile(path) as archive:
+        require_small(archive)
     with _quiet(), path.open("rb") as file:
         module = torch.jit.load(file, map_location="cpu", _extra_files=extra)
     return _of_torch(module, threads), json.loads(extra[KEY] or "{}")

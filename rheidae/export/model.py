@@ -43,10 +43,11 @@ class Exported:
         ``("F_init",)``, or ``("F_init", "F_box")`` where Box3D stayed outside.
     """
 
-    def __init__(self, function: Function, metadata: Metadata) -> None:
+    def __init__(self, path: Path, function: Function, metadata: Metadata) -> None:
+        self._path = path
         self._function = function
         self.metadata = metadata
-        self.inputs = tuple(entry["name"] for entry in metadata["inputs"])
+        self.inputs = _inputs(metadata)
 
     def predict(self, F_init: ArrayLike, F_box: ArrayLike | None = None, *, invalid: str = "raise") -> Any:
         """Return final four-fluxes.
@@ -70,6 +71,8 @@ class Exported:
         ------
         FourFluxError
             If a shape is another, an input is missing or superfluous, or a row is not physical.
+        ExportError
+            If the graph fails, or its answer is none.
         """
         given = {"F_init": F_init} | ({} if F_box is None else {"F_box": F_box})
         if tuple(given) != self.inputs:
@@ -84,7 +87,16 @@ class Exported:
             tables.append(np.where(cells.invalid[:, None], 0.0, box.reshape(-1, 24)))
         if len(tables[0]) == 0:
             return cells.back(tables[0])
-        return cells.back(self._function(*tables).copy())
+        try:
+            final = self._function(*tables)
+        except Exception as error:  # each runtime has its own
+            raise ExportError(f"{self._path}: cannot be evaluated ({_first_line(error)})") from error
+        if final.shape != tables[0].shape or final.dtype != np.float64:
+            raise ExportError(
+                f"{self._path}: answers {tables[0].shape} numbers by {final.shape} of type {final.dtype}; it was not "
+                "written by rheidae.export"
+            )
+        return cells.back(final.copy())
 
     __call__ = predict
 
@@ -118,11 +130,23 @@ def load_exported(path: str | Path, threads: int = 1) -> Exported:
     except ExportError:
         raise
     except Exception as error:  # each runtime has its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"{path}: cannot be read ({reason}); export the model again") from error
-    if metadata.get("metadata_version") != VERSION:
+        raise ExportError(f"{path}: cannot be read ({_first_line(error)}); export the model again") from error
+    if not isinstance(metadata, dict) or metadata.get("metadata_version") != VERSION or not _inputs(metadata):
         raise ExportError(f"{path}: has no metadata of version {VERSION}; it was not written by rheidae.export")
-    return Exported(function, metadata)
+    return Exported(path, function, metadata)
+
+
+def _inputs(metadata: Metadata) -> tuple[str, ...]:
+    """Names of the inputs; none where the metadata do not say."""
+    entries = metadata.get("inputs")
+    names = (
+        tuple(entry.get("name") for entry in entries if isinstance(entry, dict)) if isinstance(entries, list) else ()
+    )
+    return names if names in (("F_init",), ("F_init", "F_box")) else ()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def export_regressor(

@@ -6,6 +6,7 @@ rheidae predict --model asymptotic --data snapshot.h5 --out mixed.h5
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from rheidae.system import commands
 
@@ -24,15 +25,20 @@ def main(argv: list[str] | None = None) -> int:
         "--layout", help="snapshot, raw, preprocessed, or a YAML file that names the datasets (default: what fits)"
     )
     parser.add_argument("--block-cells", type=int, metavar="N", help="cells in memory at a time (default: 65536)")
-    parser.add_argument("--threads", type=int, metavar="N", help="of the schemes (default: one per processor)")
+    parser.add_argument(
+        "--threads", type=commands.thread_count, metavar="N", help="of the schemes (default: one per processor)"
+    )
     arguments = parser.parse_args(argv)
-    for name in ("block_cells", "threads"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be 1 or more")
+    if arguments.block_cells is not None and arguments.block_cells < 1:
+        parser.error("--block-cells must be 1 or more")
 
     def command() -> None:
         from rheidae.predict.stream import BLOCK_CELLS, predict_file
+        from rheidae.runs.folder import FILES
 
+        model = Path(arguments.model)
+        inputs = [model, *(model / name for name in FILES), Path(arguments.data), Path(arguments.layout or model)]
+        commands.require_harmless({"--out": Path(arguments.out)}, inputs)
         done = predict_file(
             arguments.model, arguments.data, arguments.out, layout=arguments.layout,
             block_cells=arguments.block_cells or BLOCK_CELLS, threads=arguments.threads,

@@ -18,7 +18,7 @@ from rheidae import moments
 from rheidae.config import Axes, Positive, Section, read_config
 from rheidae.exceptions import DataError
 from rheidae.preprocess.rawfile import possible_axes
-from rheidae.system.h5 import H5_ERRORS, dataset
+from rheidae.system.h5 import H5_ERRORS, dataset, present
 
 Array = NDArray[np.float64]
 Block = tuple[slice, ...]
@@ -76,7 +76,7 @@ def read_layout(layout: str | Path | None, file: h5py.File) -> MomentLayout:
     for name in PRESETS if layout is None else (str(layout),):
         with resources.as_file(resources.files("rheidae.predict") / f"presets/{name}.yaml") as path:
             known = read_config(path, MomentLayout)
-        if layout is not None or all(dataset_name in file for dataset_name in known.names):
+        if layout is not None or all(present(file, wanted) for wanted in known.names):
             return known
     raise DataError(
         f"{file.filename}: holds {', '.join(sorted(file)) or 'nothing'}, which none of the layouts "

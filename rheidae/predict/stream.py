@@ -22,7 +22,7 @@ from rheidae.mixing.physical import keep_physical
 from rheidae.mixing.schemes import SCHEMES, mix
 from rheidae.predict.snapshot import Array, Snapshot, read_layout
 from rheidae.system.h5 import create_h5, open_h5
-from rheidae.system.outputs import Outputs
+from rheidae.system.outputs import Outputs, naming
 from rheidae.system.signals import uninterrupted
 
 BLOCK_CELLS = 1 << 16
@@ -109,7 +109,7 @@ def predict_file(
     """
     predict = open_model(model, threads)
     flags = dict.fromkeys(FLAGS, 0)
-    with open_h5(data) as source, Outputs() as outputs:
+    with open_h5(data) as source, Outputs() as outputs, naming(out):
         snapshot = Snapshot(source, read_layout(layout, source))
         total = int(np.prod(snapshot.shape, dtype=np.int64))
         with create_h5(outputs.path(out)) as (file, require_written):

@@ -21,7 +21,7 @@ from rheidae import fourflux
 from rheidae.config import H5Paths
 from rheidae.exceptions import DataError
 from rheidae.preprocess.rows import RowSource, locate, read_rows
-from rheidae.system.h5 import H5_ERRORS, dataset, open_h5
+from rheidae.system.h5 import H5_ERRORS, dataset, open_h5, present
 
 LAYOUTS = (("row", "component", "nu_nubar", "flavor"), ("row", "component", "species"))
 """Names of the axes, in the order in which Emu writes them."""
@@ -93,7 +93,7 @@ def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None) -> Raw
         F_init = _four_flux(file, path, init_name, "F_init", axes)
         count = F_init.rows.length
         stable = None
-        if not _present(file, true_name) and _present(file, names.stable):
+        if not present(file, true_name) and present(file, names.stable):
             stable = _per_row(file, path, names.stable, "stable", count)
             if np.dtype(stable.dtype).kind not in "biuf":
                 raise DataError(f"{stable.where} has type {stable.dtype}; expected 1 for stable rows, else 0")
@@ -104,16 +104,16 @@ def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None) -> Raw
                 "both need one row per simulation: fetch the file again"
             )
         stddev = None
-        if _present(file, names.F_true_stddev):
+        if present(file, names.F_true_stddev):
             stddev = _four_flux(file, path, names.F_true_stddev, "F_true_stddev", axes)
             if stddev.rows.length != count:
                 raise DataError(f"{stddev.rows.where} has {stddev.rows.length} rows; expected {count}, {_one_per_row}")
         growth_rate = dirnames = None
-        if _present(file, names.growth_rate):
+        if present(file, names.growth_rate):
             growth_rate = _per_row(file, path, names.growth_rate, "growth_rate", count)
             if np.dtype(growth_rate.dtype).kind not in "fiu":
                 raise DataError(f"{growth_rate.where} has type {growth_rate.dtype}; expected real numbers, in 1/s")
-        if _present(file, names.dirnames):
+        if present(file, names.dirnames):
             dirnames = _per_row(file, path, names.dirnames, "dirnames", count)
             stored = dataset(file, names.dirnames, "name another one in h5_paths.dirnames")
             if h5py.check_string_dtype(stored.dtype) is None and stored.dtype.kind not in "Siu":
@@ -130,7 +130,7 @@ _one_per_row = "one per row"
 def _older(file: h5py.File, name: str) -> str:
     """The name, or what earlier files, in units of the total density, called the same dataset."""
     older = name.replace("(1|ccm)", "_Nsum1")
-    return older if not _present(file, name) and _present(file, older) else name
+    return older if not present(file, name) and present(file, older) else name
 
 
 def linked_files(path: str | Path, datasets: RawDatasets, root: Path | None = None) -> list[Path]:
@@ -193,13 +193,6 @@ def _existing(places: Sequence[Path], where: str) -> Path:
         if path.is_file():
             return Path(os.path.abspath(path))
     raise DataError(f"{where} takes rows from {places[-1]}, which is not there; fetch that file too")
-
-
-def _present(file: h5py.File, name: str) -> bool:
-    try:
-        return name in file
-    except H5_ERRORS as error:
-        raise DataError(f"{file.filename}: {name!r} cannot be looked up ({error}); fetch the file again") from error
 
 
 def _four_flux(file: h5py.File, path: str | Path, name: str, key: str, axes: Sequence[str] | None) -> FourFluxRows:

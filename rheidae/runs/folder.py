@@ -37,10 +37,11 @@ from rheidae.config import Config, TrainParms, read_config
 from rheidae.estimator.callbacks import save_history, save_weights
 from rheidae.estimator.callbacks.saving import plain_history, write_history_csv
 from rheidae.estimator.regressor import FluxRegressor
-from rheidae.estimator.resuming import STATE_FORMAT
+from rheidae.estimator.resuming import NOT_A_STATE, STATE_FORMAT
 from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import RunError
 from rheidae.runs.build import build_regressor
+from rheidae.system.archives import require_small
 from rheidae.system.outputs import Outputs, make_folder, only_writer, sync, write_text
 
 DIGESTED = (
@@ -50,6 +51,9 @@ DIGESTED = (
 
 FILES = (*DIGESTED, "run.json", "state.pt", "last.safetensors", "history.jsonl", "history.csv", "MODEL_CARD.md")
 """All that a run writes into its folder, and no other command may."""
+
+PARTS = ("train", "valid", "test")
+"""Of the rows, in ``rows.npz``."""
 
 COMPLETE = ("finished", "interrupted")
 """Status of a run that can be opened."""
@@ -206,6 +210,8 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     if path.is_file():
         with _naming(path):
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            if not all(isinstance(row, dict) and type(row.get("epoch")) is int for row in rows):
+                raise ValueError("a line is no epoch")
     if not rows:
         raise RunError(f"{folder}: no history.jsonl; give a run folder with one finished epoch at least")
     return rows
@@ -225,14 +231,17 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         # torch passes over the checksums.
         with zipfile.ZipFile(path) as archive:
+            require_small(archive)
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (*NOT_A_STATE, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(f"{path}: is damaged, or holds more than data: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
-        raise RunError(f"{path}: is not a checkpoint of a run")
+    known = isinstance(state, dict) and state.get("format") == STATE_FORMAT
+    history = state.get("history") if known else None
+    if not isinstance(history, list) or not history or state.get("epoch") != len(history):
+        raise RunError(f"{path}: is not a checkpoint of a run; start it anew with its --run-id")
     return state
 
 
@@ -344,16 +353,55 @@ def load_run(folder: str | Path) -> Run:
         regressor.module_.load_state_dict(load_safetensors(content["weights.safetensors"]))
     if "error_scale.safetensors" in content:
         with _naming(folder / "error_scale.safetensors"):
-            regressor.error_scale_ = ErrorScale.from_bytes(content["error_scale.safetensors"])
+            regressor.error_scale_ = _read_error_scale(content["error_scale.safetensors"])
     with _naming(folder / "history.json"):
         regressor.load_params(f_history=io.StringIO(content["history.json"].decode()))
-    with _naming(folder / "rows.npz"), np.load(io.BytesIO(content["rows.npz"])) as file:
-        rows = {part: file[part] for part in file.files}
+    with _naming(folder / "rows.npz"):
+        rows = _read_rows(content["rows.npz"])
     with _naming(folder / "run.json"):
-        groups = frozenset(about["groups"])
-        names = [tuple(about[part]) for part in ("feature_names", "target_names")]
+        groups = frozenset(_strings(about, "groups"))
+        names = [tuple(_strings(about, part)) for part in ("feature_names", "target_names")]
+        if [len(part) for part in names] != [48, 24] or not isinstance(about.get("data"), str):
+            raise ValueError("feature_names, target_names and data are not those of a run")
     regressor.n_features_in_, regressor.n_outputs_ = map(len, names)
     return Run(folder, regressor, config, parms, rows, groups, *names)
+
+
+def _strings(about: dict[str, Any], name: str) -> list[str]:
+    strings = about[name]
+    if not isinstance(strings, list) or not all(isinstance(text, str) for text in strings):
+        raise ValueError(f"{name} is not a list of strings")
+    return strings
+
+
+def _read_rows(content: bytes) -> dict[str, NDArray[np.uint64]]:
+    """Keys of the rows of each part; their number is that of the bytes, whatever the headers say."""
+    rows = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        require_small(archive)
+        for name in archive.namelist():
+            member = io.BytesIO(archive.read(name))
+            if np.lib.format.read_magic(member) != (1, 0):
+                raise ValueError(f"{name}: another version of NumPy's format")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            keys = np.frombuffer(member.read(), dtype=np.uint64)
+            if dtype != np.uint64 or shape != keys.shape:
+                raise ValueError(f"{name}: {dtype} of shape {shape}; expected {len(keys)} keys of rows")
+            rows[name.removesuffix(".npy")] = keys
+    if set(rows) != set(PARTS):
+        raise ValueError(f"holds {', '.join(rows) or 'nothing'}; expected {', '.join(PARTS)}")
+    return rows
+
+
+def _read_error_scale(content: bytes) -> ErrorScale:
+    """A scale that gives a number for every component of a state."""
+    scale = ErrorScale.from_bytes(content)
+    state = np.zeros((1, 6, 4))
+    state[0, :, 3], state[0, 3, 2] = [0.25, 0.1, 0.1, 0.35, 0.1, 0.1], 0.2
+    std = scale.std(state, 0.9 * state)
+    if std.shape != state.shape or not (std >= 0).all() or not np.isfinite(std).all():
+        raise ValueError("no scale of errors")
+    return scale
 
 
 def _checked(folder: Path, about: dict[str, Any]) -> dict[str, bytes]:
@@ -378,7 +426,8 @@ def _naming(path: Path, what: str = "is missing or damaged") -> Iterator[None]:
     try:
         yield
     except (
-        OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, zipfile.BadZipFile
+        OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, MemoryError,
+        SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError,
     ) as error:  # fmt: skip
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"{path}: {what} ({reason}); fetch the run folder again, or train anew") from error

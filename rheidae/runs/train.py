@@ -21,7 +21,8 @@ from rheidae.datasets import load_dataset
 from rheidae.estimator.callbacks import EpochProgress, HistoryLog, RunCheckpoint, StopRequest
 from rheidae.estimator.distributed import distribute
 from rheidae.estimator.processes import agreed, join, launched
-from rheidae.exceptions import DataError, OutputError, RunError, RunStopped
+from rheidae.estimator.resuming import NOT_A_STATE
+from rheidae.exceptions import DataError, OutputError, RheidaeError, RunError, RunStopped
 from rheidae.runs import modelcard
 from rheidae.runs.build import build_regressor
 from rheidae.runs.folder import (
@@ -42,7 +43,7 @@ from rheidae.runs.folder import (
 )
 from rheidae.scoring import plots
 from rheidae.scoring.splits import Rows, shuffled_split, simulation_labels
-from rheidae.system.h5 import open_h5
+from rheidae.system.h5 import open_h5, present
 from rheidae.system.outputs import write_text
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def require_box3d(path: str | Path) -> None:
     """
     with open_h5(path, "make it with: python -m rheidae.preprocess") as file:
         minimal = file.attrs.get("rheidae_version") and json.loads(file.attrs["config"])["diagnostics"] == "minimal"
-        if not minimal and "F_box" not in file and "F_box_flat" not in file:
+        if not minimal and not present(file, "F_box") and not present(file, "F_box_flat"):
             raise DataError(
                 f"{path}: no dataset 'F_box'; training starts from Box3D's answer: make the file with: "
                 f"python -m rheidae.preprocess. The file holds: {', '.join(sorted(file)) or 'nothing'}"
@@ -236,7 +237,8 @@ def train(config: Config, parms: TrainParms, run_id: str | None = None, threads:
                         regressor.fit(X, y)
                     else:
                         log.info("going on after epoch %d", state["epoch"])
-                        regressor.resume(X, y, state)
+                        with _going_on(folder):
+                            regressor.resume(X, y, state)
                 except RunStopped as stop:
                     if writes:
                         checkpoint.write(regressor)
@@ -270,6 +272,20 @@ def train(config: Config, parms: TrainParms, run_id: str | None = None, threads:
     if regressor.interrupted_:
         raise KeyboardInterrupt
     return folder
+
+
+@contextmanager
+def _going_on(folder: Path) -> Iterator[None]:
+    """Refuse a checkpoint that cannot be trained on: its parts fit, and their contents do not."""
+    try:
+        yield
+    except RheidaeError:
+        raise
+    except NOT_A_STATE as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RunError(
+            f"{folder / 'state.pt'}: training does not go on from it ({reason}); start the run anew with its --run-id"
+        ) from error
 
 
 def _require_tensorboard() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from rheidae.system import commands
 
@@ -25,8 +26,13 @@ def main(argv: list[str] | None = None) -> int:
         from rheidae.simulate.config import SimulateConfig
 
         config = read_config(arguments.config, SimulateConfig)
+        target = Path(config.output_root, config.output_filename)
+        inputs = [Path(path) for path in (arguments.config, config.states.path)]
+        commands.require_harmless({"output_filename": target}, inputs)
         written = simulate_archive(config, resume=not arguments.force, scheduler=arguments.scheduler)
-        print(f"{written.path}: {written.rows} rows, {written.simulated} simulated now, {written.converged} converged")
+        commands.show(
+            f"{written.path}: {written.rows} rows, {written.simulated} simulated now, {written.converged} converged"
+        )
 
     return commands.run(command)
 

@@ -26,7 +26,8 @@ from rheidae.simulate.options import Options
 from rheidae.simulate.solver import Run, Setup, order_for, prepare, run_row
 from rheidae.system import commands
 from rheidae.system.cluster import open_workers
-from rheidae.system.h5 import create_h5, dataset, open_h5
+from rheidae.system.h5 import create_h5, dataset, open_h5, present
+from rheidae.system.memory import require_memory
 from rheidae.system.outputs import Outputs, not_written, only_writer
 from rheidae.system.signals import uninterrupted
 
@@ -67,12 +68,14 @@ def read_states(path: str | Path, rows: Rows = None) -> Array:
         If the file cannot be read, holds no initial four-fluxes, or lacks one of the rows.
     """
     with open_h5(path) as file:
-        if "F_init" in file:
+        if present(file, "F_init"):
             found = dataset(file, "F_init")
+            require_memory(24 * (found.size or 0), str(path))
             F = found[()]
             F = F if F.shape[1:] == (6, 4) else F.T
         else:
             found = dataset(file, "F4_initial(1|ccm)", "states need a raw or a preprocessed file")
+            require_memory(24 * (found.size or 0), str(path))
             F = found[()]
             if (F.ndim == 4 and F.shape[1:] == (4, 2, 3)) or (F.ndim == 3 and F.shape[1:] == (4, 6)):
                 F = fourflux.from_emu(F)

@@ -5,14 +5,16 @@ Errors are one message and status 2, logging fits a batch log, outputs destroy n
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from rheidae.exceptions import OutputError, RheidaeError
+from rheidae.exceptions import ConfigError, OutputError, RheidaeError
 from rheidae.system.outputs import is_stream
 from rheidae.system.signals import Terminated, termination_raises
 
@@ -45,6 +47,16 @@ def show(text: str = "") -> None:
 
 _lost: OSError | None = None
 """Why the standard output could not be written."""
+
+
+def thread_count(text: str) -> int:
+    """Type of the option ``--threads``."""
+    from rheidae.system.threads import MOST
+
+    count = int(text) if text.isascii() and text.isdigit() and len(text) < 8 else 0
+    if not 1 <= count <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST}")
+    return count
 
 
 def require_harmless(outputs: Mapping[str, Path | None], inputs: Iterable[Path | None] = ()) -> None:
@@ -83,6 +95,15 @@ def _identity(path: Path) -> object:
     return status.st_dev, status.st_ino
 
 
+def _require_environment() -> None:
+    """Refuse what makes imports fail; what figures are shown with is of no interest, since they go into files."""
+    threads = os.environ.get("NUMBA_NUM_THREADS", "")
+    if re.fullmatch(r"0+|-\d+", threads):
+        raise ConfigError(f"NUMBA_NUM_THREADS={threads} in the environment: must be 1 or more; mend or unset it")
+    if "matplotlib" not in sys.modules:
+        os.environ["MPLBACKEND"] = "agg"
+
+
 def run(command: Callable[[], None]) -> int:
     """Run a command's body and return its exit status.
 
@@ -93,12 +114,21 @@ def run(command: Callable[[], None]) -> int:
     _lost = None
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     try:
+        _require_environment()
         with termination_raises():
             command()
         if _lost is not None:
             raise OutputError(f"standard output: cannot be written ({_lost.strerror}); files are complete")
     except (RheidaeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except UnicodeEncodeError as error:
+        if error.encoding != sys.getfilesystemencoding():
+            raise
+        print(
+            f"error: {error.object!r}: this locale has no such file names ({error.encoding}); set PYTHONUTF8=1",
+            file=sys.stderr,
+        )
         return 2
     except MemoryError as error:
         print(f"error: out of memory ({error}); ask for more, or for smaller chunk_rows or batch_size", file=sys.stderr)

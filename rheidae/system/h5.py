@@ -92,13 +92,45 @@ def dataset(file: h5py.File, name: str, remedy: str = "check the name") -> h5py.
     return member
 
 
-def _require_no_pipe(file: h5py.File, name: str) -> None:
-    """Refuse a link to a pipe or a device, which HDF5 would wait for."""
-    link = file.get(name, getlink=True)
-    if isinstance(link, h5py.ExternalLink):
-        other = Path(file.filename).parent / link.filename
-        if other.exists() and not other.is_file():
-            raise DataError(f"{file.filename}: {name!r} is a link to {other}, which is not a file; {FETCH_AGAIN}")
+def _require_no_pipe(file: h5py.Group, name: str, links: int = 16) -> None:
+    """Refuse links that lead, one after another, to a pipe or a device, which HDF5 would wait for."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    group = file
+    for index, part in enumerate(parts if links else ()):
+        link, rest = group.get(part, getlink=True), parts[index + 1 :]
+        if isinstance(link, h5py.SoftLink):
+            start = file.file if link.path.startswith("/") else group
+            return _require_no_pipe(start, "/".join([link.path, *rest]), links - 1)
+        if isinstance(link, h5py.ExternalLink):
+            other = _regular(file.file, link.filename, name)
+            if other is None:  # the caller says so
+                return None
+            with h5py.File(other, "r", locking=_LOCKING) as there:
+                return _require_no_pipe(there, "/".join([link.path, *rest]), links - 1)
+        if link is None or not rest or not isinstance(group := group[part], h5py.Group):
+            return None
+    return None
+
+
+def _regular(file: h5py.File, other: str, name: str) -> Path | None:
+    """The file that a link means, where HDF5 looks for it; None if there is none."""
+    for path in (Path(file.filename).parent / other, Path(other)):
+        if path.is_file():
+            return path
+        if path.exists():
+            raise DataError(f"{file.filename}: {name!r} is a link to {path}, which is not a file; {FETCH_AGAIN}")
+    return None
+
+
+def present(file: h5py.Group, name: str) -> bool:
+    """Whether a group holds a dataset or group of that name, links followed."""
+    try:
+        _require_no_pipe(file, name)
+        return name in file
+    except H5_ERRORS as error:
+        raise DataError(
+            f"{file.file.filename}: {name!r} cannot be looked up ({error}); fetch the file again"
+        ) from error
 
 
 _MOST_UNPACKED = 1100
@@ -111,7 +143,7 @@ _SMALL = 64 << 20
 def _require_stored(member: h5py.Dataset, name: str) -> None:
     """Refuse a few bytes of file that declare rows for more than the memory, or the patience, of a machine."""
     try:
-        if not member.chunks or member.shape is None:
+        if member.shape is None or _elsewhere(member, name):
             return
         declared, stored = member.dtype.itemsize * math.prod(member.shape), member.id.get_storage_size()
     except H5_ERRORS:  # a type that cannot be read: the caller says so
@@ -121,6 +153,18 @@ def _require_stored(member: h5py.Dataset, name: str) -> None:
             f"{member.file.filename}: dataset {name!r} declares {declared:.3g} bytes in {len(member)} rows, of which "
             f"{stored} bytes were written; {FETCH_AGAIN}"
         )
+
+
+def _elsewhere(member: h5py.Dataset, name: str) -> bool:
+    """Whether the numbers of a dataset lie in other files, all of which are files."""
+    creation = member.id.get_create_plist()
+    parts = [os.fsdecode(creation.get_external(index)[0]) for index in range(creation.get_external_count())]
+    parts += [
+        part.file_name for part in (member.virtual_sources() if member.is_virtual else []) if part.file_name != "."
+    ]
+    for part in dict.fromkeys(parts):
+        _regular(member.file, part, name)
+    return bool(parts) or member.is_virtual
 
 
 def _names(file: h5py.File) -> str:

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+MOST = 1024
+"""Threads that may be asked for: torch crashes where the system has no more."""
+
 # Below this a thread costs more to hand its rows to than it saves.
 _ROWS_PER_THREAD = 1024
 
@@ -48,10 +51,12 @@ def limited(count: int | None) -> Iterator[None]:
     Raises
     ------
     ValueError
-        If `count` is not at least 1.
+        If `count` is not from 1 to `MOST`.
     """
-    if count is not None and count < 1:
-        raise ValueError(f"threads={count!r} must be at least 1, or None for the numbers that torch and Numba have")
+    if count is not None and not 1 <= count <= MOST:
+        raise ValueError(
+            f"threads={count!r} must be at least 1 and at most {MOST}, or None for what torch and Numba have"
+        )
     if _forked:
         count = 1
     if count is None:
@@ -93,10 +98,10 @@ def share_rows(work: Callable[[int, int], None], rows: int, threads: int | None)
     Raises
     ------
     ValueError
-        If `threads` is not at least 1, or None for `default_threads`.
+        If `threads` is not from 1 to `MOST`, or None for `default_threads`.
     """
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads={threads!r} must be at least 1")
+    if threads is not None and not 1 <= threads <= MOST:
+        raise ValueError(f"threads={threads!r} must be at least 1 and at most {MOST}")
     count = max(1, rows // _ROWS_PER_THREAD)
     if count > 1:
         count = min(threads or default_threads(), count)

@@ -181,8 +181,16 @@ def callback_state(callback: Any) -> dict[str, Any]:
 
 
 def restore_callback(callback: Any, state: dict[str, Any]) -> None:
-    """Put back what `callback_state` returned."""
+    """Put back what `callback_state` returned.
+
+    Raises
+    ------
+    ValueError
+        If another attribute is among it, such as where the callback writes.
+    """
     for name, value in state.items():
+        if not name.endswith("_") or name.startswith("_") or callable(getattr(type(callback), name, None)):
+            raise ValueError(f"{name!r} is no state of {type(callback).__name__}")
         if hasattr(getattr(callback, name, None), "load_state_dict"):
             getattr(callback, name).load_state_dict(value)
         else:

@@ -18,6 +18,10 @@ _NEAR, _BLUR = 0.95, 0.02
 # Part of what unlike mu and tau change that is in doubt, where all rows seen have them alike.
 _UNLIKE, _LAST = 0.12, len(VARIATIONS)
 _TINY = 1e-20
+_SHAPES: dict[str, tuple[int, ...]] = {
+    "mean": (12,), "whitening": (12, 12), "distance": (1,), "near": (6, 2, _LAST + 2), "far": (6, 2, _LAST + 2),
+    "odd": (1,),
+}  # fmt: skip
 _HEAVY = (fourflux.NU_MU, fourflux.NU_TAU, fourflux.NUBAR_MU, fourflux.NUBAR_TAU)
 _CLASSES = ((fourflux.NU_E, fourflux.NUBAR_E), _HEAVY)
 # Densities count once, fluxes by their three components.
@@ -111,10 +115,21 @@ class ErrorScale:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> ErrorScale:
-        """Read what `to_bytes` returned."""
+        """Read what `to_bytes` returned.
+
+        Raises
+        ------
+        ValueError
+            If it holds other arrays, or what is no number.
+        """
         from safetensors.numpy import load
 
-        return cls(load(content))
+        arrays = load(content)
+        if {name: array.shape for name, array in arrays.items()} != _SHAPES:
+            raise ValueError(f"no error scale: {', '.join(sorted(arrays)) or 'nothing'}, or other shapes")
+        if not all(array.dtype == np.float64 and np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("an error scale whose numbers are none")
+        return cls(arrays)
 
 
 def _description(F: Array) -> Array:

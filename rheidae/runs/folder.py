@@ -353,7 +353,7 @@ def load_run(folder: str | Path) -> Run:
         regressor.module_.load_state_dict(load_safetensors(content["weights.safetensors"]))
     if "error_scale.safetensors" in content:
         with _naming(folder / "error_scale.safetensors"):
-            regressor.error_scale_ = _read_error_scale(content["error_scale.safetensors"])
+            regressor.error_scale_ = ErrorScale.from_bytes(content["error_scale.safetensors"])
     with _naming(folder / "history.json"):
         regressor.load_params(f_history=io.StringIO(content["history.json"].decode()))
     with _naming(folder / "rows.npz"):
@@ -391,17 +391,6 @@ def _read_rows(content: bytes) -> dict[str, NDArray[np.uint64]]:
     if set(rows) != set(PARTS):
         raise ValueError(f"holds {', '.join(rows) or 'nothing'}; expected {', '.join(PARTS)}")
     return rows
-
-
-def _read_error_scale(content: bytes) -> ErrorScale:
-    """A scale that gives a number for every component of a state."""
-    scale = ErrorScale.from_bytes(content)
-    state = np.zeros((1, 6, 4))
-    state[0, :, 3], state[0, 3, 2] = [0.25, 0.1, 0.1, 0.35, 0.1, 0.1], 0.2
-    std = scale.std(state, 0.9 * state)
-    if std.shape != state.shape or not (std >= 0).all() or not np.isfinite(std).all():
-        raise ValueError("no scale of errors")
-    return scale
 
 
 def _checked(folder: Path, about: dict[str, Any]) -> dict[str, bytes]:

@@ -42,7 +42,7 @@ evaluate: preprocess
 
 # What is each choice worth?  Writes docs/ablation.md; takes a quarter of an hour and more.
 ablation: preprocess
-	$(RUN) -m rheidae.ablation --data .pdata/preprocessed_all.h5 --out docs/ablation.md
+	$(RUN) -m rheidae.ablation --test-only mutau pairs published three_d
 
 # The losses of a run, also of one that still goes on:  make plot-loss RUN_ID=demo
 RUN_ID ?= demo

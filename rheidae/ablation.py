@@ -1,6 +1,6 @@
 """What each choice is worth: the same scores for every architecture, weighting and training size.
 
-python -m rheidae.ablation --data .pdata/preprocessed_all.h5 --out docs/ablation.md
+python -m rheidae.ablation --test-only mutau pairs published three_d
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="rheidae ablation", description="Score every choice.")
     parser.add_argument("--data", default=".pdata/preprocessed_all.h5", help="preprocessed file (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/ablation.md"), help="page to write (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1 (%(default)s)")
     parser.add_argument("--folds", type=int, default=5, metavar="K", help="of the rows (%(default)s)")
     parser.add_argument("--epochs", type=int, help="of every variant, to try the command out (default: its own)")
+    parser.add_argument(
+        "--test-only", nargs="*", metavar="GROUP", help="groups that no model is trained on, as of rheidae evaluate"
+    )
     arguments = parser.parse_args(argv)
     if arguments.seeds < 1:
         parser.error("--seeds must be 1 or more")
@@ -28,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("data", "out", "seeds", "folds", "epochs")
         if getattr(arguments, name) != parser.get_default(name)
     )
+    if arguments.test_only is not None:
+        said += " ".join([" --test-only", *arguments.test_only])
 
     def command() -> None:
         import torch
@@ -37,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(1)
         outputs = {"--out": arguments.out, "figure of --out": figure_beside(arguments.out)}
         commands.require_harmless(outputs, [Path(arguments.data)])
-        options = {"seeds": arguments.seeds, "folds": arguments.folds, "epochs": arguments.epochs}
+        options = {name: getattr(arguments, name) for name in ("seeds", "folds", "epochs", "test_only")}
         written = ablate(arguments.data, arguments.out, said, **options)
         commands.show(f"written: {', '.join(map(str, written))}")
 

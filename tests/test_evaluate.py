@@ -323,8 +323,8 @@ def check_plain(value):
 SUMMARY = {"group", "role", "rows", "simulations", "schemes"}
 SCHEME = {
     "error", "skill", "rows_better_than_box3d", "error_spread", "skill_spread", "species_error", "component_error",
-    "flavor_sum_change", "lepton_number_change", "physical_fraction", "coverage", "coverage_spread", "error_interval",
-    "skill_interval",
+    "flavor_sum_change", "lepton_number_change", "physical_fraction", "coverage", "coverage_spread",
+    "species_coverage", "width", "error_interval", "skill_interval",
 }  # fmt: skip
 
 

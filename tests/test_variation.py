@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rheidae import box3d, mix
 from rheidae.mixing.survival import ASYMPTOTIC, PARAMETERS, mixing_change
 from rheidae.mixing.variation import VARIATIONS, variations
 from tests.states import random_rotation, random_states, turn
@@ -27,10 +28,19 @@ def test_they_are_derivatives_of_the_parameterised_scheme():
     assert 0.3 < np.median(ours[crossing, 0, :, 0] / steep[crossing, :, 0]) < 0.7
 
 
+def test_the_whole_change_is_in_doubt_where_the_crossing_is_shallow():
+    answer = box3d(F)
+    depth = np.minimum(answer.I_plus, answer.I_minus) / np.maximum(answer.I_plus, answer.I_minus)
+    change = sizes((F - mix(F, "asymptotic", order=53))[:, [0, 3]])
+    part = variations(F, order=53)[:, 0, VARIATIONS.index("amount")] / np.where(change > 0, change, 1.0)
+    np.testing.assert_allclose(part, np.where(change > 0, np.exp(-depth / 0.06)[:, None, None], 0), rtol=0.1, atol=1e-4)
+    assert (part > 0.3).any()
+
+
 def test_symmetries():
     unlike = random_states(40, 4)
     ours = variations(unlike)
-    assert VARIATIONS == ("shape", "rise")
+    assert VARIATIONS == ("shape", "rise", "amount")
     np.testing.assert_allclose(variations(turn(unlike, random_rotation(2))), ours, rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(variations(3e33 * unlike), ours, rtol=1e-9, atol=1e-15)
     # Lepton number: neutrinos and antineutrinos of a pair lose the same number.

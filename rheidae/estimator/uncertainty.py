@@ -15,8 +15,10 @@ _ROWS = 20_000
 _STEPS = 200
 # Part of the rows seen that are near each other, and differences of densities over the total that are none.
 _NEAR, _BLUR = 0.95, 0.02
-# Part of what unlike mu and tau change that is in doubt, where all rows seen have them alike.
-_UNLIKE, _LAST = 0.12, len(VARIATIONS)
+# Part of what unlike mu and tau change that is in doubt, where all rows seen have them alike; and of the change by a
+# shallow crossing, at least, since few rows have one.
+_UNLIKE, _LAST = 0.15, len(VARIATIONS)
+_SHALLOW = 0.5
 _TINY = 1e-20
 _SHAPES: dict[str, tuple[int, ...]] = {
     "mean": (12,), "whitening": (12, 12), "distance": (1,), "near": (6, 2, _LAST + 2), "far": (6, 2, _LAST + 2),
@@ -32,12 +34,12 @@ Array = NDArray[np.float64]
 class ErrorScale:
     """Standard deviation of a prediction from what is known before the answer.
 
-    What simulations leave open is how steep the survival probability is and how far it falls on the smaller side. What
-    either would change, `rheidae.mixing.variation.variations`, is known for every state, whatever its family. The
-    variance of an error is a sum of the squares of both and a constant, with coefficients of the greatest likelihood on
-    the rows seen, for electron and heavy flavors apart. One such sum is for the model, one for the scheme that it falls
-    back to, whose errors are no smaller on the rows seen than elsewhere. Where mu and tau are unlike, a part of what
-    that changes is in doubt, too: an eighth, unless rows seen tell.
+    What simulations leave open is how steep the survival probability is, how far it falls on the smaller side, and how
+    much a shallow crossing changes at all. What each would change, `rheidae.mixing.variation.variations`, is known for
+    every state, whatever its family. The variance of an error is a sum of their squares and a constant, with
+    coefficients of the greatest likelihood on the rows seen, for electron and heavy flavors apart. One such sum is for
+    the model, one for the scheme that it falls back to, whose errors are no smaller on the rows seen than elsewhere.
+    Where mu and tau are unlike, 0.15 of what that changes is in doubt, too, unless rows seen tell.
 
     Either counts with a probability, and the variance is that of the mixture about the prediction, so that it holds the
     difference between both answers, too. Far from the rows seen, by densities, fluxes and differences of fluxes
@@ -202,6 +204,7 @@ def _variance_of(error: Array, terms: Array) -> Array:
             v = x @ part + _TINY
             part *= np.sqrt((weight * y / v**2) @ x / ((weight / v) @ x))
         c[told] = part
+        c[_LAST - 1] = max(c[_LAST - 1], _SHALLOW**2)
         if not told[_LAST]:
             c[_LAST] = _UNLIKE**2
         coefficients[species, 0], coefficients[species, 1] = c[:-1], np.append(c[:-2], c[-1])

@@ -1,11 +1,12 @@
 """Numba kernels of neighbours of the asymptotic scheme: how far other plausible functions move its answer.
 
 For each pair of flavors a and b, with ``G = L_a - L_b`` counted positive on the larger side and as if the third flavor
-were like b: ``q = 1 - P = 2/3 - c u``, ``u = G/sqrt(G^2 + s^2)``, c = 2/3 for G > 0 and 1/3 for G < 0. Two directions
-in which q may vary,
+were like b: ``q = 1 - P = 2/3 - c u``, ``u = G/sqrt(G^2 + s^2)``, c = 2/3 for G > 0 and 1/3 for G < 0. Three
+directions in which q may vary,
 
     shape   c u (1 - u^2) (1 - 2 u^2)     as if G/s were raised to a power; 2 u^2 - 1 stands for its logarithm
     rise    c u for G < 0                 less leaves the smaller side, down to equipartition
+    amount  q exp(-depth/SHALLOW)         more or less of all, where the crossing is shallow: depth = I_small/I_large
 
 each with the change of s that keeps ``int q G = 0``, ``dq/dlog s = c u (1 - u^2)``. It changes the moments that a loses
 by ``int dq (g_a - g_b)(n, 1)``; out of this come its density, the same for neutrinos and antineutrinos, and the rms of
@@ -22,7 +23,9 @@ from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS, RULES, VALUES, WEI
 from rheidae.system.numba import driver, kernel, simd_function
 
 #: Directions of variation.
-KINDS = 2
+KINDS = 3
+#: Depth of a crossing below which its whole change is in doubt.
+SHALLOW = 0.06
 _NU, _NUBAR, _G, _PART = NODE_ROWS, NODE_ROWS + 1, NODE_ROWS + 2, NODE_ROWS + 3
 _ROWS = NODE_ROWS + 4
 
@@ -48,14 +51,16 @@ def _fill(sign, w, ga, gb, ha, hb, nu, nubar, G, c, out):
 
 @kernel
 def _varied(x, y, z, nu, G, square, out):
-    """Moments by dq/dlog s, shape and rise, into ``out (3, 4)``."""
+    """Moments by dq/dlog s, shape, rise and q itself, into ``out (4, 4)``."""
     simd_function()
-    b0 = b1 = b2 = b3 = s0 = s1 = s2 = s3 = r0 = r1 = r2 = r3 = 0.0
+    b0 = b1 = b2 = b3 = s0 = s1 = s2 = s3 = r0 = r1 = r2 = r3 = a0 = a1 = a2 = a3 = 0.0
     for i in range(np.uint64(x.shape[0])):
         value = G[i]
         u = value * inverse_sqrt(value * value + square)
         rise = (1.0 / 6.0) * (u - abs(u))
-        both = nu[i] * (0.5 * u + (1.0 / 6.0) * abs(u)) * (1.0 - u * u)
+        kept = 0.5 * u + (1.0 / 6.0) * abs(u)
+        lost = nu[i] * (2.0 / 3.0 - kept)
+        both = nu[i] * kept * (1.0 - u * u)
         shape = both * (1.0 - 2.0 * u * u)
         rise *= nu[i]
         b0 += both * x[i]
@@ -70,9 +75,14 @@ def _varied(x, y, z, nu, G, square, out):
         r1 += rise * y[i]
         r2 += rise * z[i]
         r3 += rise
+        a0 += lost * x[i]
+        a1 += lost * y[i]
+        a2 += lost * z[i]
+        a3 += lost
     out[0, 0], out[0, 1], out[0, 2], out[0, 3] = b0, b1, b2, b3
     out[1, 0], out[1, 1], out[1, 2], out[1, 3] = s0, s1, s2, s3
     out[2, 0], out[2, 1], out[2, 2], out[2, 3] = r0, r1, r2, r3
+    out[3, 0], out[3, 1], out[3, 2], out[3, 3] = a0, a1, a2, a3
 
 
 @kernel
@@ -94,8 +104,10 @@ def _pair(n, a, b, flavors, sign, work, scratch, sums, size):
     for k in range(2):
         _varied(work[X, :n], work[Y, :n], work[Z, :n], work[_NU + k, :n], G, s * s + 1e-280, sums[k])
     slope = sums[0, 0, 3] - sums[1, 0, 3]
-    share = fade(small)
     for kind in range(KINDS):
+        share = fade(small)
+        if kind == 2:
+            share *= np.exp(-small / (SHALLOW * large)) if small < large else 0.0
         factor = (sums[1, 1 + kind, 3] - sums[0, 1 + kind, 3]) / slope if abs(slope) > 1e-30 else 0.0
         for k in range(2):
             square = 0.0

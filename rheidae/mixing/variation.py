@@ -13,8 +13,9 @@ from rheidae.system.threads import share_rows
 
 ORDER = 17
 
-VARIATIONS = ("shape", "rise")
-"""Kinds of variation of the survival probability: how steep it is, and how far it falls on the smaller side."""
+VARIATIONS = ("shape", "rise", "amount")
+"""Kinds of variation of the survival probability: how steep it is, how far it falls on the smaller side, and, where the
+crossing is shallow, how much changes at all."""
 
 
 def variations(F: fourflux.Float, *, order: int = ORDER, threads: int | None = None) -> NDArray[np.float64]:
@@ -29,7 +30,7 @@ def variations(F: fourflux.Float, *, order: int = ORDER, threads: int | None = N
 
     Returns
     -------
-    ndarray, shape (n, 3, 2, 2, 2)
+    ndarray, shape (n, 3, 3, 2, 2)
         By pair of flavors (`rheidae.mixing.asymptotic.PAIRS`), kind (`VARIATIONS`), neutrinos and antineutrinos, flux
         and density: what the first of the pair loses, over the total density; of the flux the rms of the components.
         Where mu and tau are alike the first two pairs are, and the third is zero. Zero without a crossing.

@@ -178,7 +178,8 @@ def _uncertainty(entries: list[dict[str, Any]]) -> str:
     if not table:
         return "The model gives no standard deviations."
     return (
-        f"Part of the 24 numbers of a row that lie within the model's own {100 * COVERAGE:.0f} % interval:\n\n{table}"
+        f"Part of the 24 numbers of a row that lie within the model's own {100 * COVERAGE:.0f} % interval, mu and tau "
+        f"as they are, all and by species; half of the interval over the error, medians:\n\n{table}"
     )
 
 
@@ -254,8 +255,8 @@ def _limits(data: NDArray[Any], groups: NDArray[np.str_], ranges: Ranges, entrie
     if narrow:
         lines.append(
             f"- **Its standard deviations are too small** for some groups: within the {100 * COVERAGE:.0f} % interval "
-            f"lie, of {', of '.join(narrow)} of the numbers. They are learned from errors on validation rows, and say "
-            "nothing about states of another kind."
+            f"lie, of {', of '.join(narrow)} of the numbers. Their size is learned from errors on rows of the families "
+            "trained on."
         )
     if ranges["with_crossing"] == 1.0:
         lines.append(

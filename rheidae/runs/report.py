@@ -125,7 +125,8 @@ def markdown(report: Report) -> str:
     if coverage:
         sections += [
             "## Coverage",
-            f"Fraction of the 24 numbers of a row that lie within the model's own {100 * COVERAGE:.0f} % interval.",
+            f"Fraction of the 24 numbers of a row that lie within the model's own {100 * COVERAGE:.0f} % interval, mu "
+            "and tau as they are, all and by species; half of the interval over the error, medians.",
             coverage,
         ]
     sections += [
@@ -188,14 +189,17 @@ def detail_table(entries: Sequence[Entry]) -> str:
 
 
 def coverage_table(entries: Sequence[Entry]) -> str:
-    """How many of the errors lie within the model's own 90 % interval; empty if it gives none."""
+    """How many of the errors lie within the model's own 90 % interval, by species; empty if it gives none."""
     lines = [
-        [entry["group"], entry["role"], with_doubt(one["coverage"], one["coverage_spread"], None, 3)]
+        [
+            entry["group"], entry["role"], with_doubt(one["coverage"], one["coverage_spread"], None, 3),
+            *(f"{value:.2f}" for value in one["species_coverage"].values()), with_doubt(one["width"], None, None, 1),
+        ]
         for entry in entries
         if (one := entry["schemes"]["model"])["coverage"] is not None
-    ]
-    title = f"within the {100 * COVERAGE:.0f} % interval"
-    return markdown_table(["group", "role", title], lines, 2) if lines else ""
+    ]  # fmt: skip
+    header = ["group", "role", f"within the {100 * COVERAGE:.0f} % interval", *fourflux.SPECIES, "width over error"]
+    return markdown_table(header, lines, 2) if lines else ""
 
 
 def worst_table(rows: Sequence[Entry]) -> str:

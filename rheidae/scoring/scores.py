@@ -19,6 +19,7 @@ from rheidae.exceptions import FourFluxError
 from rheidae.mixing import schemes
 from rheidae.mixing.box3d import box3d
 from rheidae.scoring.metrics import (
+    DEVIATIONS,
     coverage,
     flavor_sum_change,
     flux_error,
@@ -56,6 +57,8 @@ class Scored:
         A number per simulation; rows of one are resampled together.
     F_init, F_true : ndarray, shape (n, 6, 4)
         Initial states; simulated final ones, averaged over mu and tau where the initial state has them alike.
+    F_seen : ndarray, shape (n, 6, 4)
+        Simulated final states as they are: an interval is for each of mu and tau.
     F : dict of str to ndarray, shape (r, n, 6, 4)
         Final states by scheme (`TITLES`), r = 1, and by the model, r = the number of seeds.
     std : ndarray, shape (r, n, 6, 4), or None
@@ -71,6 +74,7 @@ class Scored:
     simulation: Rows
     F_init: NDArray[np.float64]
     F_true: NDArray[np.float64]
+    F_seen: NDArray[np.float64]
     F: dict[str, NDArray[np.float64]]
     std: NDArray[np.float64] | None = None
     theta: NDArray[np.float64] | None = None
@@ -161,6 +165,7 @@ def score(
         simulation=simulation,
         F_init=init,
         F_true=fourflux.average_heavy(true, init),
+        F_seen=true,
         F={
             **{name: (box if name == "box3d" else schemes.mix(init, name))[None] for name in schemes.SCHEMES},
             "model": prediction.reshape(len(prediction), len(rows), 6, 4).astype(np.float64) / total,
@@ -194,8 +199,8 @@ def summary(scored: Scored, chosen: NDArray[np.bool_], resamples: int = RESAMPLE
           seeds; ``error_spread``, ``skill_spread``: standard deviation between seeds;
         - ``flavor_sum_change``, ``lepton_number_change``: the largest of all rows and seeds;
         - ``physical_fraction`` of the four-fluxes, to rounding;
-        - ``coverage``: the fraction of the 24 numbers that lie within the model's 90 % interval, and
-          ``coverage_spread``.
+        - ``coverage``: the fraction of the 24 numbers that lie within the model's 90 % interval, mu and tau as they
+          are; ``coverage_spread``; ``species_coverage``; and ``width``, half of the interval over the error, medians.
     """
     schemes = {}
     reference, simulation = scored.errors["box3d"][0, chosen], scored.simulation[chosen]
@@ -222,6 +227,8 @@ def summary(scored: Scored, chosen: NDArray[np.bool_], resamples: int = RESAMPLE
             "physical_fraction": physicality_rate(pred),
             "coverage": None,
             "coverage_spread": None,
+            "species_coverage": None,
+            "width": None,
         }
         mean = error.mean(axis=0)
         one["error_interval"] = ratio_interval(mean, np.ones_like(mean), simulation, resamples)
@@ -230,9 +237,17 @@ def summary(scored: Scored, chosen: NDArray[np.bool_], resamples: int = RESAMPLE
         ratio = ratio_interval(mean, reference, simulation, resamples) if measured else None
         one["skill_interval"] = None if ratio is None else [1 - ratio[1], 1 - ratio[0]]
         if scheme == "model" and scored.std is not None:
-            difference = F[:, chosen] - scored.F_true[chosen]
-            covered = np.array([coverage(*pair) for pair in zip(difference, scored.std[:, chosen], strict=True)])
-            one |= {"coverage": float(covered.mean()), "coverage_spread": seed_deviation(covered)}
+            difference, std = np.abs(F[:, chosen] - scored.F_seen[chosen]), scored.std[:, chosen]
+            covered = np.array([coverage(*pair) for pair in zip(difference, std, strict=True)])
+            middle = float(np.median(difference))
+            one |= {
+                "coverage": float(covered.mean()),
+                "coverage_spread": seed_deviation(covered),
+                "species_coverage": {
+                    name: coverage(difference[:, :, i], std[:, :, i]) for i, name in enumerate(fourflux.SPECIES)
+                },
+                "width": DEVIATIONS * float(np.median(std)) / middle if middle > 0 else None,
+            }
         schemes[scheme] = one
     return {
         "rows": int(chosen.sum()),

@@ -245,3 +245,25 @@ def test_untrained_mixing_model_predicts_the_analytic_scheme(small):
     F = np.ascontiguousarray(X[:, :24] / total, dtype=np.float64).reshape(-1, 6, 4)
     D = mixing_change(F, np.tile(ASYMPTOTIC, (len(F), 1)), order=17).D.reshape(-1, 2, 4)
     np.testing.assert_allclose((F - net.predict(X).reshape(-1, 6, 4) / total[:, None])[:, [0, 3]], D, atol=5e-7)
+
+
+def test_blocks_change_no_answer(small):
+    X, y = (table.astype(np.float64) for table in small)
+    model = FluxRegressor(max_epochs=1, random_state=0).fit(X, y)
+    grid = X[:24, :24].reshape(4, 3, 2, 24)
+    expected = [model.predict(rows, return_std=True) for rows in (X, grid)]
+    score = model.score(X, y)
+    model.set_params(iterator_valid__batch_size=7)
+    for rows, pair in zip((X, grid), expected, strict=True):
+        for part, whole in zip(model.predict(rows, return_std=True), pair, strict=True):
+            np.testing.assert_allclose(part, whole, rtol=1e-6, atol=1e-8)
+    assert model.score(X, y) == pytest.approx(score, rel=1e-9)
+    # The type is one for all rows, and rows are known by their own numbers.
+    single = X.astype(np.float32)
+    single[20] *= np.float32(1e30)
+    assert model.predict(single).dtype == model.predict(single[20:21]).dtype == np.float64
+    X[17, 3] = -1
+    with pytest.raises(FourFluxError, match="row 17"):
+        model.predict(X)
+    answer = model.predict(X, invalid="pass")
+    assert np.isnan(answer).all(axis=1).tolist() == [row == 17 for row in range(len(X))]

@@ -66,14 +66,16 @@ def conflicts(gramian: Tensor) -> Tensor:
     return (gramian < 0).sum() / 2
 
 
-def set_gradients(parameters: list[Tensor], flat: Tensor) -> None:
-    """Cut a flat vector into the ``.grad`` of `parameters`; it is added to what is there already."""
-    start = 0
+def set_gradients(parameters: list[Tensor], flat: Tensor) -> bool:
+    """Cut a flat vector into the ``.grad`` of `parameters`, and return True; add it to those that are there already."""
+    start, fresh = 0, True
     for parameter in parameters:
         stop = start + parameter.numel()
         part = flat[start:stop].view_as(parameter)
+        fresh &= parameter.grad is None
         parameter.grad = part if parameter.grad is None else parameter.grad + part
         start = stop
+    return fresh
 
 
 def last_shared_parameters(module: Any) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -63,6 +64,11 @@ class Layout:
     def answer_shape(self, X: Any) -> tuple[int, ...]:
         """Return the shape of the answer to X, -1 for what is not known here."""
         return (-1, self.n_outputs or 1)
+
+    def blocks(self, X: Any, rows: int) -> list[slice]:
+        """Return parts of the first axis of X with about so many rows each; none where it has no such axis."""
+        shape = tuple(getattr(X, "shape", ()))
+        return _parts(shape[0], rows) if len(shape) == 2 else []
 
     def table(self, values: Any, name: str, least_rows: int = 0) -> Table:
         """Return `values` as a finite float32 or float64 table.
@@ -186,6 +192,14 @@ class FourFlux(Layout):
         shape = tuple(X.shape) if hasattr(X, "shape") else np.shape(X)
         return (shape[0], TARGET.width) if len(shape) == 2 and shape[1] == INPUT.width else shape
 
+    def blocks(self, X: Any, rows: int) -> list[slice]:
+        """As in the base; an entry of a grid's first axis may hold many rows."""
+        shape = tuple(getattr(X, "shape", ()))
+        grid = len(shape) > 2 and (shape[-2:] == (6, 4) or shape[-1] == fourflux.FLAT)
+        if not grid:
+            return super().blocks(X, rows)
+        return _parts(shape[0], max(1, rows * fourflux.FLAT // max(1, math.prod(shape[1:]))))
+
     def compare(self, X: Table, y: Table) -> None:
         """Raise where the totals of a row are in other units: flavors change, and no neutrino is lost."""
         before, after = _total(X)[:, 0], fourflux.total_density(TARGET.part(y, "F_true"))
@@ -294,6 +308,8 @@ LAYOUTS: dict[str, type[Layout]] = {"four_flux": FourFlux, "generic": Layout}
 # Totals of X and y farther apart than this factor are in other units; what is off by less is for preprocessing to see.
 _TOTALS = 10.0
 
+_SEEN = (np.dtype(np.float32), np.dtype(np.float64))
+
 _ISOTROPIC = np.tile([0.0, 0.0, 0.0, 1.0], 12)
 """A state in which nothing happens, and Box3D's answer."""
 
@@ -311,6 +327,10 @@ def _filled(X: Any) -> Any:
     return type(X)(filled, index=X.index, columns=X.columns) if hasattr(X, "columns") else filled
 
 
+def _parts(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
 def as_array(values: Any) -> Any:
     """Return `values` as an array, also if they are a tensor with a graph or on another device."""
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
@@ -318,6 +338,8 @@ def as_array(values: Any) -> Any:
 
 def as_numbers(values: Any, name: str, least_rows: int = 0) -> Table:
     """Return a table of real numbers, float32 if it was, else float64; NaN passes, and y may be one column ``(n,)``."""
+    if type(values) is np.ndarray and values.ndim == 2 and values.dtype in _SEEN and values.size and not least_rows:
+        return values  # scikit-learn would find nothing to do, slowly
     numbers = check_array(
         as_array(values) if isinstance(values, Tensor) else values,
         dtype=[np.float64, np.float32],

@@ -19,7 +19,6 @@ from rheidae.estimator._private import AnyBatchNorm, check_sample_weight
 from rheidae.estimator.batches import TableDataset, some_rows
 from rheidae.estimator.callbacks import (
     BestWeights,
-    GradientClipping,
     GradientCombiner,
     LagrangianConstraints,
     OneCycle,
@@ -49,7 +48,11 @@ _CLOSED = {
 }
 _SHAPING_PREFIXES = ("weighting__", "pcgrad__", "constraints__")
 # Without gradients large batches are quicker, and the result is the same.
-_DEFAULTS: dict[str, dict[str, Any]] = {"iterator_train": {"shuffle": True}, "iterator_valid": {"batch_size": 4096}}
+VALIDATION_ROWS = 4096
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "iterator_train": {"shuffle": True},
+    "iterator_valid": {"batch_size": VALIDATION_ROWS},
+}
 
 
 @contextmanager
@@ -108,8 +111,6 @@ class FluxNet(Resumable):
                 callbacks.append((name, value))
             elif _is_on(value):
                 callbacks.append((name, kind()))
-        if self.grad_clip is not None:
-            callbacks.append(("grad_clip", GradientClipping(self.grad_clip)))
         if _is_on(self.load_best):
             callbacks.append(("load_best", BestWeights()))
         if not (isinstance(self.callbacks, list) and any(map(_is_schedule, self.callbacks))):
@@ -127,6 +128,9 @@ class FluxNet(Resumable):
     def set_params(self, **params: Any) -> FluxNet:
         """Set parameters; ``weighting__temperature`` and the like go to the callback of that name."""
         nested = {key: params.pop(key) for key in list(params) if key.startswith(_SHAPING_PREFIXES)}
+        for key in [key for key in params if key.startswith(("iterator_train__", "iterator_valid__"))]:
+            # skorch looks for a component to make anew, and finds none once there is a network.
+            setattr(self, key, params.pop(key))
         super().set_params(**params)
         for key, value in nested.items():
             name, _, parameter = key.partition("__")
@@ -340,6 +344,11 @@ class FluxNet(Resumable):
         if self.step_ is None:
             self.step_ = TrainingStep(self)
         return self.step_.train(batch, **fit_params)
+
+    def on_grad_computed(self, net: Any, named_parameters: Any, **kwargs: Any) -> None:
+        """Clip the network's gradient. Those of trained loss weights have a scale of their own, and are left alone."""
+        if self.grad_clip is not None and self.step_ is not None:
+            self.step_.clip(self.grad_clip)
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Loss with fixed weights, terms and error of a batch."""

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.exceptions import NotFittedError
-from sklearn.metrics import r2_score
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.utils.metadata_routing import MethodMapping
-from sklearn.utils.validation import validate_data
 from skorch.dataset import Dataset
 
 from rheidae.estimator._private import SetByFit
-from rheidae.estimator.batches import ENOUGH_ROWS, BatchSlicer, TableDataset, chosen_rows, rows_of, some_rows, unpack
+from rheidae.estimator.answers import Answering
+from rheidae.estimator.batches import ENOUGH_ROWS, BatchSlicer, chosen_rows, some_rows
 from rheidae.estimator.layouts import as_array
 from rheidae.estimator.losses import takes_weights
-from rheidae.estimator.net import FluxNet
 from rheidae.estimator.resuming import STATE_FORMAT
-from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.system.threads import limited, taking_turns
 
 
-class FluxRegressor(FluxNet):
+class FluxRegressor(Answering):
     """Final four-fluxes of the fast flavor instability, learned from simulations on top of Box3D.
 
     ``X (n, 48)`` holds the initial four-fluxes of six species and Box3D's answer, ``y (n, 24)`` the simulated final
@@ -85,7 +79,8 @@ class FluxRegressor(FluxNet):
         `callbacks` takes its place). Some thousand steps are enough: tens of thousands of rows
         want fewer epochs.
     grad_clip : float or None
-        Largest norm of the gradient of a step.
+        Largest norm of the network's gradient in a step. Trained loss weights have a scale of their own and do not
+        count.
     train_split : callable or None
         ``skorch.dataset.ValidSplit`` or ``predefined_split``, in place of `val_split`.
     optimizer, iterator_train, iterator_valid : classes
@@ -131,12 +126,9 @@ class FluxRegressor(FluxNet):
     >>> F_final = model.predict(data.data)                             # doctest: +SKIP
     """
 
-    error_scale_: ErrorScale | None = None
-    flat_target_: bool = False
     history_: Any = SetByFit(None)
     initialized_: Any = SetByFit(False)
     virtual_params_: Any = SetByFit(MappingProxyType({}))
-    n_outputs_: int
 
     def __init__(
         self,
@@ -331,158 +323,3 @@ class FluxRegressor(FluxNet):
         elif target.shape[1] != self.n_outputs_:
             raise FourFluxError(f"y has {target.shape[1]} columns; FluxRegressor was trained on {self.n_outputs_}")
         return table, target
-
-    def _known(self, X: Any, reset: bool, read: Callable[[], Any]) -> Any:
-        """Call `read`, and learn (`reset`) or compare names and number of X's columns: first, if it has a shape."""
-        has_shape = getattr(X, "ndim", None) == 2
-        if has_shape:
-            validate_data(self, X, reset=reset, skip_check_array=True)
-        result = read()
-        if not has_shape:
-            validate_data(self, X, reset=reset, skip_check_array=True)
-        return result
-
-    @property
-    def _needs_box3d(self) -> bool:
-        """Whether the network, made or to be made, looks at Box3D's answer."""
-        module = getattr(self, "module_", None) or self.module or self._layout.module
-        return bool(getattr(module, "needs_box3d", True))
-
-    def predict(self, X: Any, return_std: bool = False, invalid: str = "raise") -> Any:
-        """Return final four-fluxes.
-
-        Parameters
-        ----------
-        X : array_like, shape (n, 48), (..., 24) or (..., 6, 4)
-            Initial four-fluxes and Box3D's answer, one common unit; or initial four-fluxes alone: where the network
-            needs Box3D's answer, it is computed, by the defaults of `rheidae.box3d_flux`. What the network does not
-            need may be NaN.
-        return_std : bool
-            Whether to return standard deviations too: 90 % of the errors are expected within 1.64 of them (see
-            `calibrate`).
-        invalid : {"raise", "pass"}
-            What becomes of cells that are not physical: an error that names row and reason, or NaN for these cells
-            alone. Vacuum is no error, and stays as it is (see `rheidae.cells`).
-
-        Returns
-        -------
-        F_final : ndarray, shape (n, 24), or that of initial four-fluxes alone
-            In the unit of `X` and its float type, but float64 where float32 could not hold the squares (numbers in
-            1/cm^3), which scikit-learn's metrics form; never the residual. The correction is added to the base
-            state in float64, so that a zero correction returns the base state bit for bit. Where a four-flux would
-            leave the physical ones, ``N >= 0`` and ``|F| <= N``, the row's whole change from its initial state is
-            shortened until none does; conservation laws hold as before.
-        std : ndarray, same shape
-            With `return_std` only, in the same unit.
-
-        Raises
-        ------
-        FourFluxError
-            If a shape is another, a number is not finite, or a row is not physical.
-        RunError
-            If the network's output is not finite.
-        """
-        self.check_is_fitted()
-        layout = self._layout
-        if isinstance(X, torch.utils.data.Dataset):
-            X = rows_of(X)[0]
-        shape = layout.answer_shape(X)
-        rows = layout.rows(X, self._needs_box3d, computes=self._needs_box3d)
-
-        def read() -> tuple[Any, Callable[[Any], Any]]:
-            physical, back = layout.cells(rows, invalid)
-            return layout.table(physical, "X"), back
-
-        table, back = self._known(rows, False, read)
-        if not return_std:
-            answer = self._answer(table)
-            if layout.name == "generic":
-                return answer[:, 0] if self.flat_target_ else answer
-            return back(answer).reshape(shape)
-        layout.require_std()
-        if self.error_scale_ is None:
-            raise NotFittedError("no standard deviations yet; call calibrate(X, y) with rows whose answer is known")
-        answer = self._answer(table)
-        std = layout.std(self.error_scale_, table, answer, self.module_)
-        return back(answer).reshape(shape), back(std).reshape(shape)
-
-    def _answer(self, table: Any) -> Any:
-        """Answers ``(n, outputs)`` for rows that are known to be good."""
-        with limited(self.threads):
-            return self._answer_here(table)
-
-    def _answer_here(self, table: Any) -> Any:
-        x, _ = self._layout.scaled(table, None)
-        dataset = TableDataset(torch.from_numpy(x), torch.zeros(len(x), 0))
-        self._set_training(False)
-        parts = []
-        with torch.no_grad():
-            for batch in self.get_iterator(dataset, training=False):
-                rows, _, _ = unpack(batch)
-                parts.append(self.module_(rows.to(self._device)).cpu().numpy())
-        if not parts:
-            return np.empty((0, self._layout.n_outputs or self.n_outputs_), table.dtype)
-        output = np.concatenate(parts)
-        finite = np.isfinite(output).all(axis=1)
-        if not finite.all():
-            raise RunError(
-                f"X, row {int(np.argmin(finite))}: the network's output is not finite (NaN or infinity); its weights "
-                "are damaged or have grown without bound: train anew, with a smaller learning rate"
-            )
-        return self._layout.answer(table, output, self.module_)
-
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Coefficient of determination R2, mean over columns, in float64: 1/cm^3 squared does not fit float32.
-
-        Parameters
-        ----------
-        X, y : array_like
-            As for `fit`.
-        sample_weight : array_like, shape (n,), optional
-            Weights of the rows.
-
-        Returns
-        -------
-        float
-            1 is perfect, 0 is the mean of `y`.
-
-        Notes
-        -----
-        R2 hides how good a model is: most of it is how the rows differ from each other, which `X` says already, so that
-        Box3D alone has more than 0.95 on the sample. How much nearer than Box3D a model is, say the scorers of
-        `rheidae.scoring.metrics`, such as ``FluxScorer("box3d_skill_score")``.
-        """
-        self.check_is_fitted()
-        X, y = self._layout.rows(X, self._needs_box3d), self._layout.targets(y)
-        table, target = self._known(X, False, lambda: self._layout.tables(X, y))
-        return float(r2_score(np.float64(target), np.float64(self._answer(table)), sample_weight=sample_weight))
-
-    def calibrate(self, X: Any, y: Any) -> FluxRegressor:
-        """Learn how far off predictions are, for ``predict(X, return_std=True)``.
-
-        `fit` does so by itself, on the validation rows if there are at least 50, else on the training rows. The
-        errors of `MixingModel` there are hardly smaller than on rows it has not seen; those of a larger network are,
-        and want rows of their own.
-
-        Parameters
-        ----------
-        X : array_like, shape (n, 48)
-            Inputs.
-        y : array_like, shape (n, 24)
-            Simulated final four-fluxes.
-
-        Returns
-        -------
-        FluxRegressor
-            Itself.
-        """
-        self.check_is_fitted()
-        self._layout.require_std()
-        rows = self._layout.rows(X, self._needs_box3d)
-        return self._calibrate(*self._layout.tables(rows, self._layout.targets(y)))
-
-    def _calibrate(self, X: Any, y: Any) -> FluxRegressor:
-        if len(X) < 2:
-            raise FourFluxError(f"X has {len(X)} rows; two or more are needed to calibrate")
-        self.error_scale_ = self._layout.error_scale(X, y, self._answer(X), self.module_)
-        return self

@@ -38,6 +38,14 @@ class TrainingStep:
         self.combiner = net._only(GradientCombiner)
         # Whether torch carries all tasks back in one pass; not where processes meet within it, one task at a time.
         self.together = not self.processes.meet_in(net.module_)
+        self.gradient: Tensor | None = None
+
+    def clip(self, largest: float) -> None:
+        """Scale the network's gradient down to a norm that it must not exceed."""
+        if self.gradient is None:
+            torch.nn.utils.clip_grad_norm_(self.net.module_.parameters(), largest)
+        else:  # one vector, which every parameter's is a part of
+            self.gradient.mul_((largest / (self.gradient.norm() + 1e-6)).clamp(max=1.0))
 
     def train(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Set all gradients.
@@ -83,7 +91,7 @@ class TrainingStep:
             gramian = table @ table.T
             direction = self.combiner.combine(table, gramian)
             record.append(conflicts(gramian)[None])
-        set_gradients(parameters, direction)
+        self.gradient = direction if set_gradients(parameters, direction) else None
         if weighting is not None:
             weighting.backward(losses, norms)
         if constraints is not None:

@@ -6,7 +6,6 @@ them by short names, or as instances, in any combination.
 """
 
 from rheidae.estimator.callbacks.batch_norm import BatchNormRecalibration
-from rheidae.estimator.callbacks.clipping import GradientClipping
 from rheidae.estimator.callbacks.constraints import LagrangianConstraints
 from rheidae.estimator.callbacks.gradients import GradientCombiner, PCGrad
 from rheidae.estimator.callbacks.progress import EpochProgress
@@ -27,7 +26,6 @@ __all__ = [
     "DynamicWeightAverage",
     "EpochProgress",
     "GradNorm",
-    "GradientClipping",
     "GradientCombiner",
     "HistoryLog",
     "KendallGal",

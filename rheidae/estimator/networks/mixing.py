@@ -11,19 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from rheidae.estimator.networks.layers import activation_of
-from rheidae.fourflux import ALIKE, INPUT
+from rheidae.fourflux import ALIKE, FLAT, INPUT
+from rheidae.mixing.survival import PARAMETERS
 
 N_INVARIANTS, N_PARAMETERS = 5, 8
 # Of log 1.5 q0, log p, log a, 1 - b, rho, beta, log p_axial, log a_axial: largest value, and slope of the network's
 # output at zero.
 _REACH = (0.15, 1.5, 1.0, 1.0, 2.0, 1.0, 1.5, 1.0)
 _SLOPE = (0.3, 1.0, 0.7, 0.5, 1.0, 0.5, 1.0, 0.7)
-_RISE, _AXIAL = 3, 5
+# Theta is this and that times the output; two outputs count from zero on.
+_OFFSET = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+_SIGN = (1.0, 1.0, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0)
+_LEAST = tuple(0.0 if name in ("rise", "axial") else -math.inf for name in PARAMETERS)
+# What of the electrons' loss goes to each flavor.
+_SHARES = np.array([-1.0, 0.5, 0.5])[:, None]
 CUT, WIDTH = 3.0, 3.0
 
 
 class _Mixing(torch.autograd.Function):
-    """`rheidae.mixing.survival.mixing_change`, which gives the value and the derivative in one pass."""
+    """The change of all six species by `rheidae.mixing.survival.mixing_change`, with its derivative in one pass."""
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, F: Any, order: int) -> Tensor:
@@ -35,31 +41,16 @@ class _Mixing(torch.autograd.Function):
         )  # fmt: skip
         if change.jacobian is not None:
             ctx.save_for_backward(torch.from_numpy(change.jacobian).to(theta))
-        return torch.from_numpy(change.D).to(theta)
+        moved = change.D.reshape(-1, 2, 1, 4) * _SHARES
+        return torch.from_numpy(moved.reshape(-1, FLAT)).to(theta)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (jacobian,) = ctx.saved_tensors
+        electron, mu, tau = gradients[0].reshape(-1, 2, 3, 4).unbind(dim=2)
+        by_D = (0.5 * (mu + tau) - electron).reshape(-1, 8, 1)
         # A product of matrices, since einsum does not take the gradients of several tasks at once.
-        return (jacobian @ gradients[0].unsqueeze(-1)).squeeze(-1), None, None
-
-
-class _Positive(torch.autograd.Function):
-    """``max(0, x)`` with the derivative 1 on both sides: at zero, where training begins, and below it, x can rise."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.clamp(min=0.0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
+        return (jacobian @ by_D).squeeze(-1), None, None
 
 
 class Members(nn.Module):
@@ -134,7 +125,10 @@ class MixingModel(nn.Module):
     deviation: Tensor
     prepared: Tensor
     reach: Tensor
-    slope: Tensor
+    steepness: Tensor
+    offset: Tensor
+    sign: Tensor
+    least: Tensor
 
     def __init__(
         self,
@@ -152,8 +146,9 @@ class MixingModel(nn.Module):
         self.register_buffer("mean", torch.zeros(N_INVARIANTS))
         self.register_buffer("deviation", torch.ones(N_INVARIANTS))
         self.register_buffer("prepared", torch.tensor(False))
-        for name, values in (("reach", _REACH), ("slope", _SLOPE)):
-            self.register_buffer(name, torch.tensor(values), persistent=False)
+        constants = {"reach": _REACH, "steepness": np.divide(_SLOPE, _REACH), "offset": _OFFSET, "sign": _SIGN}
+        for name, values in {**constants, "least": _LEAST}.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
     def export_graph(self) -> nn.Module:
         """Return the network as tensor operations alone, from ``x (n, 24)``; `rheidae.export` asks for it."""
@@ -172,9 +167,7 @@ class MixingModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(n, 48)``, in units of the total density, to the change of the initial state ``(n, 24)``."""
         state = _as_states(x)
-        theta = self._theta(self._invariants(state, x))
-        D = _Mixing.apply(theta, state, self.order).reshape(-1, 2, 1, 4)
-        change = torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 24)
+        change = _Mixing.apply(self._theta(self._invariants(state, x)), state, self.order)
         unlike = np.abs(state[:, 1::3] - state[:, 2::3]).max(axis=(1, 2), initial=0.0) > ALIKE
         return self._three_flavors(change, state, unlike) if unlike.any() else change
 
@@ -196,19 +189,24 @@ class MixingModel(nn.Module):
 
     def _theta(self, features: Tensor) -> Tensor:
         inside, near = self._nearby(features)
-        theta = self._bounded(self.net(inside.expand(self.members, -1, -1)), near)
         if not self.training:
-            return theta.mean(dim=0)
-        row = torch.arange(len(inside), device=inside.device)
-        return theta[(self.first_row + row) % self.members, row]
+            return self._bounded(self.net(inside.expand(self.members, -1, -1)), near).mean(dim=0)
+        # Each row goes to one member; rows of zeros fill the first and the last turn.
+        before, rows = self.first_row % self.members, len(inside)
+        after = -(before + rows) % self.members
+        turns = nn.functional.pad(inside, (0, 0, before, after)).reshape(-1, self.members, N_INVARIANTS)
+        output = self.net(turns.transpose(0, 1)).transpose(0, 1).reshape(-1, N_PARAMETERS)
+        return self._bounded(output[before : before + rows], near)
 
     def _bounded(self, output: Tensor, near: Tensor) -> Tensor:
-        value = near * self.reach * torch.tanh(self.slope * output / self.reach)
-        positive = _Positive.apply(value) if self.training else value.clamp(min=0.0)
-        return torch.cat(
-            [value[..., :_RISE], 1.0 - positive[..., _RISE : _RISE + 1], value[..., _RISE + 1 : _AXIAL],
-             positive[..., _AXIAL : _AXIAL + 1], value[..., _AXIAL + 1 :]], dim=-1,
-        )  # fmt: skip
+        value = near * self.reach * torch.tanh(self.steepness * output)
+        if self.training:
+            # The derivative is 1 on both sides: at zero, where training begins, and below it, the value can rise.
+            now = value.detach()
+            value = value + (torch.maximum(now, self.least) - now)
+        else:
+            value = torch.maximum(value, self.least)
+        return self.offset + self.sign * value
 
     def _nearby(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features standardised and cut, and how near the row is to the training rows, ``(n, 1)``."""

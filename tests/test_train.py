@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -216,11 +214,8 @@ def test_commands(processed, tmp_path, monkeypatch, capsys):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(section.model_dump()))
     monkeypatch.chdir(tmp_path)
     arguments = ["--config", "model.yaml", "--train-parms", "parms.yaml"]
-    smoke = subprocess.run(
-        [sys.executable, "-m", "rheidae.train", *arguments, "--smoke"], capture_output=True, text=True
-    )  # fmt: skip
-    assert smoke.returncode == 0, smoke.stderr
-    assert "one batch forward and backward: loss" in smoke.stdout
+    assert train_command.main([*arguments, "--smoke"]) == 0
+    assert "one batch forward and backward: loss" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
     assert train_command.main([*arguments, "--predict-residual", "--run-id", "a"]) == 2
     assert "does nothing for architecture mixing" in capsys.readouterr().err

@@ -129,8 +129,8 @@ def test_gradnorm_equalises_gradient_norms(pcgrad):
     X, y = noisy_rows(400, np.array([0.2, 0.2, 0.2]), seed=1)
     y = y + 0.5
     net = FluxRegressor(
-        Constant, criterion=Split(1.0, 100.0, 1e4), weighting=GradNorm(alpha=0.0, lr=0.02), pcgrad=pcgrad,
-        average_heavy=False, max_epochs=500, batch_size=400, lr=1e-6, random_state=0, grad_clip=None,
+        Constant, criterion=Split(1.0, 100.0, 1e4), weighting=GradNorm(alpha=0.0, lr=0.1), pcgrad=pcgrad,
+        average_heavy=False, max_epochs=150, batch_size=400, lr=1e-6, random_state=0, grad_clip=None,
     ).fit(X, y)  # fmt: skip
     weights = net.criterion_.weighting.factors()
     assert float(weights.sum()) == pytest.approx(3, rel=1e-5)

@@ -51,7 +51,8 @@ def setup_for(directions, G, side, cells, dimensions=1, time_step=None):
     G = np.atleast_2d(G)
     return Setup(
         order=0, directions=directions, weights=np.ones(G.shape[1]), N=np.zeros((2, 3, G.shape[1])), G=G,
-        growth_rate=1.0, box=np.eye(3) if dimensions == 3 else np.array([[0.0, 0.0, 1.0]]), side=side, cells=cells,
+        growth_rate=1.0, slowest=1.0, side=side, cells=cells,
+        box=np.eye(3) if dimensions == 3 else np.array([[0.0, 0.0, 1.0]]),
         time_step=time_step or 0.3 / np.abs(G).sum(), steps=1, stopped="",
     )  # fmt: skip
 
@@ -302,6 +303,29 @@ def test_stops_when_settled_and_says_when_not():
     assert weak.stopped == "slow"
     assert not weak.converged
     np.testing.assert_array_equal(weak.F_final, merger())
+
+
+def test_waits_for_the_slowest_pair_of_flavors():
+    """Whatever the drift, six of its saturation times: unlike mu and tau mix in stages."""
+    F = merger(True)
+    F[1, 3], F[4, 3], F[1, 0] = 0.55e33, 0.45e33, 0.4e33
+    N = matched(F[None], 11)[0]
+    g = POTENTIAL * (N[:3] - N[3:])
+    directions = lebedev(11).nodes
+    axis = directions @ (g[0] - 0.5 * (g[1] + g[2]))
+    axis /= np.linalg.norm(axis)
+
+    def rate(g):
+        """Largest imaginary part over wave vectors K of the coherence along the axis; k = K - sum g n."""
+        matrix = -(1 - directions.T @ directions) * g - np.diag(g @ directions.T @ directions)
+        K = np.linspace(-1.5, 1.5, 101)[:, None, None] * np.abs(g).sum()
+        return np.linalg.eigvals(matrix + K * np.diag(axis @ directions)).imag.max()
+
+    rates = [rate(g[0] - g[1]), rate(g[0] - g[2]), rate(g[1] - g[2])]
+    assert min(rates) < 0.7 * max(rates)
+    run = simulate(F, dimensions=1, cells=16, wavelengths=5.0, order=11, drift=1.0)
+    assert run.stopped == "drift"
+    assert run.saturation_times == pytest.approx(6 * max(rates) / min(rates), abs=0.6)
 
 
 def test_closure_is_any_function_of_direction():

@@ -33,7 +33,7 @@ from rheidae.system.signals import uninterrupted
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same version of the package begins to compute or write something else."""
 
 Rows = int | Sequence[int] | slice | None

@@ -52,7 +52,8 @@ class Options(Section):
     drift : float
         Bound on the distance of the mean four-fluxes of the last two quarters of a run, over the total density.
     min_saturation_times, max_saturation_times : float
-        The drift is looked at from the first on; at the second a run ends anyway.
+        The drift is looked at from the first on, in the saturation time of the slowest pair of flavors that grows, for
+        unlike mu and tau mix in stages; at the second, in that of the fastest, a run ends anyway.
     max_steps : int
         A run ends here too; a state that cannot saturate in so many steps is not begun.
     time_step : float

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from rheidae.exceptions import FourFluxError
 from rheidae.fourflux import T
 from rheidae.linear.distributions import Array, Closure, alike, matched
-from rheidae.linear.stability import POTENTIAL, SPEED_OF_LIGHT, discrete_mode
+from rheidae.linear.stability import PAIRS, POTENTIAL, SPEED_OF_LIGHT, discrete_mode
 from rheidae.mixing.quadrature import lebedev
 from rheidae.simulate.options import DIRECTION_ORDERS, Options
 
@@ -68,6 +68,8 @@ class Setup:
     """(1 or 2, m): weights of Q_e and, where mu and tau differ, of Q_mu, 1/cm."""
     growth_rate: float
     """1/cm"""
+    slowest: float
+    """Growth rate of the slowest pair of flavors that grows, 1/cm."""
     box: Array
     """(d, 3)"""
     side: float
@@ -88,7 +90,7 @@ class Setup:
         """Work to be expected, in matrices turned."""
         if self.stopped:
             return 0.0
-        likely = min(self.steps, math.ceil(7.5 * self.saturation_time / self.time_step))
+        likely = min(self.steps, math.ceil(7.5 * SATURATION / self.slowest / self.time_step))
         return float(likely) * self.G.size * self.cells ** len(self.box)
 
 
@@ -132,10 +134,11 @@ def prepare(state: Array, options: Options, closure: str | Closure = "minerbo") 
     box = _box_axes(D, rule.nodes, same, options.dimensions)
     mode = discrete_mode(D[None], rule.nodes, np.array([same]), None if len(box) == 3 else box)
     rate = float(mode.growth_rate[0]) / SPEED_OF_LIGHT
+    slowest = rate if same or rate == 0 else _slowest(D, rule.nodes, None if len(box) == 3 else box)
     waves, cells = options.sides()
     setup: dict[str, Any] = {
         "order": order, "directions": rule.nodes, "weights": rule.weights, "N": N, "G": G, "growth_rate": rate,
-        "box": box, "cells": cells,
+        "slowest": slowest, "box": box, "cells": cells,
     }  # fmt: skip
     if rate == 0:
         return Setup(**setup, side=math.nan, time_step=math.nan, steps=0, stopped="stable")
@@ -149,6 +152,15 @@ def prepare(state: Array, options: Options, closure: str | Closure = "minerbo") 
     least = (options.saturation_times or options.min_saturation_times) * SATURATION / rate / time_step
     steps = min(math.ceil(wanted), options.max_steps)
     return Setup(**setup, side=side, time_step=time_step, steps=steps, stopped="slow" if steps < 0.5 * least else "")
+
+
+def _slowest(D: Array, nodes: Array, box: Array | None) -> float:
+    """Growth rate, 1/cm, of the slowest pair of flavors that grows."""
+    pairs = np.zeros((len(PAIRS), *D.shape))
+    for pair, (a, b) in zip(pairs, PAIRS, strict=True):
+        pair[0] = D[a] - D[b]
+    rates = discrete_mode(pairs, nodes, np.ones(len(PAIRS), dtype=np.bool_), box).growth_rate
+    return float(rates[rates > 0].min()) / SPEED_OF_LIGHT
 
 
 def _box_axes(D: Array, nodes: Array, same: bool, dimensions: int) -> Array:
@@ -312,7 +324,8 @@ def run(setup: Setup, state: Array, options: Options) -> Run:
     solver = Solver(setup, options.perturbation, options.seed)
     every = max(1, int(setup.saturation_time / setup.time_step / _SAMPLES))
     check = max(1, int(0.5 * setup.saturation_time / setup.time_step / every))
-    first_check = options.min_saturation_times * setup.saturation_time
+    # Unlike mu and tau mix in stages: between two of them little drifts.
+    first_check = options.min_saturation_times * SATURATION / setup.slowest
     records: list[Array] = []
     times: list[float] = []
     stopped, drift = "", math.nan

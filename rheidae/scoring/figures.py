@@ -115,7 +115,7 @@ def error_by_species(report: dict[str, Any], path: Path) -> None:
         for axes, entry in zip(panels, entries, strict=True):
             for offset, scheme in enumerate(TITLES):
                 error = np.array(list(entry["schemes"][scheme]["species_error"].values()))
-                place = np.arange(len(error)) + 0.15 * (offset - 1.5)
+                place = np.arange(len(error)) + 0.15 * (offset - 0.5 * (len(TITLES) - 1))
                 style = {"marker": "o", "ls": "", "color": COLORS[scheme], "label": TITLES[scheme]}
                 axes.plot(place, np.where(error > 0, error, np.nan), **style)
             axes.set(yscale="log", ylabel="mean error", title=f"{entry['role']}: {entry['rows']} rows")

@@ -165,3 +165,14 @@ def test_no_backend_of_the_users_is_asked_for():
     code = "from rheidae.system import commands\ncommands.run(lambda: None)\nimport matplotlib\n"
     environment = {**os.environ, "MPLBACKEND": "nonsense"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't start new thread"), ImportError("x.so: failed to map segment from shared object")]
+)
+def test_a_system_without_memory_or_threads_is_one_message(error, capsys):
+    def fails():
+        raise error
+
+    assert commands.run(fails) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory or threads")

@@ -84,3 +84,18 @@ def test_links_to_pipes_down_a_chain(tmp_path):
                 present(file, name)
         with pytest.raises(DataError, match="not there"):
             dataset(file, "round")
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path):
+    """HDF5 itself reads zeros beyond the new end."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.ones(100_000)
+    with pytest.raises(DataError, match=r"a\.h5: was changed while it was read"), open_h5(path) as file:
+        os.truncate(path, 4096)
+        assert (file["x"][50_000:] == 0).all()
+    with h5py.File(path, "w") as file:
+        file["x"] = np.ones(3)
+    with open_h5(path) as file:  # replaced, as writers do that rename: what is open stays
+        (tmp_path / "b.h5").write_bytes(b"another")
+        os.replace(tmp_path / "b.h5", path)

@@ -133,6 +133,12 @@ def run(command: Callable[[], None]) -> int:
     except MemoryError as error:
         print(f"error: out of memory ({error}); ask for more, or for smaller chunk_rows or batch_size", file=sys.stderr)
         return 2
+    except (RuntimeError, ImportError) as error:
+        # What a system without memory says about threads and about libraries.
+        if not any(reason in str(error) for reason in ("can't start new thread", "failed to map segment")):
+            raise
+        print(f"error: out of memory or threads ({error}); ask for more, or use fewer threads", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

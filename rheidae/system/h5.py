@@ -46,7 +46,7 @@ def open_h5(path: str | Path, remedy: str = "check the path") -> Iterator[h5py.F
     Raises
     ------
     DataError
-        If the file does not exist, is not HDF5 or is cut short.
+        If the file does not exist, is not HDF5 or is cut short, or was changed when the block ends.
     """
     require_file(path, remedy)
     try:
@@ -67,7 +67,16 @@ def open_h5(path: str | Path, remedy: str = "check the path") -> Iterator[h5py.F
             f"{path}: cannot be opened as HDF5 ({error}); the file is not HDF5 or cut short: fetch it again"
         ) from error
     with file:
+        before = _version(file)
         yield file
+        # HDF5 reads zeros beyond the end of a file that somebody has cut short.
+        if _version(file) != before:
+            raise DataError(f"{path}: was changed while it was read; begin again once its writer has finished")
+
+
+def _version(file: h5py.File) -> tuple[int, int]:
+    status = os.fstat(file.id.get_vfd_handle())
+    return status.st_size, status.st_mtime_ns
 
 
 def dataset(file: h5py.File, name: str, remedy: str = "check the name") -> h5py.Dataset:

@@ -54,6 +54,17 @@ def test_prediction(rate, table, model):
     rate(PREDICT, "predict(X)", ROWS, lambda: model.predict(table[0]), rounds=5)
 
 
+@pytest.mark.parametrize("rows", [1, 4096])
+def test_prediction_of_blocks(rate, table, model, rows):
+    X, calls = table[0][:rows], max(1, 4096 // rows // 8)
+
+    def work():
+        for _ in range(calls):
+            model.predict(X)
+
+    rate("default model, predict(X) of a block, one thread", f"rows: {rows}", rows * calls, work, rounds=9)
+
+
 def test_prediction_from_the_initial_state(rate, initial, model):
     def work():
         box = box3d_flux(initial, threads=1)

@@ -168,7 +168,8 @@ class FourFlux(Layout):
     def targets(self, y: Any) -> Any:
         """Return final states of any shape as rows."""
         shape = tuple(getattr(y, "shape", ()))
-        return y.reshape(-1, TARGET.width) if shape[-2:] == (6, 4) or (len(shape) > 2 and shape[-1] == 24) else y
+        grid = shape[-2:] == (6, 4) or (len(shape) > 2 and shape[-1] == TARGET.width)
+        return y.reshape(-1, TARGET.width) if grid else y
 
     def cells(self, X: Any, invalid: str) -> tuple[Any, Callable[[Table], Table]]:
         """Put a state of its own in the place of vacuum, which comes back as it is, and of what is not physical."""

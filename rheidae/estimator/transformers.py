@@ -19,7 +19,7 @@ class _StateTransformer(TransformerMixin, BaseEstimator):
     """Base of the steps that read initial four-fluxes in the first 24 columns."""
 
     n_features_in_: int
-    widths: tuple[int, ...] = (24,)
+    widths: tuple[int, ...] = (fourflux.FLAT,)
 
     def fit(self, X: Any, y: Any = None) -> Any:
         """Look at the number and the names of the columns; nothing is learned."""
@@ -32,7 +32,7 @@ class _StateTransformer(TransformerMixin, BaseEstimator):
         if table.shape[1] not in self.widths:
             widths = " or ".join(str(width) for width in self.widths)
             raise FourFluxError(f"X has shape {table.shape}; expected (n, {widths})")
-        F = np.ascontiguousarray(fourflux.unflatten(table[:, :24]))
+        F = np.ascontiguousarray(fourflux.unflatten(table[:, fourflux.INPUT["F_init"]]))
         fourflux.require_physical(F, "X")
         return table, F
 
@@ -105,7 +105,7 @@ class PowerInvariants(_StateTransformer):
         To share the rows among; None for all.
     """
 
-    widths = (24, 48)
+    widths = (fourflux.FLAT, fourflux.INPUT.width)
 
     def __init__(self, order: int = 31, append: bool = False, threads: int | None = None) -> None:
         self.order = order

@@ -19,6 +19,7 @@ from sklearn.utils.metadata_routing import MetadataRequest
 
 from rheidae import fourflux
 from rheidae.exceptions import FourFluxError
+from rheidae.fourflux import INPUT
 
 COVERAGE = 0.9
 """A model's own interval: this part of the errors lies within `DEVIATIONS` of its standard deviations."""
@@ -204,7 +205,7 @@ def _states(**arrays: Any) -> list[Numbers]:
     states: list[Numbers] = []
     for name, array in arrays.items():
         state = np.asarray(array, dtype=np.float64)
-        if state.ndim not in (2, 3) or state.shape[1:] not in ((24,), (6, 4)):
+        if state.ndim not in (2, 3) or state.shape[1:] not in ((fourflux.FLAT,), (6, 4)):
             raise FourFluxError(f"{name} has shape {state.shape}; expected (n, 6, 4) or (n, 24)")
         state = state.reshape(-1, 6, 4)
         if states and len(state) != len(states[0]):
@@ -293,10 +294,10 @@ class FluxScorer:
     def __call__(self, estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the score of ``estimator.predict(X)``."""
         table = np.asarray(X)
-        if table.ndim != 2 or table.shape[1] < 24:
+        if table.ndim != 2 or table.shape[1] < fourflux.FLAT:
             raise FourFluxError(f"X has shape {table.shape}; its first 24 columns have to be the initial four-fluxes")
-        init = table[:, :24]
-        box = table[:, 24:48] if table.shape[1] >= 48 else None
+        init = table[:, INPUT["F_init"]]
+        box = table[:, INPUT["F_box"]] if table.shape[1] >= INPUT.width else None
         pred, which = estimator.predict(X), self.which
         if self.metric == "physicality_rate":
             return physicality_rate(pred, sample_weight=sample_weight, **which)

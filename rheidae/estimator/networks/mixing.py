@@ -226,7 +226,7 @@ class MixingModel(nn.Module):
         scheme, on_mean = (asymptotic_flux(G, threads=1) - G for G in (F, mean))
         rows = torch.from_numpy(unlike).to(change.device)
         w = torch.from_numpy(likeness(F, order=self.order))[:, None].to(change)
-        flat = [torch.from_numpy(table.reshape(-1, 24)).to(change) for table in (scheme, on_mean)]
+        flat = [torch.from_numpy(table.reshape(-1, FLAT)).to(change) for table in (scheme, on_mean)]
         out = change.clone()
         out[rows] = flat[0] + w * (change[rows] - flat[1])
         return out

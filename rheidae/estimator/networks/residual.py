@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rheidae.estimator.networks.layers import SkipBlock, activation_of, start_at_zero
-from rheidae.fourflux import INPUT, TARGET
+from rheidae.fourflux import FLAT, INPUT, TARGET
 
 
 class InvariantFrame:
@@ -66,11 +66,11 @@ class InvariantFrame:
             own = coefficients.reshape(n, 4, 7)
             change = size[:, :, None] * torch.cat([own[:, :, :6] @ vectors, own[:, :, 6:]], dim=2)
             electron, heavy = change.reshape(n, 2, 2, 4).unbind(dim=2)
-            return torch.stack([electron, heavy, heavy], dim=2).reshape(n, 24)
+            return torch.stack([electron, heavy, heavy], dim=2).reshape(n, FLAT)
         moved_vector = coefficients[:, 1:].reshape(n, 2, 6) @ vectors
         moved_number = coefficients[:, :1, None].expand(n, 2, 1)
         moved = size[:, :, None] * torch.cat([moved_vector, moved_number], dim=2)
-        return torch.stack([moved, -0.5 * moved, -0.5 * moved], dim=2).reshape(n, 24)
+        return torch.stack([moved, -0.5 * moved, -0.5 * moved], dim=2).reshape(n, FLAT)
 
 
 def conserving_part(change: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def conserving_part(change: Tensor) -> Tensor:
     change = change.reshape(-1, 2, 3, 4)
     change = change - change.mean(dim=2, keepdim=True)
     number = change[..., 3:].mean(dim=1, keepdim=True).expand(-1, 2, -1, -1)
-    return torch.cat([change[..., :3], number], dim=3).reshape(-1, 24)
+    return torch.cat([change[..., :3], number], dim=3).reshape(-1, FLAT)
 
 
 def exchange_antineutrinos(x: Tensor, rows: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class ResidualFFIModel(nn.Module):
         if self.frame is None:
             change = self.head(self.blocks(self.input_block(x)))
             return conserving_part(change) if self.conserve else change
-        more_antineutrinos = x[:, :24].reshape(-1, 2, 3, 4)[..., 3] @ x.new_tensor([1.0, -0.5, -0.5])
+        more_antineutrinos = x[:, INPUT["F_init"]].reshape(-1, 2, 3, 4)[..., 3] @ x.new_tensor([1.0, -0.5, -0.5])
         exchanged = more_antineutrinos[:, 0] < more_antineutrinos[:, 1]
         features, vectors, size = self.frame.describe(exchange_antineutrinos(x, exchanged))
         change = self.frame.rebuild(self.head(self.blocks(self.input_block(features))), vectors, size)

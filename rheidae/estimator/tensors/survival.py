@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rheidae.estimator.tensors.minerbo import distributions, exponents, four_vectors, moments_of, peak, polynomial
-from rheidae.fourflux import ALIKE
+from rheidae.fourflux import ALIKE, FLAT
 from rheidae.mixing import _survival_kernels as kernels
 from rheidae.mixing.quadrature import lebedev
 from rheidae.mixing.survival import AXIAL_POINTS
@@ -157,7 +157,7 @@ class MixingGraph(nn.Module):
         prepared = self.mixing.prepare(state)
         theta = self.model._theta(self.mixing.invariants(prepared).to(x.dtype))
         D = self.mixing.change(prepared, theta.double()).to(x.dtype)[:, :, None]
-        change = torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 24)
+        change = torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, FLAT)
         nu, nubar = (state[:, s] - state[:, s + 1] for s in (1, 4))
         unlike = torch.cat([nu, nubar], dim=1).abs().amax(dim=1, keepdim=True)
         return torch.where(unlike > ALIKE, float("nan"), change)

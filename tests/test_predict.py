@@ -165,3 +165,23 @@ def test_blocks_cover_the_grid_once(tmp_path):
                 assert seen[block].size <= cells
                 seen[block] += 1
             assert (seen == 1).all()
+
+
+def test_threads_change_nothing_and_an_error_leaves_what_was_there(tmp_path):
+    density, flux, _ = three_species(2)
+    data = write_snapshot(tmp_path / "data.h5", density, flux)
+    for threads in (1, 3):
+        predict_file("asymptotic", data, tmp_path / f"{threads}.h5", block_cells=7, threads=threads)
+    one, three = ((tmp_path / f"{threads}.h5").read_bytes() for threads in (1, 3))
+    assert one == three
+
+    def stop(done, _total):
+        if done > 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_file("box3d", data, tmp_path / "1.h5", block_cells=7, threads=3, report=stop)
+    assert (tmp_path / "1.h5").read_bytes() == one
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.h5", "3.h5", "data.h5"]
+    with pytest.raises(ValueError, match="threads=0 must be at least 1"):
+        predict_file("box3d", data, tmp_path / "1.h5", threads=0)

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--layout", help="snapshot, raw, preprocessed, or a YAML file that names the datasets (default: what fits)"
     )
-    parser.add_argument("--block-cells", type=int, metavar="N", help="cells in memory at a time (default: 65536)")
+    parser.add_argument("--block-cells", type=int, metavar="N", help="cells of a thread at a time (default: 16384)")
     parser.add_argument(
         "--threads", type=commands.thread_count, metavar="N", help="of the schemes (default: one per processor)"
     )

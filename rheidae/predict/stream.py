@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +22,14 @@ from rheidae.linear import growth_rate
 from rheidae.mixing.asymptotic import PAIRS, crossings
 from rheidae.mixing.physical import keep_physical
 from rheidae.mixing.schemes import SCHEMES, mix
-from rheidae.predict.snapshot import Array, Snapshot, read_layout
+from rheidae.predict.snapshot import Array, Block, Snapshot, read_layout
 from rheidae.system.h5 import create_h5, open_h5
 from rheidae.system.outputs import Outputs, naming
 from rheidae.system.signals import uninterrupted
+from rheidae.system.threads import MOST, default_threads
 
-BLOCK_CELLS = 1 << 16
-"""Cells at a time; they take some 100 MB."""
+BLOCK_CELLS = 1 << 14
+"""Cells at a time, of a thread; they take some 25 MB."""
 
 FLAGS = {"vacuum": 1, "not physical": 2, "shortened to stay physical": 4}
 """Bits of the dataset `flag`."""
@@ -107,7 +110,9 @@ def predict_file(
     (`rheidae.mixing.asymptotic.crossings`). Vacuum stays vacuum; a cell that is not physical is NaN. Standard
     deviations of summed species are the sums of theirs, as of errors that go together.
     """
-    predict = open_model(model, threads)
+    if threads is not None and not 1 <= threads <= MOST:
+        raise ValueError(f"threads={threads!r} must be at least 1 and at most {MOST}")
+    predict = open_model(model)
     flags = dict.fromkeys(FLAGS, 0)
     with open_h5(data) as source, Outputs() as outputs, naming(out):
         snapshot = Snapshot(source, read_layout(layout, source))
@@ -116,14 +121,12 @@ def predict_file(
             with uninterrupted():
                 _create(file, snapshot, model, data)
             done = 0
-            for block in snapshot.blocks(block_cells):
-                cells = Cells(snapshot.read(block), "F", "pass")
-                answer = predict(np.ascontiguousarray(cells.rows))
-                flag = _flags(cells, answer.F)
+            # A network shares its operations among threads itself.
+            count = (threads or default_threads()) if str(model) in SCHEMES else 1
+            for block, solved in _solve_all(partial(_solve, snapshot, predict), snapshot.blocks(block_cells), count):
                 with uninterrupted():
-                    _write(file, snapshot, block, cells, answer, threads)
-                    grid = tuple(file["flag"][block].shape)
-                    file["flag"][block] = flag.reshape(grid)
+                    _write(file, snapshot, block, solved)
+                flag = solved.flag
                 require_written()
                 for name, bit in FLAGS.items():
                     flags[name] += int(np.count_nonzero(flag & bit))
@@ -133,8 +136,8 @@ def predict_file(
     return Done(total, flags)
 
 
-def open_model(model: str | Path, threads: int | None = None) -> Callable[[Array], Answer]:
-    """Return what predicts physical rows ``(n, 6, 4)``; see `predict_file`.
+def open_model(model: str | Path) -> Callable[[Array], Answer]:
+    """Return what predicts physical rows ``(n, 6, 4)`` on one thread; see `predict_file`.
 
     Raises
     ------
@@ -143,7 +146,7 @@ def open_model(model: str | Path, threads: int | None = None) -> Callable[[Array
     """
     name = str(model)
     if name in SCHEMES:
-        return partial(_by_scheme, name, threads)
+        return partial(_by_scheme, name)
     if name == "pretrained" and hasattr(rheidae, "pretrained"):
         return partial(_by_regressor, rheidae.pretrained())
     path = Path(model)
@@ -164,10 +167,10 @@ def open_model(model: str | Path, threads: int | None = None) -> Callable[[Array
     return partial(_by_regressor, load_run(path).regressor)
 
 
-def _by_scheme(name: str, threads: int | None, F: Array) -> Answer:
-    mixed = mix(F, name, threads=threads)
+def _by_scheme(name: str, F: Array) -> Answer:
+    mixed = mix(F, name, threads=1)
     # Box3D as published may leave the physical states.
-    keep_physical(F, mixed, threads)
+    keep_physical(F, mixed, 1)
     return Answer(mixed)
 
 
@@ -192,21 +195,56 @@ def _create(file: h5py.File, snapshot: Snapshot, model: str | Path, data: str | 
     file.attrs["rheidae_version"] = rheidae.__version__
 
 
-def _write(file: h5py.File, snapshot: Snapshot, block: Any, cells: Cells, answer: Answer, threads: int | None) -> None:
-    change = answer.F - cells.rows
-    bad = cells.invalid
-    parts = {"mixed": answer.F, "change": change}
+class _Solved(NamedTuple):
+    """What is known of the cells of a block, ``(n, ...)``."""
+
+    four_fluxes: dict[str, Array]
+    growth_rate: Array
+    has_crossing: NDArray[np.bool_]
+    flag: NDArray[np.uint8]
+
+
+def _solve(snapshot: Snapshot, predict: Callable[[Array], Answer], block: Block) -> _Solved:
+    cells = Cells(snapshot.read(block), "F", "pass")
+    rows, bad = np.ascontiguousarray(cells.rows), cells.invalid
+    answer = predict(rows)
+    parts = {"mixed": answer.F, "change": answer.F - rows}
     if answer.std is not None:
-        if "std" not in file:
-            snapshot.create(file, "std")
         parts["std"] = answer.std
-    for group, values in parts.items():
-        snapshot.write(file, group, block, np.where(bad[:, None, None], np.nan, values))
+    rate = snapshot.layout.unit * growth_rate(rows, method="fast")
+    if bad.any():
+        parts = {name: np.where(bad[:, None, None], np.nan, values) for name, values in parts.items()}
+        rate = np.where(bad, np.nan, rate)
+    return _Solved(parts, rate, crossings(rows, threads=1) & ~bad[:, None], _flags(cells, answer.F))
+
+
+def _solve_all(
+    solve: Callable[[Block], _Solved], blocks: Iterable[Block], threads: int
+) -> Iterator[tuple[Block, _Solved]]:
+    """All blocks in order, from threads that are at most one block each ahead."""
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[tuple[Block, Future[_Solved]]] = deque()
+    try:
+        for block in blocks:
+            waiting.append((block, pool.submit(solve, block)))
+            if len(waiting) > threads:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for last, future in waiting:
+            yield last, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _write(file: h5py.File, snapshot: Snapshot, block: Block, solved: _Solved) -> None:
+    for group, values in solved.four_fluxes.items():
+        if group not in file:
+            snapshot.create(file, group)
+        snapshot.write(file, group, block, values)
     grid = tuple(file["flag"][block].shape)
-    rate = snapshot.layout.unit * growth_rate(cells.rows, method="fast")
-    file["growth_rate"][block] = np.where(bad, np.nan, rate).reshape(grid)
-    crossed = crossings(np.ascontiguousarray(cells.rows), threads=threads) & ~bad[:, None]
-    file["has_crossing"][block] = crossed.reshape(*grid, len(PAIRS))
+    file["growth_rate"][block] = solved.growth_rate.reshape(grid)
+    file["has_crossing"][block] = solved.has_crossing.reshape(*grid, len(PAIRS))
+    file["flag"][block] = solved.flag.reshape(grid)
 
 
 def _flags(cells: Cells, F: Array) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 Box3D and other mixing schemes on moments (`box3d_flux`, `mix`), training sets from particle-in-cell simulations
 (`load_dataset`, ``rheidae preprocess``), networks that learn from them, of mixing or of what Box3D leaves unexplained
-(`FluxRegressor`), and what trainings leave behind (`load_run`).
+(`FluxRegressor`), one that is ready (`pretrained`), and what trainings leave behind (`load_run`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from rheidae.estimator.regressor import FluxRegressor
     from rheidae.mixing.box3d import Box3D, box3d, box3d_flux
     from rheidae.mixing.schemes import mix
+    from rheidae.pretrained import pretrained
     from rheidae.runs.folder import load_run
     from rheidae.simulate import simulate
 
 __all__ = [
-    "Box3D", "FluxRegressor", "__version__", "box3d", "box3d_flux", "load_dataset", "load_run", "mix", "simulate",
+    "Box3D", "FluxRegressor", "__version__", "box3d", "box3d_flux", "load_dataset", "load_run", "mix",
+    "pretrained", "simulate",
 ]  # fmt: skip
 
 # Numba, torch and matplotlib take seconds to import: each name is loaded when first asked for.
@@ -49,9 +51,9 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-    """The package as a module whose `simulate` is the function of that name.
+    """The package as a module whose `simulate` and `pretrained` are the functions of these names.
 
-    It has a folder of that name too, for ``python -m rheidae.simulate``, and Python puts a folder in the place of the
+    It has folders of these names too, for ``python -m rheidae.simulate``, and Python puts a folder in the place of the
     name when it imports it. Here that has no effect; ``from rheidae.simulate import ...`` reaches the folder as always.
     """
 
@@ -62,6 +64,15 @@ class _Package(types.ModuleType):
 
     @simulate.setter
     def simulate(self, folder: types.ModuleType) -> None:
+        pass
+
+    @property
+    def pretrained(self) -> Any:
+        """`rheidae.pretrained.pretrained`."""
+        return importlib.import_module("rheidae.pretrained").pretrained
+
+    @pretrained.setter
+    def pretrained(self, folder: types.ModuleType) -> None:
         pass
 
 

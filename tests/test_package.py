@@ -66,7 +66,8 @@ def test_docstrings_and_their_examples(name):
 ORDER = (
     ("exceptions",), ("system",), ("fourflux", "_fourflux_kernels"), ("cells", "moments", "relaxation"), ("mixing",),
     ("config",), ("linear",), ("simulate", "preprocess"), ("datasets",), ("scoring",), ("estimator",),
-    ("runs",), ("export",), ("predict",), ("init", "train", "evaluate", "plots", "ablation"), ("__main__",),
+    ("runs",), ("export", "pretrained"), ("predict",), ("init", "train", "evaluate", "plots", "ablation"),
+    ("__main__",),
 )  # fmt: skip
 """Imports go to the left, or stay where they are."""
 

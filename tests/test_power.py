@@ -140,8 +140,8 @@ def test_strength_is_linear_and_zero_strength_is_nothing():
 def test_bessel_functions_and_logarithm():
     x = np.concatenate([np.linspace(0, 20, 400), np.geomspace(20, 1e4, 200)])
     found = np.array([kernels.scaled_bessel(value) for value in x])
-    np.testing.assert_allclose(found[:, 0], ive(0, x), rtol=3e-7, atol=1e-7)
-    np.testing.assert_allclose(found[:, 1], ive(1, x), rtol=3e-7, atol=1e-7)
+    np.testing.assert_allclose(found[:, 0], ive(0, x), rtol=1e-9, atol=2e-10)
+    np.testing.assert_allclose(found[:, 1], ive(1, x), rtol=1e-9, atol=2e-10)
     x = np.geomspace(1e-300, 1e300, 1001)
     np.testing.assert_allclose([kernels.log2(value) for value in x], np.log2(x), atol=2e-13)
 

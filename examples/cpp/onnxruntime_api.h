@@ -46,7 +46,8 @@ struct OrtApi {
     OrtStatus *(*SetIntraOpNumThreads)(OrtSessionOptions *, int);                                /* 24 */
     OrtGap gap_25[5];
     OrtStatus *(*SessionGetInputCount)(const OrtSession *, size_t *);                            /* 30 */
-    OrtGap gap_31[18];
+    OrtStatus *(*SessionGetOutputCount)(const OrtSession *, size_t *);                           /* 31 */
+    OrtGap gap_32[17];
     OrtStatus *(*CreateTensorWithDataAsOrtValue)(const OrtMemoryInfo *, void *data, size_t bytes, const int64_t *shape,
                                                  size_t axes, ONNXTensorElementDataType, OrtValue **); /* 49 */
     OrtGap gap_50[19];
@@ -88,6 +89,7 @@ RHEIDAE_PLACE(CreateSession, 7);
 RHEIDAE_PLACE(CreateSessionOptions, 10);
 RHEIDAE_PLACE(SetIntraOpNumThreads, 24);
 RHEIDAE_PLACE(SessionGetInputCount, 30);
+RHEIDAE_PLACE(SessionGetOutputCount, 31);
 RHEIDAE_PLACE(CreateTensorWithDataAsOrtValue, 49);
 RHEIDAE_PLACE(CreateCpuMemoryInfo, 69);
 RHEIDAE_PLACE(AllocatorFree, 76);

@@ -13,11 +13,16 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace {
 
 // Intermediate results of a block, some hundred numbers per cell, stay in the cache.
 constexpr size_t BLOCK = 256;
+
+constexpr size_t OUTPUTS = 4;
+constexpr const char *OUTPUT_NAMES[OUTPUTS] = {"F_final", "growth_rate", "has_crossing", "transition"};
+constexpr size_t OUTPUT_COLUMNS[OUTPUTS] = {RHEIDAE_COLUMNS, 1, 3, 72};
 
 thread_local std::string last_error;
 
@@ -60,7 +65,7 @@ struct rheidae_model {
     Owned<OrtEnv> env{nullptr, nullptr};
     Owned<OrtSession> session{nullptr, nullptr};
     Owned<OrtMemoryInfo> memory{nullptr, nullptr};
-    size_t inputs = 1;
+    size_t inputs = 1, outputs = 1;
     std::string metadata;
 
     rheidae_model(const char *path, int threads) {
@@ -77,6 +82,7 @@ struct rheidae_model {
         check(ort()->CreateSession(env.get(), path, options.get(), &new_session));
         session = own(new_session, ort()->ReleaseSession);
         check(ort()->SessionGetInputCount(session.get(), &inputs));
+        check(ort()->SessionGetOutputCount(session.get(), &outputs));
 
         OrtMemoryInfo *new_memory = nullptr;
         check(ort()->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &new_memory));
@@ -97,26 +103,34 @@ struct rheidae_model {
         check(ort()->AllocatorFree(allocator, value));
     }
 
-    Owned<OrtValue> tensor(double *data, size_t n) const {
-        const int64_t shape[] = {static_cast<int64_t>(n), RHEIDAE_COLUMNS};
+    Owned<OrtValue> tensor(double *data, size_t n, size_t columns) const {
+        const int64_t shape[] = {static_cast<int64_t>(n), static_cast<int64_t>(columns)};
         OrtValue *value = nullptr;
-        check(ort()->CreateTensorWithDataAsOrtValue(memory.get(), data, n * RHEIDAE_COLUMNS * sizeof(double), shape, 2,
+        check(ort()->CreateTensorWithDataAsOrtValue(memory.get(), data, n * columns * sizeof(double), shape, 2,
                                                     ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, &value));
         return own(value, ort()->ReleaseValue);
     }
 
-    void run_block(size_t n, const double *F_init, const double *F_box, double *F_final) const {
+    // `into`: as many as outputs are wanted; those that are null are left out.
+    void run_block(size_t n, const double *F_init, const double *F_box, double *const *into, size_t wanted) const {
         // Inputs are only read.
-        const auto init = tensor(const_cast<double *>(F_init), n);
-        const auto box = tensor(const_cast<double *>(inputs == 2 ? F_box : F_init), n);
+        const auto init = tensor(const_cast<double *>(F_init), n, RHEIDAE_COLUMNS);
+        const auto box = tensor(const_cast<double *>(inputs == 2 ? F_box : F_init), n, RHEIDAE_COLUMNS);
         // The last operation may write before another has read F_init, where both are the same array.
         double own_output[BLOCK * RHEIDAE_COLUMNS];
-        const auto output = tensor(own_output, n);
-        const char *const input_names[] = {"F_init", "F_box"}, *const output_names[] = {"F_final"};
+        std::vector<Owned<OrtValue>> tensors;
+        const char *names[OUTPUTS];
+        OrtValue *values_out[OUTPUTS];
+        for (size_t k = 0; k < wanted; ++k) {
+            if (k > 0 && !into[k]) continue;
+            names[tensors.size()] = OUTPUT_NAMES[k];
+            tensors.push_back(tensor(k == 0 ? own_output : into[k], n, OUTPUT_COLUMNS[k]));
+            values_out[tensors.size() - 1] = tensors.back().get();
+        }
+        const char *const input_names[] = {"F_init", "F_box"};
         const OrtValue *const values[] = {init.get(), box.get()};
-        OrtValue *outputs[] = {output.get()};
-        check(ort()->Run(session.get(), nullptr, input_names, values, inputs, output_names, 1, outputs));
-        std::copy(own_output, own_output + n * RHEIDAE_COLUMNS, F_final);
+        check(ort()->Run(session.get(), nullptr, input_names, values, inputs, names, tensors.size(), values_out));
+        std::copy(own_output, own_output + n * RHEIDAE_COLUMNS, into[0]);
     }
 };
 
@@ -138,8 +152,24 @@ int rheidae_run(rheidae_model *model, size_t n, const double *F_init, const doub
                                               : "this model wants Box3D's answer: F_box is null");
         for (size_t start = 0; start < n; start += BLOCK) {
             const size_t first = start * RHEIDAE_COLUMNS;
-            model->run_block(std::min(BLOCK, n - start), F_init + first, F_box ? F_box + first : nullptr,
-                             F_final + first);
+            double *const into[] = {F_final + first};
+            model->run_block(std::min(BLOCK, n - start), F_init + first, F_box ? F_box + first : nullptr, into, 1);
+        }
+    });
+}
+
+int rheidae_is_full(const rheidae_model *model) { return model->outputs == OUTPUTS; }
+
+int rheidae_run_full(rheidae_model *model, size_t n, const double *F_init, double *F_final, double *growth_rate,
+                     double *has_crossing, double *transition) {
+    return guarded([&] {
+        if (model->outputs != OUTPUTS || model->inputs != 1)
+            throw std::invalid_argument("this model gives final states alone; export it with --full");
+        double *const all[OUTPUTS] = {F_final, growth_rate, has_crossing, transition};
+        for (size_t start = 0; start < n; start += BLOCK) {
+            double *into[OUTPUTS];
+            for (size_t k = 0; k < OUTPUTS; ++k) into[k] = all[k] ? all[k] + start * OUTPUT_COLUMNS[k] : nullptr;
+            model->run_block(std::min(BLOCK, n - start), F_init + start * RHEIDAE_COLUMNS, nullptr, into, OUTPUTS);
         }
     });
 }

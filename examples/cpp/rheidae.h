@@ -39,6 +39,17 @@ const char *rheidae_metadata(const rheidae_model *model);
  */
 int rheidae_run(rheidae_model *model, size_t n, const double *F_init, const double *F_box, double *F_final);
 
+/* Whether the model was exported with --full: 1 or 0. */
+int rheidae_is_full(const rheidae_model *model);
+
+/* As rheidae_run, of a model that is full, with more outputs; each of them may be NULL.
+ * `growth_rate` (n): of the instability, 1/s for F_init in 1/cm^3. `has_crossing` (n, 3): 1 where the lepton numbers of
+ * e-mu, e-tau, mu-tau cross, else 0. `transition` (n, 2, 6, 6): matrices of densities and of fluxes, species out and in,
+ * for what mixes as the numbers do, such as energy groups. NaN where a number of the cell is.
+ */
+int rheidae_run_full(rheidae_model *model, size_t n, const double *F_init, double *F_final, double *growth_rate,
+                     double *has_crossing, double *transition);
+
 /* Close a model; NULL is allowed. */
 void rheidae_destroy(rheidae_model *model);
 

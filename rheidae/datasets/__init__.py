@@ -56,6 +56,34 @@ def write_sample(folder: str | Path) -> list[Path]:
     return written
 
 
+def preprocess_sample(folder: str | Path, **changes: Any) -> Path:
+    """Preprocess the sample as ``rheidae init`` has it.
+
+    Parameters
+    ----------
+    folder : path
+        Where to.
+    **changes
+        Of keys of ``pre_process.yaml``.
+
+    Returns
+    -------
+    Path
+        The combined file.
+    """
+    from rheidae.config import PreprocessConfig, read_config
+    from rheidae.preprocess.pipeline import preprocess
+
+    with (
+        resources.as_file(resources.files("rheidae") / "defaults/pre_process.yaml") as defaults,
+        resources.as_file(resources.files(__name__) / "data") as raw,
+    ):
+        config = read_config(defaults, PreprocessConfig)
+        config = config.model_copy(update={"data_root": str(raw), "output_root": str(folder), **changes})
+        preprocess(config)
+    return Path(folder) / config.output_filename
+
+
 def load_dataset(path: str | Path | None = None, target_scale: float = 1e-33, *, return_X_y: bool = False) -> Any:
     """Load a preprocessed file, or the sample that ships with the package.
 
@@ -130,19 +158,8 @@ def load_dataset(path: str | Path | None = None, target_scale: float = 1e-33, *,
 
 def _sample(target_scale: float, return_X_y: bool) -> Any:
     """The sample, preprocessed on the way."""
-    from rheidae.config import PreprocessConfig, read_config
-    from rheidae.preprocess.pipeline import preprocess
-
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        resources.as_file(resources.files("rheidae") / "defaults/pre_process.yaml") as defaults,
-        resources.as_file(resources.files(__name__) / "data") as raw,
-    ):
-        config = read_config(defaults, PreprocessConfig)
-        changes = {"data_root": str(raw), "output_root": folder, "schemes": list(STORED)}
-        config = config.model_copy(update=changes)
-        preprocess(config)
-        data = load_dataset(Path(folder) / config.output_filename, target_scale, return_X_y=return_X_y)
+    with tempfile.TemporaryDirectory() as folder:
+        data = load_dataset(preprocess_sample(folder, schemes=list(STORED)), target_scale, return_X_y=return_X_y)
     if not return_X_y:
         data.filename = None
         data.DESCR = _describe("the sample of the package", data.groups, target_scale)

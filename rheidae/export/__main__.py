@@ -1,5 +1,6 @@
-"""Write the model of a run as one file for other codes.
+"""Write the model of a run, or the one that ships, as one file for other codes.
 
+python -m rheidae.export --pretrained --out model.onnx
 python -m rheidae.export --run checkpoints/RUN --format onnx --out model.onnx
 """
 
@@ -25,7 +26,9 @@ def _order(text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Command line of ``rheidae export``."""
     parser = argparse.ArgumentParser(prog="rheidae export", description="Write a model as one file.")
-    parser.add_argument("--run", required=True, help="run folder, such as checkpoints/demo")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", help="run folder, such as checkpoints/demo")
+    source.add_argument("--pretrained", action="store_true", help="the model that ships with the package")
     parser.add_argument("--format", choices=("onnx", "pt2", "torchscript"), default="onnx", help="default: onnx")
     parser.add_argument("--out", required=True, help="the file; its metadata go to the same name with .json behind")
     box3d = parser.add_mutually_exclusive_group()
@@ -37,26 +40,40 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="Lebedev order of Box3D inside (default: that of the run's data file, else that of box3d_flux)",
     )
+    parser.add_argument(
+        "--full", action="store_true", help="give growth rate, crossings and transition matrices too (default model)"
+    )
     parser.set_defaults(with_box3d=True)
     arguments = parser.parse_args(argv)
 
     def command() -> None:
-        import torch
-
-        from rheidae.export.model import export_run
-        from rheidae.runs.folder import FILES, load_run
-
-        torch.set_num_threads(1)
         outputs = {"--out": Path(arguments.out), "metadata of --out": Path(f"{arguments.out}.json")}
-        commands.require_harmless(outputs, [Path(arguments.run, name) for name in FILES])
-        options: dict[str, Any] = {"with_box3d": arguments.with_box3d}
-        if arguments.box3d_order is not None:
-            options["box3d_order"] = arguments.box3d_order
-        metadata = export_run(load_run(arguments.run), arguments.out, arguments.format, **options)
-        names = ", ".join(f"{entry['name']} (n, 24)" for entry in metadata["inputs"])
+        if arguments.pretrained and arguments.format == "onnx" and not arguments.full:
+            from rheidae.pretrained import write_onnx
+
+            metadata = write_onnx(arguments.out)
+        else:
+            import torch
+
+            from rheidae.export.model import export_run
+            from rheidae.pretrained import pretrained_run
+            from rheidae.runs.folder import FILES, load_run
+
+            torch.set_num_threads(1)
+            options: dict[str, Any] = {"with_box3d": arguments.with_box3d, "full": arguments.full}
+            if arguments.box3d_order is not None:
+                options["box3d_order"] = arguments.box3d_order
+            if not arguments.pretrained:
+                commands.require_harmless(outputs, [Path(arguments.run, name) for name in FILES])
+            run = pretrained_run() if arguments.pretrained else load_run(arguments.run)
+            metadata = export_run(run, arguments.out, arguments.format, **options)
+        names, given = (
+            ", ".join(f"{entry['name']} (n, {entry['shape'][1]})" for entry in metadata[k])
+            for k in ("inputs", "outputs")
+        )
         reached = metadata["tolerance"]
         commands.show(
-            f"{arguments.out}: {names} -> F_final (n, 24); differs from the estimator by at most "
+            f"{arguments.out}: {names} -> {given}; F_final differs from the estimator by at most "
             f"{reached['reached']:.1e} of the total density in {reached['rows_compared']} states. "
             f"Metadata: {arguments.out}.json"
         )

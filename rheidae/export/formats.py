@@ -19,23 +19,23 @@ from numpy.typing import NDArray
 
 import rheidae
 from rheidae.exceptions import ExportError
+from rheidae.export import aten
+from rheidae.export.graph import FluxGraph
+from rheidae.export.states import made_states
 from rheidae.system.archives import require_small
 
 KEY = "rheidae"
 """Name of the metadata inside a file."""
 
-OUTPUT = "F_final"
-OPSET = 18
-
 Metadata = dict[str, Any]
-Function = Callable[..., NDArray[np.float64]]
+Function = Callable[..., list[NDArray[np.float64]]]
 
 
 class Format(NamedTuple):
     """How one format is written and read."""
 
-    convert: Callable[[Any, Sequence[str]], Any]
-    """From an exported program and the names of its inputs; takes most of the time."""
+    convert: Callable[[FluxGraph], Any]
+    """From a graph; takes most of the time."""
     write: Callable[[Any, Metadata], bytes]
     """The file, from what `convert` made and its metadata."""
     read: Callable[[Path, int], tuple[Function, Metadata]]
@@ -44,32 +44,43 @@ class Format(NamedTuple):
     """How the names of such files end."""
     packages: tuple[str, ...] = ()
     """What writing needs beside torch."""
+    branches: bool = True
+    """Whether it can hold branches and loops."""
 
 
-def trace(graph: torch.nn.Module, rows: Sequence[torch.Tensor]) -> Any:
-    """Return the graph of a module as ``torch.export.ExportedProgram``, for any number of rows.
+def _rows(inputs: Sequence[str], n: int) -> list[torch.Tensor]:
+    """States to trace on, one that needs the branch of hard rows among them."""
+    rows = torch.from_numpy(made_states()[:n].copy())
+    return [rows.clone() for _ in inputs]
 
-    Raises
-    ------
-    ExportError
-        If the module does what a graph cannot hold.
-    """
+
+def _program(graph: FluxGraph) -> Any:
+    """A module as ``torch.export.ExportedProgram``, for any number of rows."""
     n = torch.export.Dim("n", min=1)
-    with _quiet():
-        try:
-            # Strict: sizes that the module takes by len() stay unknown.
-            program = torch.export.export(graph, tuple(rows), dynamic_shapes=tuple({0: n} for _ in rows), strict=True)
-        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            # torch's messages go on for pages.
-            reason = str(error).strip().splitlines()[0]
-            raise ExportError(
-                f"{type(graph).__name__} cannot be turned into a graph ({reason}); the network may use torch "
-                "operations alone, and no Python branch on its input"
-            ) from error
-    for node in program.graph.nodes:
+    rows = _rows(graph.inputs, 3)
+    with _quiet(), _naming(graph):
+        # Strict: sizes that the module takes by len() stay unknown. Those of this package take none.
+        strict = not graph.plain
+        program = torch.export.export(graph, tuple(rows), dynamic_shapes=tuple({0: n} for _ in rows), strict=strict)
+    for part in program.graph_module.modules():
         # They name the files of the machine that exports.
-        node.meta.pop("stack_trace", None)
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
     return program
+
+
+@contextmanager
+def _naming(graph: FluxGraph) -> Iterator[None]:
+    """Turn what torch raises of a module that no graph can hold into `ExportError`."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        # torch's messages go on for pages.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(
+            f"{type(graph).__name__} cannot be turned into a graph ({reason}); the network may use torch "
+            "operations alone, and no Python branch on its input"
+        ) from error
 
 
 def require_suffix(path: str | Path, format: str) -> None:
@@ -100,23 +111,46 @@ def format_of(path: Path) -> str:
 # --- ONNX ------------------------------------------------------------------------------------------------
 
 
-def _to_onnx(program: Any, inputs: Sequence[str]) -> Any:
-    with _quiet():
-        made = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, input_names=list(inputs), output_names=[OUTPUT], verbose=False
-        )
-    assert made is not None
-    model = made.model_proto
+def _to_onnx(graph: FluxGraph) -> Any:
+    rows = _rows(graph.inputs, aten.ROWS)
+    with _quiet(), _naming(graph):
+        recorded = aten.trace_rows(graph, rows)
+    try:
+        model = aten.to_onnx(recorded, rows, graph.inputs, graph.outputs)
+    except aten.UnknownOperationError:
+        model = _by_torch(graph)
     model.doc_string = f"Final four-fluxes of the fast flavor instability; see the metadata {KEY!r}"
     model.producer_name, model.producer_version = "rheidae", rheidae.__version__
-    # What torch notes down about each node is of no use to a reader, and three quarters of the file.
-    for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
+    return model
+
+
+def _by_torch(graph: FluxGraph) -> Any:
+    """What `_to_onnx` does, of any operations, slowly."""
+    require("onnxscript")
+    program = _program(graph)
+    with _quiet():
+        made = torch.onnx.export(
+            program, dynamo=True, opset_version=aten.OPSET, verbose=False,
+            input_names=list(graph.inputs), output_names=list(graph.outputs),
+        )  # fmt: skip
+    assert made is not None
+    model = made.model_proto
+    _forget(model.graph)
     for tensor in (*model.graph.input, *model.graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_param = "n"
-    model.graph.ClearField("value_info")
     return model
+
+
+def _forget(graph: Any) -> None:
+    """Clear what torch notes down about each node: it is of no use to a reader, and three quarters of the file."""
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    graph.ClearField("value_info")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _forget(attribute.g)
 
 
 def _write_onnx(model: Any, metadata: Metadata) -> bytes:
@@ -144,9 +178,8 @@ def _from_onnx(path: Path, threads: int) -> tuple[Function, Metadata]:
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [tensor.name for tensor in session.get_inputs()]
 
-    def run(*tables: NDArray[np.float64]) -> NDArray[np.float64]:
-        (final,) = session.run([OUTPUT], dict(zip(names, tables, strict=True)))
-        return np.asarray(final)
+    def run(*tables: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        return [np.asarray(table) for table in session.run(None, dict(zip(names, tables, strict=True)))]
 
     return run, json.loads(session.get_modelmeta().custom_metadata_map.get(KEY, "{}"))
 
@@ -164,9 +197,12 @@ _PARTS = re.compile(
     r"|models/model\.json|extra/rheidae|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
 )
 _SAMPLE_INPUTS = "data/sample_inputs/model.pt"
-_OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.(add|sub|mul|floordiv|eq|ne|le|lt|ge|gt)")
+_OPERATOR = re.compile(
+    r"torch\.ops\.aten\.\w+\.\w+|torch\.ops\.higher_order\.(cond|while_loop)|_operator\.(add|sub|mul|floordiv|eq|ne|le|lt|ge|gt)"
+)
 _EXPRESSION = re.compile(
-    r"(Symbol\('[su]\d+'(, \w+=True)*\)|[su](?=\d)|\d|[-+*() ]|(Eq|Ne|Max|Min|Mul|Add|Integer)(?=\()|,)*"
+    r"(Symbol\('[su]\d+'(, \w+=True)*\)|[su](?=\d)|\d|[-+*() ]|"
+    r"(Eq|Ne|(Strict)?(Greater|Less)Than|Max|Min|Mul|Add|Integer)(?=\()|,)*"
 )
 
 
@@ -219,19 +255,21 @@ def _require_data(path: Path, content: Any) -> None:
 # --- TorchScript -----------------------------------------------------------------------------------------
 
 
-def _to_torchscript(program: Any, inputs: Sequence[str]) -> Any:
-    graph = program.module(check_guards=False)
-    sizes = []
-    # A trace keeps a size as unknown only if a tensor's own method gives it and one takes it.
-    for node in graph.graph.nodes:
-        if node.target is torch.ops.aten.sym_size.int:
-            node.op, node.target = "call_method", "size"
-            sizes.append(node)
-        elif any(source in sizes for source in node.all_input_nodes):
-            node.op, node.target = "call_method", node.target._schema.name.split("::")[1]
-    # A new module, without the checks of the old one, which would be traced too.
-    plain = torch.fx.GraphModule(graph, graph.graph)
-    rows = tuple(torch.ones(3, 24, dtype=torch.float64) for _ in inputs)
+def _to_torchscript(graph: FluxGraph) -> Any:
+    rows = tuple(_rows(graph.inputs, 3))
+    plain: Any = graph
+    if not graph.plain:
+        plain = _program(graph).module(check_guards=False)
+        sizes = []
+        # A trace keeps a size as unknown only if a tensor's own method gives it and one takes it.
+        for node in plain.graph.nodes:
+            if node.target is torch.ops.aten.sym_size.int:
+                node.op, node.target = "call_method", "size"
+                sizes.append(node)
+            elif any(source in sizes for source in node.all_input_nodes):
+                node.op, node.target = "call_method", node.target._schema.name.split("::")[1]
+        # A new module, without the checks of the old one, which would be traced too.
+        plain = torch.fx.GraphModule(plain, plain.graph)
     with _quiet(), torch.no_grad():
         return torch.jit.trace(plain, rows, check_trace=False)
 
@@ -253,25 +291,27 @@ def _from_torchscript(path: Path, threads: int) -> tuple[Function, Metadata]:
 
 
 def _of_torch(module: Any, threads: int) -> Function:
-    def run(*tables: NDArray[np.float64]) -> NDArray[np.float64]:
+    def run(*tables: NDArray[np.float64]) -> list[NDArray[np.float64]]:
         before = torch.get_num_threads()
         if threads:
             torch.set_num_threads(threads)
         try:
             with torch.no_grad():
-                final: NDArray[np.float64] = module(*(torch.from_numpy(table) for table in tables)).numpy()
+                answer = module(*(torch.from_numpy(table) for table in tables))
         finally:
             if threads:
                 torch.set_num_threads(before)
-        return final
+        return [table.numpy() for table in (answer if isinstance(answer, tuple | list) else (answer,))]
 
     return run
 
 
 FORMATS = {
-    "onnx": Format(_to_onnx, _write_onnx, _from_onnx, (".onnx",), ("onnx", "onnxscript", "onnxruntime")),
-    "pt2": Format(lambda program, _inputs: program, _write_pt2, _from_pt2, (".pt2",)),
-    "torchscript": Format(_to_torchscript, _write_torchscript, _from_torchscript, (".ts", ".pt", ".torchscript")),
+    "onnx": Format(_to_onnx, _write_onnx, _from_onnx, (".onnx",), ("onnx", "onnxruntime")),
+    "pt2": Format(_program, _write_pt2, _from_pt2, (".pt2",)),
+    "torchscript": Format(
+        _to_torchscript, _write_torchscript, _from_torchscript, (".ts", ".pt", ".torchscript"), branches=False
+    ),
 }
 
 

@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rheidae.exceptions import ExportError
 from rheidae.export.box3d import Box3DTerms
+from rheidae.export.instability import Instability
+
+OUTPUTS = {
+    "F_final": (24, "row, 4 * species + component; in the unit of the input"),
+    "growth_rate": (1, "row, one; 1/s for an input in 1/cm^3 (rheidae.linear.growth_rate, the fast one)"),
+    "has_crossing": (3, "row, pair of flavors (e-mu, e-tau, mu-tau); 1 where their lepton numbers cross, else 0"),
+    "transition": (72, "row, (density or flux, species out, species in); see rheidae.mixing.transition"),
+}
+"""Columns of each output, and what they are; all float64. `FluxGraph` has the first, or all."""
 
 
 class FluxGraph(nn.Module):
@@ -23,14 +33,31 @@ class FluxGraph(nn.Module):
         A fitted one.
     box3d : Box3DTerms or None
         Computes Box3D's answer inside. None: `forward` takes it as a second argument, if the network needs it.
+    branches : bool
+        Whether the graph may hold branches and loops.
+    full : bool
+        Give also what else a sub-grid term needs, see `OUTPUTS`.
+
+    Raises
+    ------
+    ExportError
+        If `full` is asked of a network without survival probabilities.
     """
 
-    def __init__(self, regressor: Any, box3d: Box3DTerms | None = None) -> None:
+    def __init__(
+        self, regressor: Any, box3d: Box3DTerms | None = None, branches: bool = True, full: bool = False
+    ) -> None:
         super().__init__()
         module = copy.deepcopy(regressor.module_).cpu().eval()
         # A network whose forward leaves torch offers a graph of its own; one that does without Box3D says so.
-        self.network: nn.Module = module.export_graph() if hasattr(module, "export_graph") else module
+        offers = hasattr(module, "export_graph")
+        if full and not offers:
+            raise ExportError(f"{type(module).__name__} has no survival probabilities; full outputs are MixingModel's")
+        self.network: nn.Module = module.export_graph(branches, full) if offers else module
+        self.instability = Instability() if full else None
         self.needs_box3d: bool = getattr(module, "needs_box3d", True)
+        # Sizes are its tensors' affair alone.
+        self.plain = self.network is not module
         self.refuses_unlike: bool = getattr(self.network, "refuses_unlike", False)
         self.box3d = box3d if self.needs_box3d else None
         self.adds_to_box3d = regressor._layout.base(module) == "F_box"
@@ -40,8 +67,13 @@ class FluxGraph(nn.Module):
         """Names of the arguments of `forward`."""
         return ("F_init", "F_box") if self.needs_box3d and self.box3d is None else ("F_init",)
 
-    def forward(self, F_init: Tensor, F_box: Tensor | None = None) -> Tensor:
-        """Return final four-fluxes ``(n, 24)`` in the unit of `F_init`."""
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what `forward` returns."""
+        return tuple(OUTPUTS)[: None if self.instability is not None else 1]
+
+    def forward(self, F_init: Tensor, F_box: Tensor | None = None) -> Any:
+        """Return final four-fluxes ``(n, 24)`` in the unit of `F_init`, and the rest of `OUTPUTS` if it is `full`."""
         state = F_init.reshape(-1, 6, 4)
         N = state[:, :, 3]
         # In the order of the estimator's sum: a last bit may turn the frame of a state that has hardly one.
@@ -56,11 +88,19 @@ class FluxGraph(nn.Module):
                 F_box = self.box3d(state).reshape(-1, 24)
             assert F_box is not None
             columns = torch.cat([F_init, F_box], dim=1)
-        change = self.network((columns / scale).float()).double()
+        change = self.network((columns / scale).float())
+        change, matrices = change if self.instability is not None else (change, change)
+        change = change.double()
         base = F_box if self.adds_to_box3d and F_box is not None else F_init
         final = base + scale * change
         final = torch.where(total > 0.0, final, F_init)
-        return keep_physical(F_init, final, scale)
+        final = keep_physical(F_init, final, scale)
+        if self.instability is None:
+            return final
+        rate, crossing = self.instability((F_init / scale).reshape(-1, 6, 4))
+        # NaN where a number is.
+        number = 0.0 * F_init.sum(dim=1, keepdim=True)
+        return final, rate * total + number, crossing + number, matrices + number
 
 
 def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor) -> Tensor:

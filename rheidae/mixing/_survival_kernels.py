@@ -79,9 +79,9 @@ def axial_rule(points):
 
 # Scalar functions
 # ----------------
-# exp(-x) I0(x) and exp(-x) I1(x): polynomials in x/4 - 1 up to x = 8, above it in 16/x - 1 times 1/sqrt(x); 1e-7.
-def _fit(function):
-    return tuple(float(c) for c in chebyshev.cheb2poly(chebyshev.chebinterpolate(function, 15)))
+# exp(-x) I0(x) and exp(-x) I1(x): polynomials in x/4 - 1 up to x = 8, above it in 16/x - 1 times 1/sqrt(x); 2e-10.
+def _fit(function, degree=19):
+    return tuple(float(c) for c in chebyshev.cheb2poly(chebyshev.chebinterpolate(function, degree)))
 
 
 def _fit_far(order):
@@ -89,7 +89,7 @@ def _fit_far(order):
         x = 16 / np.maximum(u + 1, 1e-9)
         return ive(order, x) * np.sqrt(x)
 
-    return _fit(scaled)
+    return _fit(scaled, 11)
 
 
 _NEAR_0, _NEAR_1 = _fit(lambda u: ive(0, 4 * (u + 1))), _fit(lambda u: ive(1, 4 * (u + 1)))
@@ -98,17 +98,23 @@ _FAR_0, _FAR_1 = _fit_far(0), _fit_far(1)
 
 @scalar_kernel
 def _polynomial(u, c):
-    low = c[0] + u * (c[1] + u * (c[2] + u * (c[3] + u * (c[4] + u * (c[5] + u * (c[6] + u * c[7]))))))
-    high = c[8] + u * (c[9] + u * (c[10] + u * (c[11] + u * (c[12] + u * (c[13] + u * (c[14] + u * c[15]))))))
-    square = u * u
-    fourth = square * square
-    return low + fourth * fourth * high
+    low = c[0] + u * (c[1] + u * (c[2] + u * (c[3] + u * (c[4] + u * c[5]))))
+    high = c[6] + u * (c[7] + u * (c[8] + u * (c[9] + u * (c[10] + u * c[11]))))
+    cube = u * u * u
+    return low + cube * cube * high
+
+
+@scalar_kernel
+def _tail(u, c):
+    return c[0] + u * (c[1] + u * (c[2] + u * (c[3] + u * (c[4] + u * (c[5] + u * (c[6] + u * c[7]))))))
 
 
 @scalar_kernel
 def _bessel_near(x):
     u = 0.25 * x - 1.0
-    return _polynomial(u, _NEAR_0), _polynomial(u, _NEAR_1)
+    twelfth = u**12
+    zero, one = _polynomial(u, _NEAR_0[:12]), _polynomial(u, _NEAR_1[:12])
+    return zero + twelfth * _tail(u, _NEAR_0[12:]), one + twelfth * _tail(u, _NEAR_1[12:])
 
 
 @scalar_kernel
@@ -120,7 +126,7 @@ def _bessel_far(x):
 
 @scalar_kernel
 def scaled_bessel(x):
-    """Return ``exp(-x) I0(x)`` and ``exp(-x) I1(x)`` for ``x >= 0``, to 1e-7."""
+    """Return ``exp(-x) I0(x)`` and ``exp(-x) I1(x)`` for ``x >= 0``, to 2e-10."""
     return _bessel_near(x) if x <= 8.0 else _bessel_far(x)
 
 

@@ -147,7 +147,7 @@ def open_model(model: str | Path) -> Callable[[Array], Answer]:
     name = str(model)
     if name in SCHEMES:
         return partial(_by_scheme, name)
-    if name == "pretrained" and hasattr(rheidae, "pretrained"):
+    if name == "pretrained":
         return partial(_by_regressor, rheidae.pretrained())
     path = Path(model)
     if path.suffix in EXPORTED and not path.is_dir():

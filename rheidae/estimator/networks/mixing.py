@@ -150,11 +150,14 @@ class MixingModel(nn.Module):
         for name, values in {**constants, "least": _LEAST}.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
-    def export_graph(self) -> nn.Module:
-        """Return the network as tensor operations alone, from ``x (n, 24)``; `rheidae.export` asks for it."""
+    def export_graph(self, branches: bool = True, full: bool = False) -> nn.Module:
+        """Return the network as tensor operations alone, from ``x (n, 24)``; `rheidae.export` asks for it.
+
+        `branches`: whether the graph may hold branches and loops. `full`: with transition matrices.
+        """
         from rheidae.estimator.tensors.survival import MixingGraph
 
-        return MixingGraph(self)
+        return MixingGraph(self, branches, full)
 
     def prepare(self, x: Tensor) -> None:
         """Take means and deviations of the features from training rows ``x (n, 48)``, once in a model's life."""

@@ -1,36 +1,82 @@
-"""Mixing by the parameterised survival probability as tensor operations of fixed length.
+"""Mixing by the parameterised survival probability as tensor operations, quick and of fixed length.
 
-Derivation and arithmetic are those of `rheidae.mixing._survival_kernels`, but for two things. Where the kernels stop
-Newton's method by tolerance, a graph has a fixed number of steps. As ``1/[r (r + x)] = 1 - x/r``, both sides have
-``v = (1 - x/r)^P``, P = p on the larger and 1 on the smaller, and s obeys ``sum W v = (1 + lift) I_small`` with
-positive weights W. ``log(sum W v / sum W (1 - v))`` is nearly linear in log s, since both sums go like powers of s at
-its ends. Newton's steps on it stay in a bracket; where one would leave it, or be longer than half the one before, the
-bracket is halved instead, so that they converge for every input. In single precision, narrow beams would hide the root
-behind a plateau. And where the kernels branch, all branches are computed and one is chosen.
+Derivation and arithmetic are those of `rheidae.mixing._survival_kernels`. As ``1/[r (r + x)] = 1 - x/r``, both sides
+have ``v = (1 - x/r)^P``, P = p on the larger and 1 on the smaller, h = v on the larger and ``1 + lift (1 - v)`` on the
+smaller side, and s obeys ``sum W v = (1 + lift) I_small`` with positive weights W. ``log(sum W v / sum W (1 - v))`` is
+nearly linear in log s, since both sums go like powers of s at its ends: Newton's method on it, from the s that all of
+G would have at its (logarithmic) mean, has all digits of single precision after two steps and a line along the
+derivative for nearly every state.
+
+The sphere and the axis are one table of nodes, ``n x (sphere + axis)``, on which everything is done at once; sums over
+either are products with a matrix of ones and zeros. Distributions and G are in double precision (G is a difference,
+and what its crossing holds may be a small one), the steps in single precision.
+
+Rows that these steps do not settle, or whose s depends on the last digits (narrow beams make plateaus in the equation
+for s), are done again, alone, in double precision, by Newton's steps in a bracket that is halved where one would leave
+it or is longer than half the one before: that converges for every input.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.polynomial import chebyshev
+from scipy.special import ive
 from torch import Tensor, nn
 
-from rheidae.estimator.tensors.minerbo import distributions, exponents, four_vectors, moments_of, peak, polynomial
+from rheidae.estimator.tensors.control import branch, repeat
+from rheidae.estimator.tensors.minerbo import exponents, four_vectors, moments_of, peak
 from rheidae.fourflux import ALIKE, FLAT
 from rheidae.mixing import _survival_kernels as kernels
 from rheidae.mixing.quadrature import lebedev
 from rheidae.mixing.survival import AXIAL_POINTS
 
-STEPS = 20
-"""Steps for log s; of 24,000 random states, most of them narrow beams, one is off by 1e-7 of the total density."""
+STEPS = 2
+"""Newton's steps of all rows."""
+
+HARD_STEPS = 40
+"""Steps of the rows that are left, where a graph cannot hold a loop."""
 
 # Scalars may pass through single precision on their way into a graph; smaller ones would become zero there.
 _TINY = 1e-30
 _LEAST = kernels.NO_DIRECTION
-# Ends of log s for the parameters that a network sets.
-_LOW, _HIGH = -250.0, 120.0
+# log x, and log s of the rows that are left, over int |G|.
+_REACH, _LOW, _HIGH = 40.0, -250.0, 120.0
+# A row is settled if the line along the derivative is this short (its error is a hundredth of the square), and if the
+# equation for s is steeper than this.
+_SETTLED, _STEEP = 3e-3, 0.05
+# Mean of log s over the start, by the logarithm of the wanted ratio: a fit to random states, which saves a step.
+_SHIFT = (0.04, 0.083, -0.01)
+
+
+class Nodes(NamedTuple):
+    """What invariants and change share, on the nodes of sphere and axis; see `SurvivalMixing.prepare`."""
+
+    basis: Tensor
+    """Rows across, across, axis, ``(n, 3, 3)``."""
+    g: Tensor
+    """Weighted distributions of e, ebar, x, xbar, ``(4, n, nodes)``."""
+    moved: Tensor
+    """``g_e - g_x`` and that of antineutrinos, ``(2, n, nodes)``."""
+    odd: Tensor
+    """Weighted parts across the axis ``(4, n, axis)`` of e, ebar, x, xbar; along `directions (4, n, 2)`."""
+    directions: Tensor
+    along: Tensor
+    """Unit vectors of the fluxes in the frame, ``(4, n, 3)``."""
+    G: Tensor
+    """Weighted, positive on the larger side, ``(n, nodes)``."""
+    small: Tensor
+    """Integral over the smaller side, on the sphere and on the axis, ``(n, 2)``."""
+    both: Tensor
+    """Integral of abs(G), likewise."""
+    quadrupole: Tensor
+    """``int Gbar P2(zeta)``, ``(n, 1)``."""
+    net_flux: Tensor
+    net: Tensor
+    """Sizes of the net flux and of the net number, ``(n, 1)``."""
 
 
 class SurvivalMixing(nn.Module):
@@ -40,181 +86,353 @@ class SurvivalMixing(nn.Module):
     ----------
     order : int
         Of the Lebedev rule.
+    branches : bool
+        Whether the graph may hold branches and loops; else all is computed, and the rows that are left take
+        `HARD_STEPS` steps.
     """
 
-    sphere: Tensor
-    sphere_weights: Tensor
-    axis: Tensor
-    axis_weights: Tensor
-    axis_root: Tensor
+    to_sphere: Tensor
+    to_axis: Tensor
+    log_weights: Tensor
+    signs: Tensor
+    bessel: Tensor
+    parts: Tensor
+    spread: Tensor
+    with_quadrupole: Tensor
+    inverse_weights: Tensor
+    to_moments: Tensor
 
-    def __init__(self, order: int) -> None:
+    def __init__(self, order: int, branches: bool = True) -> None:
         super().__init__()
+        self.branches = branches
         nodes, weights = lebedev(order)
-        zeta, axial_weights, root = kernels.axial_rule(AXIAL_POINTS)
-        self.register_buffer("sphere", four_vectors(nodes))
-        for name, values in (
-            ("sphere_weights", weights),
-            ("axis", zeta), ("axis_weights", axial_weights), ("axis_root", root),
-        ):  # fmt: skip
-            self.register_buffer(name, torch.from_numpy(np.array(values)))
+        # Both halves of the axis in one order, since functions of sqrt(1 - zeta^2) are the same on both.
+        zeta, axial, root = (table[[*range(AXIAL_POINTS // 2, AXIAL_POINTS), *range(AXIAL_POINTS // 2)[::-1]]]
+                             for table in kernels.axial_rule(AXIAL_POINTS))  # fmt: skip
+        self.sphere, self.axis = len(weights), AXIAL_POINTS
+        everywhere = np.concatenate([weights, axial])
+        self.has_negative_weights = bool((everywhere < 0).any())
+        parts = np.zeros((self.sphere + self.axis, 2))
+        parts[: self.sphere, 0] = parts[self.sphere :, 1] = 1.0
+        quadrupole = np.concatenate([np.zeros(self.sphere), 1.5 * zeta * zeta - 0.5])
+        # From x, y, z, the length across the axis and an offset, to exponents.
+        empty, ones = np.zeros((2, self.axis)), np.ones((1, self.axis))
+        to_sphere = np.vstack([four_vectors(nodes).numpy()[:3], np.zeros((1, self.sphere)), np.ones((1, self.sphere))])
+        to_axis = np.vstack([empty, zeta[None], root[None], ones])
+        # By the nodes: x, y, z, 1 on the sphere, zeta and 1 on the axis.
+        to_moments = np.zeros((self.sphere + self.axis, 6))
+        to_moments[: self.sphere, :4] = four_vectors(nodes).numpy().T
+        to_moments[self.sphere :, 4], to_moments[self.sphere :, 5] = zeta, 1.0
+        tables = {
+            "to_sphere": to_sphere, "to_axis": to_axis, "to_moments": to_moments, "parts": parts, "spread": parts.T,
+            "with_quadrupole": np.c_[parts, quadrupole], "log_weights": np.log(np.abs(everywhere)),
+            "signs": np.sign(everywhere), "inverse_weights": 1.0 / np.abs(everywhere),
+            "bessel": _bessel_table(root[: self.axis // 2]),
+        }  # fmt: skip
+        for name, values in tables.items():
+            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values)))
 
-    def prepare(self, state: Tensor) -> tuple[Tensor, ...]:
-        """What invariants and change share, from states ``(n, 6, 4)`` in any unit, float64.
-
-        Returns the frame ``(n, 3, 3)``; at the nodes of the sphere, then of the axis: g of e, ebar, x, xbar
-        with weights, their part across the axis, and G counted positive on the larger side; size of the net flux
-        ``(n, 1)`` and of the net number ``(n, 1)``.
-        """
+    def prepare(self, state: Tensor) -> Nodes:
+        """What invariants and change share, from states ``(n, 6, 4)`` in any unit, float64."""
         total = state[:, :, 3].sum(dim=1)
         filled = total > 0.0
         inverse = torch.where(filled, 1.0 / torch.where(filled, total, 1.0), 0.0)
         moments = moments_of(state) * inverse[:, None, None]
         net = moments[:, 0] - moments[:, 1] - moments[:, 2] + moments[:, 3]
-        sign = torch.where(net[:, 3:] >= 0.0, 1.0, -1.0)
         net_flux = net[:, :3].square().sum(dim=1, keepdim=True).sqrt()
-        basis = _frame(moments, sign * net[:, :3])
+        basis = _frame(moments, torch.where(net[:, 3:] >= 0.0, 1.0, -1.0) * net[:, :3])
         net_flux = torch.where(net_flux > _LEAST, net_flux, 0.0)
         vectors, Z, density = exponents(moments)
-        vectors = vectors @ basis.transpose(1, 2)
-        amplitude = density * peak(Z) / kernels.FOUR_PI
-        on_sphere = self._on_sphere(vectors, Z, amplitude)
-        on_axis, odd = self._on_axis(vectors, Z, amplitude)
-        G_sphere, G_axis = (_turned(sign * (g[:, 0] - g[:, 1] - g[:, 2] + g[:, 3])) for g in (on_sphere, on_axis))
-        return basis, on_sphere, G_sphere, on_axis, odd, G_axis, net_flux, net[:, 3:].abs()
+        vectors = (vectors[:, :, None] * basis[:, None]).sum(dim=3).transpose(0, 1)
+        # Peak and Z go into the exponent; log 0 must not meet an infinity there.
+        offset = ((density * peak(Z) / kernels.FOUR_PI).log().clamp(min=-1e5) - Z).T[..., None]
+        across = vectors[..., :2].square().sum(dim=2, keepdim=True).sqrt()
+        table = torch.cat([vectors, across, offset], dim=2).reshape(-1, 5)
+        on_sphere = torch.exp(torch.addmm(self.log_weights[: self.sphere], table, self.to_sphere))
+        on_axis = torch.exp(torch.addmm(self.log_weights[self.sphere :], table, self.to_axis))
+        zero, ratio = self._bessel(across.reshape(-1, 1))
+        half = self.axis // 2
+        on_axis = on_axis.reshape(-1, 2, half) * zero[:, None]
+        odd = (on_axis * ratio[:, None]).reshape(4, -1, self.axis)
+        g = torch.cat([on_sphere, on_axis.reshape(-1, self.axis)], dim=1).reshape(4, -1, self.sphere + self.axis)
+        if self.has_negative_weights:
+            g = g * self.signs
+        moved = g[:2] - g[2:]
+        G = moved[0] - moved[1]
+        sums = G @ self.with_quadrupole
+        # The larger side of the quadrature is the positive one.
+        flip = 1.0 - 2.0 * (sums[:, :2] < 0.0).to(G.dtype)
+        G = G * (flip @ self.spread)
+        small = 0.5 * (G.abs() - G) @ self.parts
+        return Nodes(
+            basis=basis, g=g, moved=moved, odd=odd, directions=vectors[..., :2] / across.clamp(min=_TINY),
+            along=vectors / Z.T[..., None].clamp(min=_TINY), G=G, small=small, both=2.0 * small + sums[:, :2].abs(),
+            quadrupole=sums[:, 2:] * flip[:, 1:], net_flux=net_flux, net=net[:, 3:].abs(),
+        )  # fmt: skip
 
-    def _on_sphere(self, vectors: Tensor, Z: Tensor, amplitude: Tensor) -> Tensor:
-        """Weighted g at the nodes, ``(n, 4, nodes)``."""
-        return distributions(vectors, Z, amplitude, self.sphere) * self.sphere_weights
+    def _bessel(self, across: Tensor) -> tuple[Tensor, Tensor]:
+        """``exp(-rho) I0(rho)`` and ``I1/I0 sqrt(1 - zeta^2)`` at ``rho = across sqrt(1 - zeta^2)``, half the axis."""
+        t = 2.0 * across / (across + _BESSEL_AT) - 1.0
+        # Chebyshev polynomials, by T_(m+k) = 2 T_m T_k - T_(m-k), twice as many at a time.
+        T = torch.cat([torch.ones_like(t), t], dim=1)
+        while T.shape[1] <= _BESSEL_DEGREE:
+            m = T.shape[1] - 1
+            T = torch.cat([T, 2.0 * T[:, m:] * T[:, 1:] - T[:, :-1].flip(1)], dim=1)
+        both = T @ self.bessel
+        half = self.axis // 2
+        return both[:, :half] / (1.0 + across).sqrt(), both[:, half:]
 
-    def _on_axis(self, vectors: Tensor, Z: Tensor, amplitude: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted azimuthal integrals ``(n, 4, points)`` of g, and vectors ``(n, 4, 2, points)`` of g n_perp."""
-        across = vectors[..., :2].square().sum(dim=-1, keepdim=True).sqrt()
-        rho = across * self.axis_root
-        value = torch.exp(vectors[..., 2:] * self.axis + rho - Z[..., None])
-        value = self.axis_weights * amplitude[..., None] * value
-        near, far = 0.25 * rho - 1.0, 16.0 / rho.clamp(min=8.0) - 1.0
-        root = 1.0 / rho.clamp(min=8.0).sqrt()
-        zero, one = (
-            torch.where(rho <= 8.0, polynomial(near, close), root * polynomial(far, distant))
-            for close, distant in ((kernels._NEAR_0, kernels._FAR_0), (kernels._NEAR_1, kernels._FAR_1))
-        )
-        direction = vectors[..., :2] / across.clamp(min=_TINY)
-        return value * zero, (value * one * self.axis_root)[:, :, None] * direction[..., None]
-
-    def invariants(self, prepared: tuple[Tensor, ...]) -> Tensor:
+    def invariants(self, nodes: Nodes) -> Tensor:
         """The numbers ``(n, 5)`` of `rheidae.mixing.survival.invariants`."""
-        _, _, G_sphere, _, _, G_axis, net_flux, net = prepared
-        both = G_axis.abs().sum(dim=1, keepdim=True).clamp(min=_TINY)
-        quadrupole = (G_axis * (1.5 * self.axis * self.axis - 0.5)).sum(dim=1, keepdim=True)
-        number = net / both
-        return torch.cat([_depth(G_axis), _depth(G_sphere), number, net_flux / both, number * quadrupole / both], dim=1)
+        small, both = nodes.small, nodes.both.clamp(min=_TINY)
+        depth = (small / (both - small).clamp(min=_TINY) + 1e-3).log()
+        on_axis = both[:, 1:]
+        number = (nodes.net / on_axis).clamp(max=kernels.UNSEEN)
+        flux = (nodes.net_flux / on_axis).clamp(max=kernels.UNSEEN)
+        return torch.cat([depth[:, 1:], depth[:, :1], number, flux, number * nodes.quadrupole / on_axis], dim=1)
 
-    def change(self, prepared: tuple[Tensor, ...], theta: Tensor) -> Tensor:
-        """What nu_e and nubar_e lose, ``(n, 2, 4)`` over the total density, at parameters ``theta (n, 8)``."""
-        basis, on_sphere, G_sphere, on_axis, odd, G_axis, net_flux, _ = prepared
+    def mixed(self, nodes: Nodes, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """``h (n, nodes)`` at parameters ``theta (n, 8)``, and the factors ``(n, 2)`` of sphere and axis to 1 - P."""
         log_c, log_p, log_a, b, rho, beta, log_p_axial, log_a_axial = theta.split(1, dim=1)
         q0 = 2.0 / 3.0 * log_c.exp()
         lift = b * (1.0 - q0) / q0
-        # Both components in one loop: the shorter rule is padded with nodes of no weight.
-        size = max(len(self.sphere_weights), len(self.axis_weights))
-        G, weights = (
-            torch.stack([_padded(table, size, rest) for table in pair], dim=-2)
-            for pair, rest in (((G_sphere, G_axis), 0.0), ((self.sphere_weights, self.axis_weights), 1.0))
-        )
-        p, a = (torch.stack(pair, dim=1).exp() for pair in ((log_p, log_p_axial), (log_a, log_a_axial)))
-        h_sphere, h_axis = _survival(G, weights, p, a, lift[:, None], rho[:, None]).unbind(dim=1)
-        h_sphere, h = h_sphere[:, : len(self.sphere_weights)], h_axis[:, : len(self.axis_weights)]
-        moved = (on_sphere[:, :2] - on_sphere[:, 2:]) * h_sphere[:, None]
-        by_sphere = moved @ self.sphere.T
-        moved = (on_axis[:, :2] - on_axis[:, 2:]) * h[:, None]
-        across = ((odd[:, :2] - odd[:, 2:]) * h[:, None, None]).sum(dim=3)
-        along = moved @ self.axis[:, None]
-        by_axis = torch.cat([across, along, moved.sum(dim=2, keepdim=True)], dim=2)
-        ratio = net_flux / (kernels.AXIS * G_axis.abs().sum(dim=1, keepdim=True).clamp(min=_TINY))
-        beta = (beta * (1.0 - torch.exp(-ratio.square())))[:, :, None]
-        total = q0[:, :, None] * ((1.0 - beta) * by_sphere + beta * by_axis)
-        density = total[:, :, 3:].mean(dim=1, keepdim=True).expand(-1, 2, -1)
-        return torch.cat([total[:, :, :3] @ basis, density], dim=2)
+        p, a = (torch.cat(pair, dim=1).exp() for pair in ((log_p, log_p_axial), (log_a, log_a_axial)))
+        ratio = nodes.net_flux / (kernels.AXIS * nodes.both[:, 1:].clamp(min=_TINY))
+        beta = beta * (1.0 - torch.exp(-ratio.square()))
+        share = torch.cat([1.0 - beta, beta], dim=1)
+        # A node that leaves the smaller side does so with its whole weight.
+        fade = torch.where(nodes.small > kernels.NOISE, 1.0 - torch.exp(-nodes.small / kernels.FADE), 0.0)
+        factor = q0 * share * fade / nodes.both.clamp(min=1.0)
+        return self._survival(nodes, Shape(p, a, lift, rho), factor), factor
+
+    def change(self, nodes: Nodes, h: Tensor, factor: Tensor) -> Tensor:
+        """What nu_e and nubar_e lose, ``(n, 2, 4)`` over the total density, with what `mixed` gave."""
+        by_sphere, by_axis = self._moments(nodes.moved * h)
+        across = (nodes.odd * h[:, self.sphere :]).sum(dim=2, keepdim=True) * nodes.directions
+        by_axis = torch.cat([across[:2] - across[2:], by_axis], dim=2)
+        total = factor[:, :1] * by_sphere + factor[:, 1:] * by_axis
+        density = total[..., 3:].mean(dim=0)
+        flux = (total[..., :3, None] * nodes.basis).sum(dim=2)
+        return torch.stack([torch.cat([flux[nu], density], dim=1) for nu in (0, 1)], dim=1)
+
+    def averages(self, nodes: Nodes, h: Tensor, factor: Tensor) -> Tensor:
+        """Averages ``(2, 4, n)`` of 1 - P over e, ebar, x, xbar: by their numbers, and along their fluxes."""
+        lost: list[Tensor] = []
+        there: list[Tensor] = []
+        for weight, into in ((h, lost), (torch.ones_like(h), there)):
+            by_sphere, by_axis = self._moments(nodes.g * weight)
+            across = (nodes.odd * weight[:, self.sphere :]).sum(dim=2, keepdim=True) * nodes.directions
+            for part in (by_sphere, torch.cat([across, by_axis], dim=2)):
+                into.append(torch.stack([part[..., 3], (part[..., :3] * nodes.along).sum(dim=2)]))
+        shares = [over / torch.where(under.abs() > _TINY, under, 1.0) for over, under in zip(lost, there, strict=True)]
+        number, along = factor[:, 0] * shares[0] + factor[:, 1] * shares[1]
+        has_flux = there[0][1].abs() > 1e-6 * there[0][0]
+        return torch.stack([number, torch.where(has_flux, along, number)])
+
+    def _moments(self, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums ``(s, n, 4)`` of ``(s, n, nodes)`` over the sphere by x, y, z, 1, and ``(s, n, 2)`` by zeta, 1."""
+        species = table.shape[0]
+        sums = (table.reshape(-1, self.sphere + self.axis) @ self.to_moments).reshape(species, -1, 6)
+        return sums[..., :4], sums[..., 4:]
+
+    def _survival(self, nodes: Nodes, shape: Shape, factor: Tensor) -> Tensor:
+        """``h (n, nodes)`` with ``int h G = 0`` on sphere and axis, which the answer holds times `factor (n, 2)`."""
+        small, both = nodes.small, nodes.both.clamp(min=_TINY)
+        goal = _goal(small, both, shape.lift).float()
+        parts, spread = self.parts.float(), self.spread.float()
+        G = (nodes.G * ((1.0 / both) @ self.spread)).float()
+        sides = _sides(G, shape, self.inverse_weights.float(), parts, spread)
+        x = torch.exp(sides.log_x(sides.start(goal)).clamp(-_REACH, _REACH))
+        for step in range(STEPS + 1):
+            v, slope = _fall(x, sides.power)
+            above, rising = (sides.weight * v) @ parts, (sides.weight * slope) @ parts
+            # Not less than rounding leaves of a difference, which would look like a root.
+            below = torch.maximum(sides.total - above, 1e-6 * sides.total).clamp(min=_TINY)
+            above = above.clamp(min=_TINY)
+            steep = (sides.total / above) * (rising / below)
+            length = ((goal - above.log() + below.log()) / steep.clamp(min=1e-3)).clamp(-8.0, 8.0)
+            if step < STEPS:
+                x = x * (torch.exp(-length) @ spread)
+        h = sides.survival(v + slope * (length @ spread)).double()
+        weight = factor.float()
+        # A beam on a node holds more than there is: then single precision leaves too much of the rest.
+        seen = (steep > _STEEP) & (both < 1.1)
+        error = torch.where(seen, length.square() * shape.p.float().clamp(min=1.0), 1.0)
+        hard = (weight * error > _SETTLED**2).any(dim=1)
+        return self._again(h, hard, nodes.G, both, small, *shape)
+
+    def _again(self, h: Tensor, hard: Tensor, *tables: Tensor) -> Tensor:
+        """``h`` with the rows `hard` done again in double precision."""
+        rules = (self.inverse_weights, self.parts, self.spread)
+        most = HARD_STEPS if not self.branches else None
+
+        def solve(h: Tensor, hard: Tensor, *given: Tensor) -> Tensor:
+            tables, rules = given[:-3], given[-3:]
+            rows = hard.nonzero().squeeze(1)
+            return h.index_put((rows,), _bracketed(most, [table[rows] for table in tables], rules))
+
+        def leave(h: Tensor, hard: Tensor, *given: Tensor) -> Tensor:
+            return h.clone()
+
+        return branch(self.branches, hard.any(), solve, leave, (h, hard, *tables, *rules))
+
+
+def _bracketed(most: int | None, tables: Sequence[Tensor], rules: Sequence[Tensor]) -> Tensor:
+    G, both, small, p, a, lift, rho = tables
+    sides = _sides(G * ((1.0 / both) @ rules[2]), Shape(p, a, lift, rho), *rules)
+    goal = _goal(small, both, lift)
+    start = sides.start(goal).clamp(_LOW, _HIGH)
+    low, high = torch.full_like(start, _LOW), torch.full_like(start, _HIGH)
+    u = repeat(most, _unfinished, _bracketed_step, (start, low, high, high - low), (goal, *sides))
+    return sides.survival(sides.evaluate(u)[0])
+
+
+def _unfinished(u: Tensor, low: Tensor, high: Tensor, before: Tensor, *given: Tensor) -> Tensor:
+    return (before > 1e-9).any()
+
+
+def _bracketed_step(u: Tensor, low: Tensor, high: Tensor, before: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+    goal, sides = given[0], _Sides(*given[1:])
+    v, slope = sides.evaluate(u)
+    above, below = (sides.weight * v) @ sides.parts, (sides.weight * (1.0 - v)) @ sides.parts
+    above, below = above.clamp(min=_TINY), torch.maximum(below, 1e-15 * sides.total).clamp(min=_TINY)
+    steep = sides.a * ((sides.weight * slope) @ sides.parts) * (1.0 / above + 1.0 / below)
+    length = (goal - above.log() + below.log()) / steep.clamp(min=1e-6)
+    low, high = torch.where(length > 0.0, u, low), torch.where(length > 0.0, high, u)
+    new, size = u + length, length.abs()
+    good = ((new > low) & (new < high) & (2.0 * size < before)) | (size < 2e-14 * (1.0 + u.abs()))
+    return torch.where(good, new, 0.5 * (low + high)), low, high, torch.where(good, size, high - low)
+
+
+class Shape(NamedTuple):
+    """Parameters ``(n, 2)`` of sphere and axis, ``(n, 1)`` where they have them in common."""
+
+    p: Tensor
+    a: Tensor
+    lift: Tensor
+    rho: Tensor
+
+
+class _Sides(NamedTuple):
+    """Nodes ``(n, nodes)`` by their side."""
+
+    larger: Tensor
+    power: Tensor
+    weight: Tensor
+    L: Tensor
+    total: Tensor
+    a: Tensor
+    lift: Tensor
+    parts: Tensor
+    spread: Tensor
+
+    def start(self, goal: Tensor) -> Tensor:
+        """Log s ``(n, 2)`` if G were the same everywhere."""
+        mean = (self.weight * self.L) @ self.parts / self.total.clamp(min=_TINY)
+        power = (self.weight * self.power) @ self.parts / self.total.clamp(min=_TINY)
+        # v = 1/(1 + exp(-goal)); 1/v^(1/power) = r (r + x) = (exp(2 asinh x) + 1)/2.
+        log_b = ((torch.exp(-goal.abs()) + 1.0).log() + (-goal).clamp(min=0.0)) / power.clamp(min=_TINY)
+        arc = 0.5 * (log_b + (2.0 - torch.exp(-log_b)).log())
+        log_x = arc + (0.5 - 0.5 * torch.exp(-2.0 * arc)).clamp(min=_TINY).log()
+        inside = goal.clamp(-12.0, 4.0)
+        shift = _SHIFT[0] + inside * (_SHIFT[1] + inside * _SHIFT[2])
+        return mean + shift - log_x / self.a
+
+    def log_x(self, u: Tensor) -> Tensor:
+        """At log s = u."""
+        return (self.a @ self.spread) * self.L - (self.a * u) @ self.spread
+
+    def evaluate(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """``v`` at log s = u, and its derivative by -log x."""
+        return _fall(torch.exp(self.log_x(u).clamp(-300.0, 300.0)), self.power)
+
+    def survival(self, v: Tensor) -> Tensor:
+        """H of v."""
+        return torch.where(self.larger, v, 1.0 + self.lift * (1.0 - v))
+
+
+def _sides(G: Tensor, shape: Shape, inverse_weights: Tensor, parts: Tensor, spread: Tensor) -> _Sides:
+    """In the precision of `G`, which is over ``int |G|``."""
+    p, a, lift, rho = (parameter.to(G.dtype) for parameter in shape)
+    larger, size = G > 0.0, G.abs()
+    weight = torch.where(larger, size, lift * size)
+    log_size = (size * inverse_weights).clamp(min=_TINY).log()
+    L = torch.where(larger, log_size, log_size - kernels.LN2 * rho)
+    return _Sides(larger, torch.where(larger, p @ spread, 1.0), weight, L, weight @ parts, a, lift, parts, spread)
+
+
+def _goal(small: Tensor, both: Tensor, lift: Tensor) -> Tensor:
+    return ((1.0 + lift) * small).clamp(min=_TINY).log() - (both - 2.0 * small).clamp(min=_TINY).log()
+
+
+def _fall(x: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+    """``v = (1 - x/r)^power`` and its derivative by -log x."""
+    r = (x * x + 1.0).sqrt()
+    v = torch.exp(-power * (r * (r + x)).log())
+    rise = x / r
+    return v, power * v * (rise + rise * rise)
+
+
+# Functions of the length across the axis
+# ---------------------------------------
+_BESSEL_DEGREE, _BESSEL_AT = 32, 12.0
+
+
+def _bessel_table(root: Any) -> Any:
+    """Chebyshev coefficients of both functions of `SurvivalMixing._bessel` in ``across/(across + 12)``, to 4e-9."""
+    t = np.cos(np.pi * (np.arange(_BESSEL_DEGREE + 1) + 0.5) / (_BESSEL_DEGREE + 1))
+    across = _BESSEL_AT * (1 + t) / (1 - t)
+    rho = across[:, None] * root
+    zero = ive(0, rho)
+    values = np.hstack([zero * np.sqrt(1 + across)[:, None], ive(1, rho) / zero * root])
+    return np.linalg.solve(chebyshev.chebvander(t, _BESSEL_DEGREE), values)
 
 
 class MixingGraph(nn.Module):
     """`rheidae.estimator.networks.MixingModel` with the quadrature as tensor operations.
 
-    Rows whose mu and tau differ come out as NaN: the scheme for three flavors has no graph.
+    Rows whose mu and tau differ come out as NaN: the scheme for three flavors has no graph. `full`: returns also the
+    transition matrices of densities and of fluxes, ``(n, 72)``.
     """
 
     refuses_unlike = True
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, branches: bool = True, full: bool = False) -> None:
         super().__init__()
-        self.model = model
-        self.mixing = SurvivalMixing(model.order)
+        self.model, self.full = model, full
+        self.mixing = SurvivalMixing(model.order, branches)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """Change ``(n, 24)`` of normalised states ``x (n, 24)``, float32 as the estimator's module returns it."""
         state = x.double().reshape(-1, 6, 4)
-        prepared = self.mixing.prepare(state)
-        theta = self.model._theta(self.mixing.invariants(prepared).to(x.dtype))
-        D = self.mixing.change(prepared, theta.double()).to(x.dtype)[:, :, None]
+        nodes = self.mixing.prepare(state)
+        theta = self.model._theta(self.mixing.invariants(nodes).to(x.dtype))
+        h, factor = self.mixing.mixed(nodes, theta.double())
+        D = self.mixing.change(nodes, h, factor).to(x.dtype)[:, :, None]
         change = torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, FLAT)
         nu, nubar = (state[:, s] - state[:, s + 1] for s in (1, 4))
         unlike = torch.cat([nu, nubar], dim=1).abs().amax(dim=1, keepdim=True)
-        return torch.where(unlike > ALIKE, float("nan"), change)
+        change = torch.where(unlike > ALIKE, float("nan"), change)
+        if not self.full:
+            return change
+        return change, torch.where(unlike > ALIKE, float("nan"), _matrices(self.mixing.averages(nodes, h, factor)))
 
 
-def _survival(G: Tensor, weights: Tensor, p: Tensor, a: Tensor, lift: Tensor, rho: Tensor) -> Tensor:
-    """``h (n, 2, nodes)`` with ``int h G = 0``, faded; `G` with the `weights`, the parameters ``(n, 2, 1)``."""
-    larger = G > 0.0
-    size = G.abs()
-    large, small = ((side * G).clamp(min=0.0).sum(dim=-1, keepdim=True) for side in (1.0, -1.0))
-    L = (size / weights.abs()).clamp(min=_TINY).log() - torch.where(larger, 0.0, kernels.LN2 * rho)
-    power, weight = torch.where(larger, p, 1.0), torch.where(larger, 1.0, lift) * size
-    # Both sides alike: there is no s, and h is what it is at infinity.
-    wanted = ((1.0 + lift) * small).clamp(min=_TINY).log() - (large - small).clamp(min=_TINY).log()
-    # Where it would be if all of G had its mean value.
-    u = ((large / kernels.FOUR_PI).clamp(min=_TINY).log() + wanted / (2.0 * p * a)).clamp(_LOW, _HIGH)
-    low, high = torch.full_like(u, _LOW), torch.full_like(u, _HIGH)
-    step = high - low
-    for _ in range(STEPS):
-        log_c, rise = _complement(a * (L - u))
-        log_v = power * log_c
-        v = weight * torch.exp(log_v)
-        above = v.sum(dim=-1, keepdim=True).clamp(min=_TINY)
-        below = (-(weight * torch.expm1(log_v)).sum(dim=-1, keepdim=True)).clamp(min=_TINY)
-        slope = a * (power * v * rise * (1.0 + rise)).sum(dim=-1, keepdim=True) * (1.0 / above + 1.0 / below)
-        length = (wanted - above.log() + below.log()) / slope.clamp(min=1e-6)
-        rising = length > 0.0
-        low, high = torch.where(rising, u, low), torch.where(rising, high, u)
-        new, length = u + length, length.abs()
-        good = ((new > low) & (new < high) & (2.0 * length < step)) | (length < 2e-14 * (1.0 + u.abs()))
-        u, step = torch.where(good, new, 0.5 * (low + high)), torch.where(good, length, high - low)
-    log_c, rise = _complement(a * (L - u))
-    fade = torch.where(small > kernels.NOISE, 1.0 - torch.exp(-small / kernels.FADE), 0.0)
-    fade = fade / (large + small).clamp(min=1.0)
-    return fade * torch.where(larger, torch.exp(power * log_c), 1.0 + lift * rise)
-
-
-def _padded(table: Tensor, size: int, value: float) -> Tensor:
-    return torch.nn.functional.pad(table, (0, size - table.shape[-1]), value=value)
-
-
-def _complement(y: Tensor) -> tuple[Tensor, Tensor]:
-    """``log(1 - x/r)`` and ``x/r`` of ``x = exp(y)``, ``r = sqrt(1 + x^2)``; written in ``exp(-|y|)``."""
-    t = torch.exp(-y.abs())
-    root = (1.0 + t * t).sqrt()
-    part = torch.where(y > 0.0, 1.0, t)
-    return (y + y.abs()).neg() - (root * (root + part)).log(), part / root
-
-
-def _turned(G: Tensor) -> Tensor:
-    """Make the larger side of the quadrature the positive one; after a beam between the nodes it may not be."""
-    return G * torch.where(G.sum(dim=1, keepdim=True) < 0.0, -1.0, 1.0)
-
-
-def _depth(G: Tensor) -> Tensor:
-    small, large = ((side * G).clamp(min=0.0).sum(dim=1, keepdim=True) for side in (-1.0, 1.0))
-    return (small / large.clamp(min=_TINY) + 1e-3).log()
+def _matrices(averages: Tensor) -> Tensor:
+    """Matrices ``(n, 72)`` of `rheidae.mixing.transition` from averages ``(2, 4, n)``: kind, species out, in."""
+    zero = torch.zeros_like(averages[0, 0])
+    rows = []
+    for kind in (0, 1):
+        for e, x in ((0, 2), (1, 3)):
+            q_e, q_x = averages[kind, e], averages[kind, x]
+            block = (
+                (1.0 - q_e, 0.5 * q_x, 0.5 * q_x),
+                (0.5 * q_e, 1.0 - 0.25 * q_x, -0.25 * q_x),
+                (0.5 * q_e, -0.25 * q_x, 1.0 - 0.25 * q_x),
+            )
+            for row in block:
+                rows += [*row, zero, zero, zero] if e == 0 else [zero, zero, zero, *row]
+    return torch.stack(rows, dim=1)
 
 
 def _frame(moments: Tensor, net: Tensor) -> Tensor:

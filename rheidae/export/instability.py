@@ -1,0 +1,112 @@
+"""Growth rate and crossings as tensor operations: `rheidae.linear.regression`, and which pairs of flavors cross."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rheidae.estimator.tensors.minerbo import exponents
+from rheidae.linear import regression
+from rheidae.linear.stability import POTENTIAL, SPEED_OF_LIGHT
+from rheidae.mixing.quadrature import lebedev
+
+CROSSING_RULE = 29
+"""Lebedev order of the nodes on which crossings are looked for."""
+
+# Least part of a side of a crossing, over the total density, as in `rheidae.mixing.asymptotic`.
+_NOISE = 1e-14
+# Largest flux factor and least ratio of the integrals that the regression knows.
+_BEAM, _LEAST = 0.99, 1e-4
+
+
+class Instability(nn.Module):
+    """Growth rate ``(n, 1)`` and crossings ``(n, 3)`` of states ``(n, 6, 4)`` over their total density, float64."""
+
+    nodes: Tensor
+    weights: Tensor
+    products: Tensor
+    many: Tensor
+    many_weights: Tensor
+    W: Tensor
+    b: Tensor
+    v: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        nodes, weights = lebedev(regression.RULE)
+        x, y, z = nodes
+        products = np.array([np.ones_like(x), x, y, z, x * x, x * y, x * z, y * y, y * z, z * z]).T
+        W, b, v, self.c = regression._coefficients()
+        many = lebedev(CROSSING_RULE)
+        tables = {
+            "nodes": nodes, "weights": weights, "products": products, "many": many[0], "many_weights": many[1],
+            "W": W, "b": b, "v": v[:, None],
+        }  # fmt: skip
+        for name, values in tables.items():
+            self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float64)))
+
+    def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Growth rate in 1/s for a total density of 1/cm^3, and 1 for pairs e-mu, e-tau, mu-tau that cross, else 0."""
+        coarse = self._differences(state, self.nodes, _BEAM) * self.weights
+        fine = self._differences(state, self.many, 1.0) * self.many_weights
+        plus, minus = ((0.5 * (fine.abs() + sign * fine)).sum(dim=2) for sign in (1.0, -1.0))
+        crossing = (torch.minimum(plus, minus) > _NOISE).to(state.dtype)
+        return self._rate(coarse), crossing
+
+    def _differences(self, state: Tensor, nodes: Tensor, most: float) -> Tensor:
+        """Differences ``(n, 3, nodes)`` of the lepton numbers of each pair of flavors."""
+        N = state[..., 3:]
+        size = state[..., :3].square().sum(dim=2, keepdim=True).sqrt()
+        # Narrower beams as the narrowest.
+        flux = state[..., :3] * (most * N / size.clamp(min=1e-30)).clamp(max=1.0)
+        vectors, Z, density = exponents(torch.cat([flux, N], dim=2))
+        cut = Z.clamp(min=1e-4)
+        peak = density / (4.0 * np.pi) * torch.where(Z > 1e-4, 2.0 * cut / (1.0 - torch.exp(-2.0 * cut)), 1.0 + Z)
+        shape = (vectors.reshape(-1, 3) @ nodes).reshape(-1, 6, nodes.shape[1])
+        g = peak[..., None] * torch.exp((shape - Z[..., None]).clamp(min=-700.0))
+        L = g[:, :3] - g[:, 3:]
+        return torch.stack([L[:, 0] - L[:, 1], L[:, 0] - L[:, 2], L[:, 1] - L[:, 2]], dim=1)
+
+    def _rate(self, G: Tensor) -> Tensor:
+        """The quick growth rate; see `rheidae.linear._regression_kernels`."""
+        plus, minus = (
+            ((0.5 * (G.abs() + sign * G)).reshape(-1, G.shape[2]) @ self.products).reshape(-1, 3, 10)
+            for sign in (1.0, -1.0)
+        )
+        larger = plus[..., :1] >= minus[..., :1]
+        large, small = torch.where(larger, plus, minus), torch.where(larger, minus, plus)
+        L, S = large[..., :1], small[..., :1]
+        crossing = (S > 1e-12 * L) & (L > 0.0)
+        third = 1.0 / 3.0
+        (jl, Ql), (js, Qs) = (
+            (part[..., 1:4], part[..., 4:] - part.new_tensor([third, 0.0, 0.0, third, 0.0, third]))
+            for part in (side / torch.where(crossing, total, 1.0) for side, total in ((large, L), (small, S)))
+        )
+        double = G.new_tensor([1.0, 2.0, 2.0, 1.0, 2.0, 1.0])
+
+        def dot(a: Tensor, b: Tensor) -> Tensor:
+            return (a * b).sum(dim=2, keepdim=True)
+
+        def form(Q: Tensor, a: Tensor, b: Tensor) -> Tensor:
+            product = [a[..., i : i + 1] * b[..., j : j + 1] for i, j in _ORDER]
+            turned = [a[..., j : j + 1] * b[..., i : i + 1] for i, j in _ORDER]
+            return 0.5 * dot(Q * double, torch.cat(product, dim=2) + torch.cat(turned, dim=2))
+
+        ratio = torch.where(crossing, S / torch.where(crossing, L, 1.0), 1.0).clamp(min=_LEAST)
+        features = torch.cat(
+            [
+                ratio.log(), dot(jl, jl), dot(js, js), dot(jl, js),
+                dot(Ql * double, Ql), dot(Qs * double, Qs), dot(Ql * double, Qs),
+                form(Ql, js, js), form(Qs, js, js), form(Ql, jl, jl), form(Qs, jl, jl), form(Ql, js, jl),
+                form(Qs, js, jl),
+            ],
+            dim=2,
+        )  # fmt: skip
+        answer = torch.tanh(features.reshape(-1, 13) @ self.W + self.b) @ self.v + self.c
+        scale = (L * S).sqrt()
+        rate = torch.where(crossing & (scale > 1e-12), scale * torch.exp(answer.reshape(-1, 3, 1)), 0.0)
+        return rate.amax(dim=1) * (POTENTIAL * SPEED_OF_LIGHT)
+
+
+_ORDER = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))

@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+from rheidae.config import TrainParms
 from rheidae.estimator.regressor import FluxRegressor
 from rheidae.exceptions import OutputError, RunError
 from rheidae.runs import folder as runs
@@ -192,7 +193,9 @@ def test_folders_of_other_things_are_left_alone(processed, tmp_path):
 def test_a_configuration_in_the_run_folder_is_not_overwritten(finished, copy, processed, capsys):
     before = contents(copy)
     sections = {"training": {"epochs": 1, "checkpoint_dir": str(copy.parent)}}
-    (copy / "model.yaml").write_text(json.dumps(config_for(processed, copy.parent, **sections).model_dump()))
+    config = config_for(processed, copy.parent, **sections)
+    for name, section in (("model", config), ("train_parms", TrainParms())):
+        (copy / f"{name}.yaml").write_text(json.dumps(section.model_dump()))
     changed = contents(copy)
     arguments = ["--config", str(copy / "model.yaml"), "--train-parms", str(copy / "train_parms.yaml")]
     assert main([*arguments, "--run-id", "copy"]) == 2
@@ -218,7 +221,7 @@ def test_files_have_the_mode_of_the_umask(processed, tmp_path):
 def test_a_full_disk_is_one_message(finished, processed, tmp_path, capsys):
     """Of eight sizes; each file of a run is the one that does not fit."""
     config = config_for(processed, tmp_path, training={"epochs": 2})
-    for name, section in (("model", config), ("parms", PARMS)):
+    for name, section in (("model", config), ("parms", TrainParms())):
         (tmp_path / f"{name}.yaml").write_text(json.dumps(section.model_dump()))
     arguments = ["--config", str(tmp_path / "model.yaml"), "--train-parms", str(tmp_path / "parms.yaml")]
     largest = sorted(path.stat().st_size - 1 for path in finished.iterdir())[-7:]

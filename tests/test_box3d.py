@@ -445,3 +445,13 @@ def test_unequal_heavy_flavors_conserve_even_where_one_cannot_stay_physical():
     assert conservation_error(F, result.F_box) < 1e-14
     assert result.F_box[0, 2, 3] < 0
     np.testing.assert_allclose(result.F_box[0, 1] - result.F_box[0, 2], F[0, 1] - F[0, 2], atol=1e-15)
+
+
+def test_physical_on_request():
+    F = random_states(300, max_flux_factor=0.9999)
+    F[:, 2] *= 1e-3
+    raw, after = box3d_flux(F), box3d_flux(F, physical=True)
+    outside = (np.linalg.norm(raw[..., :3], axis=2) > raw[..., 3]).any(axis=1)
+    assert outside.sum() > 20
+    assert (np.linalg.norm(after[..., :3], axis=2) <= after[..., 3]).all()
+    np.testing.assert_array_equal(after[~outside], raw[~outside])

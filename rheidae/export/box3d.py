@@ -83,7 +83,7 @@ class Box3DTerms(nn.Module):
         moved = ((g[:, :2] - g[:, 2:]) * (s * self.weights)[:, None]) @ self.nodes.T
         small = sign * (moved[:, 0, 3:] - moved[:, 1, 3:])
         crossing = small > kernels.NOISE
-        near = 2.0 / 3.0 * crossing.to(small.dtype)
+        near = 2.0 / 3.0 * torch.where(crossing, 1.0 - torch.exp2(-small / kernels.FADE), 0.0)
         away = near * small / torch.where(crossing, small + L.abs(), 1.0)
         return total * (away[:, :, None] * change + (near - away)[:, :, None] * moved)
 

@@ -2,11 +2,11 @@
 
 Interface
 ---------
-asymptotic_rows(F, table, out, start, stop)
+asymptotic_rows(F, table, narrow, out, start, stop)
     rows ``start:stop`` of ``F (n, 6, 4)`` (float64) -> ``out``; ``table`` from `symmetric_rule`.
-transition_row(F, table, directions, p)
+transition_row(F, table, narrow, directions, p)
     ``p (m, 3, 3)``, from flavor to flavor, of one state (6, 4) in ``directions (3, m)``.
-crossing_rows(F, table, sides, start, stop)
+crossing_rows(F, table, narrow, sides, start, stop)
     ``sides (n, 3, 2)``: I+ and I- of the pairs e-mu, e-tau, mu-tau, over the total density.
 
 One pair: two flavors
@@ -42,6 +42,15 @@ like s^2 for small s, ``H(inf) - H`` like 1/s for large, so ``log(H/(H(inf) - H)
 it, in a bracket, has all digits after three steps; where it has not after eight (distributions of very unlike widths),
 every second step halves the bracket, so that it converges for every input.
 
+Two levels
+----------
+A cap or a lens of the smaller side that lies between a few nodes is the first level's error, and at worst 1e-2. The
+doubt of a row is the root of the sum of ``w^2 ((g_e - g_x)^2 + (gbar_e - gbar_x)^2) rho^8`` over nodes, ``rho =
+d^2/(d^2 + G^2 + s^2)``, d what G may change by over the node's cell: what nodes would be off by where G and s are small
+against that. It is summed over the three pairs. From `DOUBT` to twice that, the answer goes over to
+one with more nodes, where every species of a flux factor above `FINE` has a rule of its own. Both levels conserve, and
+a mean of physical answers is physical.
+
 Fading
 ------
 A last node that leaves the smaller side does so with its whole weight. The share of a pair whose crossing closes is
@@ -53,33 +62,38 @@ from __future__ import annotations
 
 import numpy as np
 
-from rheidae.mixing._box3d_kernels import FOUR_PI, NOISE
+from rheidae.mixing._box3d_kernels import FADE, FOUR_PI, NOISE
 from rheidae.mixing._closure_kernels import LOG2_E, log2, pow2, pow2_pair, z_over_sinh
 from rheidae.mixing._nodes_kernels import (
+    CELL,
     COLUMNS,
     DENSITY,
     DISTANCE,
     NODE_ROWS,
-    RULES,
     VALUES,
     WEIGHT,
     X,
     Y,
     Z,
+    doubt,
     enter,
     fill_nodes,
+    fill_slopes,
+    give_rules,
 )  # fmt: skip
 from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
 
-#: I_small, over the total density, on which a closing crossing fades.
-FADE = 1e-7
+#: Doubt, over the total density, from which on a row goes to the finer level; from twice that on, wholly.
+DOUBT = 1e-3
+#: Flux factors between which a species comes to have a rule of its own there.
+FINE = (0.05, 0.3)
 #: A species may be outside by this part of the total density before the whole row's change is shortened.
-ROUNDING = 1e-13
+ROUNDING, EDGE = 1e-13, 5e-16
 _TINY = 1e-280
 # Rows of `work`: two flavors use four behind the weights, three flavors those of the distances and six more.
 _NU, _NUBAR, _G, _PART = 4, 5, 6, 7
 _EXCHANGE, _LEPTON, _UPPER, _LOWER, _BOTTOM = DENSITY, DISTANCE, 8, 9, 10
-_MIXED, _ROWS = NODE_ROWS, NODE_ROWS + 6
+_MIXED, _SLOPE, _ROWS = NODE_ROWS, NODE_ROWS + 6, NODE_ROWS + 7
 
 
 @scalar_kernel
@@ -115,14 +129,25 @@ def _scale_sums(c, G, square, out):
     out[0], out[1] = total, slope
 
 
+@scalar_kernel
+def _logit(goal, limit):
+    """log2 of ``goal/(limit - goal)``."""
+    room = limit - goal
+    return log2(goal) - log2(room) if room > 1e-18 * limit else 100.0
+
+
+@scalar_kernel
+def _first_scale(logit, mean):
+    """log2 of s by a fit to random states, within 10 %; `mean` of abs(G)."""
+    return log2(mean) + 0.64 + 0.79 * logit
+
+
 @kernel
 def solve_scale(c, G, goal, limit, moment, out):
     """Return s with ``sum c (1 - u) = goal``; ``limit`` = sum c, ``moment`` = sum c abs(G)."""
     low, high = -80.0, 140.0
-    room = limit - goal
-    logit = log2(goal) - log2(room) if room > 1e-18 * limit else 100.0
-    # A fit to random states, within 10 % of s, which saves two steps.
-    position = min(max(log2(moment / limit) + 0.64 + 0.79 * logit, low), high)
+    logit = _logit(goal, limit)
+    position = min(max(_first_scale(logit, moment / limit), low), high)
     for step in range(200):
         s = pow2(position)
         _scale_sums(c, G, s * s + _TINY, out)
@@ -149,7 +174,7 @@ def solve_scale(c, G, goal, limit, moment, out):
 # mu = tau
 # --------
 @kernel
-def _fill_pairs(species, sign, x, y, z, w, nu, nu2, nubar, nubar2, G, G2, c, c2, out):
+def _fill_pairs(species, sign, x, y, z, w, nu, nu2, nubar, nubar2, G, G2, c, c2, slope, slope2, out):
     """Without beams, by antipodal pairs: ``W (g_e - g_x)``, of antineutrinos, G and ``c``; ``out``: I+, I-, sum c G."""
     simd_function()
     e, g, f, h = species[0], species[1], species[2], species[3]
@@ -161,11 +186,21 @@ def _fill_pairs(species, sign, x, y, z, w, nu, nu2, nubar, nubar2, G, G2, c, c2,
     large = small = moment = 0.0
     for i in range(np.uint64(x.shape[0])):
         p, q, r, v = x[i], y[i], z[i], w[i]
-        e1, e2 = pow2_pair(ex * p + ey * q + ez * r)
-        f1, f2 = pow2_pair(fx * p + fy * q + fz * r)
-        g1, g2 = pow2_pair(gx * p + gy * q + gz * r)
-        h1, h2 = pow2_pair(hx * p + hy * q + hz * r)
-        d1, d2, b1, b2 = eA * e1 - gA * g1, eA * e2 - gA * g2, fA * f1 - hA * h1, fA * f2 - hA * h2
+        te, tf = ex * p + ey * q + ez * r, fx * p + fy * q + fz * r
+        tg, th = gx * p + gy * q + gz * r, hx * p + hy * q + hz * r
+        e1, e2 = pow2_pair(te)
+        f1, f2 = pow2_pair(tf)
+        g1, g2 = pow2_pair(tg)
+        h1, h2 = pow2_pair(th)
+        e1, e2, f1, f2, g1, g2, h1, h2 = eA * e1, eA * e2, fA * f1, fA * f2, gA * g1, gA * g2, hA * h1, hA * h2
+        d1, d2, b1, b2 = e1 - g1, e2 - g2, f1 - h1, f2 - h2
+        # Of Z^2 (t (2 - t) + CELL w) with t = 1 - mu.
+        cell = CELL * v
+        u = 1.0 + cell
+        cell *= 1.0 / (LOG2_E * LOG2_E)
+        te, tf, tg, th = u * ea * ea - te * te, u * fa * fa - tf * tf, u * ga * ga - tg * tg, u * ha * ha - th * th
+        slope[i] = cell * (e1 * e1 * te + f1 * f1 * tf + 2.0 * (g1 * g1 * tg + h1 * h1 * th))
+        slope2[i] = cell * (e2 * e2 * te + f2 * f2 * tf + 2.0 * (g2 * g2 * tg + h2 * h2 * th))
         nu[i], nu2[i], nubar[i], nubar2[i] = v * d1, v * d2, v * b1, v * b2
         d1, d2 = sign * (d1 - b1), sign * (d2 - b2)
         G[i], G2[i] = d1, d2
@@ -220,13 +255,14 @@ def _lost(x, y, z, nu, nubar, G, square, out):
 
 
 @kernel
-def _values(beams, species, moments, Q, table, scratch, work, out):
+def _values(beams, species, moments, Q, table, narrow, scratch, work, out):
     """Nodes and integrands of a row with mu = tau; returns the number of nodes."""
     net = moments[0, 3] - moments[1, 3] - moments[2, 3] + moments[3, 3]
     # The moments are exact but for rounding, and so is the sign of the larger side.
     sign = 1.0 if net >= 0.0 else -1.0
     if beams > 0:
-        n = fill_nodes(4, beams, species, moments, Q, table, scratch, work)
+        n = fill_nodes(4, beams, species, moments, Q, table, narrow, scratch, work)
+        fill_slopes(4, species, n, work, work[_SLOPE])
         _fill_values(
             sign, work[WEIGHT, :n], work[VALUES, :n], work[VALUES + 1, :n], work[VALUES + 2, :n], work[VALUES + 3, :n],
             work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n], out,
@@ -237,31 +273,44 @@ def _values(beams, species, moments, Q, table, scratch, work, out):
     _fill_pairs(
         species, sign, table[0, :half], table[1, :half], table[2, :half], table[3, :half],
         work[_NU, :half], work[_NU, half:n], work[_NUBAR, :half], work[_NUBAR, half:n],
-        work[_G, :half], work[_G, half:n], work[_PART, :half], work[_PART, half:n], out,
+        work[_G, :half], work[_G, half:n], work[_PART, :half], work[_PART, half:n],
+        work[_SLOPE, :half], work[_SLOPE, half:n], out,
     )  # fmt: skip
     return n
 
 
 @kernel
-def _mix_alike(beams, species, moments, Q, table, scratch, work, change):
-    """Change of the six species in the frame, of a row with mu = tau; False without a crossing."""
+def _doubts(nu, nubar, slope, G, square):
+    """Of both pairs, e-mu and e-tau."""
+    simd_function()
+    total = 0.0
+    for i in range(np.uint64(G.shape[0])):
+        total += doubt(nu[i] * nu[i] + nubar[i] * nubar[i], slope[i] + _TINY, G[i], square)
+    return 2.0 * total
+
+
+@kernel
+def _mix_alike(beams, species, moments, Q, table, narrow, scratch, work, change):
+    """Change of the six species in the frame, of a row with mu = tau; returns the square of its doubt."""
     out = scratch[7]
-    n = _values(beams, species, moments, Q, table, scratch, work, out)
+    n = _values(beams, species, moments, Q, table, narrow, scratch, work, out)
     large, small, moment = out[0], out[1], out[2]
+    nu, nubar, G = work[_NU, :n], work[_NUBAR, :n], work[_G, :n]
     if small <= NOISE:
-        return False
-    G = work[_G, :n]
+        change[:] = 0.0
+        return _doubts(nu, nubar, work[_SLOPE, :n], G, 0.0)
     limit = (2.0 / 3.0) * large + (1.0 / 3.0) * small
+    near = pow2(_first_scale(_logit(small, limit), moment / limit))
     s = solve_scale(work[_PART, :n], G, small, limit, moment, out)
     nodes = work if beams > 0 else table
-    _lost(nodes[X, :n], nodes[Y, :n], nodes[Z, :n], work[_NU, :n], work[_NUBAR, :n], G, s * s + _TINY, out)
+    _lost(nodes[X, :n], nodes[Y, :n], nodes[Z, :n], nu, nubar, G, s * s + _TINY, out)
     share = fade(small)
     out[3] = out[7] = 0.5 * (out[3] + out[7])
     for k in range(4):
-        for s in (0, 3):
-            lost = share * out[k + s + s // 3]
-            change[s, k], change[s + 1, k], change[s + 2, k] = -lost, 0.5 * lost, 0.5 * lost
-    return True
+        for e in (0, 3):
+            lost = share * out[k + e + e // 3]
+            change[e, k], change[e + 1, k], change[e + 2, k] = -lost, 0.5 * lost, 0.5 * lost
+    return _doubts(nu, nubar, work[_SLOPE, :n], G, near * near)
 
 
 # Three flavors, one pair
@@ -601,16 +650,57 @@ def _moments(x, y, z, w, h, g, out):
 
 
 @kernel
-def _mix_unlike(beams, species, moments, Q, table, scratch, work, change):
-    """Change of the six species in the frame; False without a crossing."""
-    n = fill_nodes(6, beams, species, moments, Q, table, scratch, work)
+def _doubts_of_pair(a, b, w, work, slope):
+    """As `_doubts` for a pair of flavors, with the scale that it would have as e and x."""
+    La, Lb = work[_LEPTON + a, : w.shape[0]], work[_LEPTON + b, : w.shape[0]]
+    plus, minus = _sides(La, Lb, w)
+    large, small = max(plus, minus), min(plus, minus)
+    square = 0.0
+    if small > NOISE:
+        limit = (2.0 / 3.0) * large + (1.0 / 3.0) * small
+        moment = _moment(La, Lb, w, 1.0 if plus >= minus else -1.0)
+        square = pow2(2.0 * _first_scale(_logit(small, limit), moment / limit))
+    return _sum_of_pair(La, Lb, w, work[VALUES + a], work[VALUES + b], work[VALUES + 3 + a], work[VALUES + 3 + b],
+                        slope, square)  # fmt: skip
+
+
+@kernel
+def _moment(La, Lb, w, sign):
+    simd_function()
+    total = 0.0
+    for i in range(np.uint64(w.shape[0])):
+        G = La[i] - Lb[i]
+        total += w[i] * abs(G) * (0.5 * abs(G) + (1.0 / 6.0) * sign * G)
+    return total
+
+
+@kernel
+def _sum_of_pair(La, Lb, w, ga, gb, ha, hb, slope, square):
+    simd_function()
+    total = 0.0
+    for i in range(np.uint64(w.shape[0])):
+        d, e = w[i] * (ga[i] - gb[i]), w[i] * (ha[i] - hb[i])
+        total += doubt(d * d + e * e, slope[i] + _TINY, La[i] - Lb[i], square)
+    return total
+
+
+@kernel
+def _mix_unlike(beams, species, moments, Q, table, narrow, scratch, work, change):
+    """Change of the six species in the frame; returns the square of its doubt."""
+    n = fill_nodes(6, beams, species, moments, Q, table, narrow, scratch, work)
+    fill_slopes(6, species, n, work, work[_SLOPE])
     _lepton_numbers(n, work)
+    doubts = 0.0
+    for pair in range(3):
+        a, b = _members(pair)
+        doubts += _doubts_of_pair(a, b, work[WEIGHT, :n], work, work[_SLOPE, :n])
     h = work[_MIXED : _MIXED + 6, :n]
     for s in range(6):
         for i in range(n):
             h[s, i] = work[VALUES + s, i]
+    change[:] = 0.0
     if not mix_flavors(n, h, work, scratch):
-        return False
+        return doubts
     for s in range(6):
         _moments(work[X, :n], work[Y, :n], work[Z, :n], work[WEIGHT, :n], h[s], work[VALUES + s, :n], change[s])
     # Conservation, which holds to the error of the scales, to rounding.
@@ -621,45 +711,61 @@ def _mix_unlike(beams, species, moments, Q, table, scratch, work, change):
             mean = (change[nu, k] + change[nu + 1, k] + change[nu + 2, k]) / 3.0
             for f in range(3):
                 change[nu + f, k] -= mean
-    return True
+    return doubts
 
 
 # Rows
 # ----
+@kernel
+def _mix(flavors, beams, species, moments, Q, table, narrow, scratch, work, change):
+    if flavors == 2:
+        return _mix_alike(beams, species, moments, Q, table, narrow, scratch, work, change)
+    return _mix_unlike(beams, species, moments, Q, table, narrow, scratch, work, change)
+
+
 @driver
-def asymptotic_rows(F, table, out, start, stop):
+def asymptotic_rows(F, table, narrow, fine, finer, out, start, stop):
     """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``."""
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
-    scratch, change = np.empty((11, 12)), np.empty((6, 4))
-    work = np.empty((_ROWS, RULES * table.shape[1]))
+    scratch, change, better = np.empty((11, 12)), np.empty((6, 4)), np.empty((6, 4))
+    work = np.empty((_ROWS, fine.shape[1] + 6 * finer.shape[1]))
     for i in range(start, stop):
         total, flavors, beams = enter(F[i], 0, moments, Q, axes, species)
-        crossing = False
+        changes = False
         if total > 0.0:
-            if flavors == 2:
-                crossing = _mix_alike(beams, species, moments, Q, table, scratch, work, change)
-            else:
-                crossing = _mix_unlike(beams, species, moments, Q, table, scratch, work, change)
+            doubts = np.sqrt(_mix(flavors, beams, species, moments, Q, table, narrow, scratch, work, change))
+            if doubts > DOUBT:
+                beams = give_rules(flavors, species, FINE[0], FINE[1])
+                _mix(flavors, beams, species, moments, Q, fine, finer, scratch, work, better)
+                share = min(doubts / DOUBT - 1.0, 1.0)
+                share *= share * (3.0 - 2.0 * share)
+                for s in range(6):
+                    for k in range(4):
+                        change[s, k] += share * (better[s, k] - change[s, k])
+            for s in range(6):
+                for k in range(4):
+                    changes = changes or change[s, k] != 0.0
         for s in range(6):
             for k in range(4):
                 out[i, s, k] = F[i, s, k]
-            if crossing:
+            if changes:
                 x, y, z, t = total * change[s, 0], total * change[s, 1], total * change[s, 2], total * change[s, 3]
                 for k in range(3):
                     out[i, s, k] += x * axes[0, k] + y * axes[1, k] + z * axes[2, k]
                 out[i, s, 3] += t
-                # Rounding of the sums: a mixture of positive distributions is physical.
+                # Rounding of the sums, and of the limiter's: a mixture of positive distributions is physical.
                 length = np.sqrt(out[i, s, 0] ** 2 + out[i, s, 1] ** 2 + out[i, s, 2] ** 2)
-                if 0.0 < length - out[i, s, 3] < ROUNDING * total or -ROUNDING * total < out[i, s, 3] < 0.0:
-                    out[i, s, 3] = length * (1.0 + 4e-16)
+                moved = x != 0.0 or y != 0.0 or z != 0.0 or t != 0.0
+                if moved and -EDGE * total < length - out[i, s, 3] < ROUNDING * total:
+                    out[i, s, 3] = length + EDGE * total
 
 
 @driver
-def crossing_rows(F, table, sides, start, stop):
+def crossing_rows(F, table, narrow, sides, start, stop):
     """I+ and I- of the three pairs, over the total density, into ``sides (n, 3, 2)``."""
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
     scratch = np.empty((11, 12))
-    work = np.empty((_ROWS, RULES * table.shape[1]))
+    work = np.empty((_ROWS, table.shape[1] + 6 * narrow.shape[1]))
     for i in range(start, stop):
         for pair in range(3):
             sides[i, pair, 0] = sides[i, pair, 1] = 0.0
@@ -668,12 +774,12 @@ def crossing_rows(F, table, sides, start, stop):
             continue
         if flavors == 2:
             out = scratch[7]
-            _values(beams, species, moments, Q, table, scratch, work, out)
+            _values(beams, species, moments, Q, table, narrow, scratch, work, out)
             larger = 0 if moments[0, 3] - moments[1, 3] - moments[2, 3] + moments[3, 3] >= 0.0 else 1
             for pair in range(2):
                 sides[i, pair, larger], sides[i, pair, 1 - larger] = out[0], out[1]
         else:
-            n = fill_nodes(6, beams, species, moments, Q, table, scratch, work)
+            n = fill_nodes(6, beams, species, moments, Q, table, narrow, scratch, work)
             _lepton_numbers(n, work)
             for pair in range(3):
                 a, b = _members(pair)
@@ -683,13 +789,13 @@ def crossing_rows(F, table, sides, start, stop):
 
 
 @driver
-def transition_row(F, table, directions, p):
+def transition_row(F, table, narrow, directions, p):
     """``p (m, 3, 3)`` of one state: the directions are nodes of weight 0, and flavors are mixed that are 1 each."""
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
     scratch = np.empty((11, 12))
     size, m = table.shape[1], directions.shape[1]
     nodes = np.zeros((4, size + m))
-    work = np.empty((_ROWS, RULES * (size + m)))
+    work = np.empty((_ROWS, size + m + 6 * narrow.shape[1]))
     total, _, beams = enter(F, 3, moments, Q, axes, species)
     for i in range(m):
         for a in range(3):
@@ -705,7 +811,7 @@ def transition_row(F, table, directions, p):
             nodes[k, size + i] = (
                 axes[k, 0] * directions[0, i] + axes[k, 1] * directions[1, i] + axes[k, 2] * directions[2, i]
             )
-    n = fill_nodes(6, beams, species, moments, Q, nodes, scratch, work)
+    n = fill_nodes(6, beams, species, moments, Q, nodes, narrow, scratch, work)
     _lepton_numbers(n, work)
     h = work[_MIXED : _MIXED + 6, :n]
     # Neutrinos start as e, "antineutrinos" as mu.

@@ -33,6 +33,8 @@ CELL = 1.25
 FLAT = 1e-30
 #: I+ or I- below this fraction of the total density is rounding noise of G, not a crossing.
 NOISE = 1e-14
+#: I_small, over the total density, on which a closing crossing fades where it is shared.
+FADE = 1e-7
 
 
 def antipodal_pairs(nodes, weights, multiple=16):
@@ -310,7 +312,8 @@ def _shared(F, work, k, nodes, out):
     )
     small = (dt - bt) * total
     large = small + abs(L)
-    near = 2.0 / 3.0
+    # Weights are shared, so a node leaves the smaller side with what it moves.
+    near = 2.0 / 3.0 * (1.0 - pow2(-min(small / (FADE * total), 1000.0)))
     away = near * (small / large)
     # A NaN is not below the noise: it goes on into every species instead of passing for a stable state.
     if small <= NOISE * total:

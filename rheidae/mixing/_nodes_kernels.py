@@ -41,8 +41,10 @@ import numpy as np
 
 from rheidae.mixing._box3d_kernels import FOUR_PI
 from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, pow2
-from rheidae.system.numba import kernel, simd_function
+from rheidae.system.numba import kernel, scalar_kernel, simd_function
 
+#: Circles of latitude, of four nodes each, of a beam's own rule.
+LATITUDES = 128
 #: Width of a beam's own rule over that of its distribution.
 KAPPA = 1.5
 #: Flux factors between which a species comes to have a rule of its own.
@@ -51,12 +53,12 @@ BEAM = (0.8, 0.95)
 VANISHING = 1e-5
 #: Differences of mu and tau, over the total density, that are rounding.
 ALIKE = 1e-12
+#: Square of the size of a node's cell over its weight, for the doubt.
+CELL = 0.5
 #: Columns of `species`: direction (3), Z, density, value at the peak, share of its own rule, c, flux factor.
 COLUMNS = 9
 #: Rows of `work` that `fill_nodes` fills: nodes, distances of six species (scratch), distributions of six species.
 X, Y, Z, WEIGHT, DENSITY, DISTANCE, VALUES, NODE_ROWS = 0, 1, 2, 3, 4, 5, 11, 17
-#: Most nodes, over those of the first rule: it and one for each species.
-RULES = 7
 
 
 def symmetric_rule(nodes, weights):
@@ -77,6 +79,18 @@ def symmetric_rule(nodes, weights):
     half[2] = 1.0
     half[:, :count] = x[upper], y[upper], z[upper], weights[upper]
     return np.ascontiguousarray(np.hstack([half, half * [[-1.0], [-1.0], [-1.0], [1.0]]]))
+
+
+def spiral_rule(latitudes):
+    """Return the ``(4, 4 latitudes)`` table ``x, y, z, w`` of a beam's rule, symmetric under reflection of x and of y.
+
+    Gauss nodes in z, four at each, turned from one to the next by the golden ratio of a right angle.
+    """
+    z, w = np.polynomial.legendre.leggauss(latitudes)
+    angle = 0.5 * np.pi * (np.arange(latitudes) * (np.sqrt(1.25) - 0.5) % 1.0)
+    x, y = np.sqrt(1.0 - z * z) * [np.cos(angle), np.sin(angle)]
+    quarters = [[a * x, b * y, z, 0.5 * np.pi * w] for a in (1.0, -1.0) for b in (1.0, -1.0)]
+    return np.ascontiguousarray(np.hstack(quarters))
 
 
 # The frame
@@ -131,30 +145,23 @@ def _alike(F, total):
 
 
 @kernel
-def enter(F, flavors, moments, Q, axes, species):
-    """Frame and species of a state ``F (6, 4)``; returns total density, number of flavors, 2 or 3, and of beams.
-
-    `flavors`: 2 or 3, or 0 to decide by the state. ``moments (6, 4)``: the four-fluxes of the species in the frame,
-    over the total. ``species (6, COLUMNS)``.
-    """
-    total = 0.0
-    for s in range(6):
-        total += F[s, 3]
-    if not total > 0.0:
-        return 0.0, 2, 0
-    inverse = 1.0 / total
-    if flavors == 0:
-        flavors = 2 if _alike(F, total) else 3
-    count = 2 * flavors
-    for s in range(count):
+def take_moments(F, flavors, total, moments):
+    """Four-fluxes over the total of the species of a state ``F (6, 4)`` of 2 or 3 flavors."""
+    inverse = 1.0 / total if total > 0.0 else 0.0
+    for s in range(2 * flavors):
         first = s + s // flavors if flavors == 2 else s
         second = first + (1 if flavors == 2 and s % 2 == 1 else 0)
         for k in range(4):
-            moments[s, k] = 0.5 * inverse * (F[first, k] + F[second, k])
+            moments[s, k] = 0.5 * inverse * (np.float64(F[first, k]) + np.float64(F[second, k]))
+
+
+@kernel
+def fill_tensor(flavors, moments, Q):
+    """Q of a state, x counting twice."""
     for i in range(3):
         for j in range(i, 3):
             own = product = sum_i = sum_j = 0.0
-            for s in range(count):
+            for s in range(2 * flavors):
                 twice = 2.0 if flavors == 2 and s % 2 == 1 else 1.0
                 own += twice * moments[s, i] * moments[s, j]
             for s in range(flavors):
@@ -164,9 +171,21 @@ def enter(F, flavors, moments, Q, axes, species):
                 sum_i += twice * x
                 sum_j += twice * y
             Q[i, j] = Q[j, i] = own + 3.0 * product - sum_i * sum_j
-    principal_axes(Q, axes)
-    beams = 0
-    for s in range(count):
+
+
+@scalar_kernel
+def _peak(Z):
+    """Return the Minerbo distribution at its peak, times 4 pi/N."""
+    return 2.0 * Z / (1.0 - pow2(-min(2.0 * LOG2_E * Z, 1000.0))) if Z > 1e-4 else 1.0 + Z + Z * Z / 3.0
+
+
+@kernel
+def fill_species(flavors, moments, axes, species):
+    """Turn the moments into the frame whose axes are given and describe the species there; returns how many are beams.
+
+    ``species (6, COLUMNS)``.
+    """
+    for s in range(2 * flavors):
         m, own = moments[s], species[s]
         x, y, z, N = m[0], m[1], m[2], m[3]
         for k in range(3):
@@ -177,14 +196,46 @@ def enter(F, flavors, moments, Q, axes, species):
         own[0], own[1], own[2] = m[0] * inverse, m[1] * inverse, m[2] * inverse
         if flux == 0.0:
             own[2] = 1.0
-        own[3], own[4], own[8] = f * langevin_ratio(f), N, f
+        Z = f * langevin_ratio(f)
+        own[3], own[4], own[5], own[8] = Z, N, N / FOUR_PI * _peak(Z), f
+    return give_rules(flavors, species, BEAM[0], BEAM[1])
+
+
+@kernel
+def give_rules(flavors, species, low, high):
+    """Share and width of each species' own rule, from the flux factors `low` to `high`; returns how many have one."""
+    beams = 0
+    for s in range(2 * flavors):
+        own = species[s]
         own[6], own[7] = 0.0, 1.0
-        if f > BEAM[0]:
-            x = min((f - BEAM[0]) / (BEAM[1] - BEAM[0]), 1.0)
-            own[6] = x * x * (3.0 - 2.0 * x) * N / (N + VANISHING) * (2.0 if flavors == 2 and s % 2 == 1 else 1.0)
+        if own[8] > low:
+            x = min((own[8] - low) / (high - low), 1.0)
+            own[6] = x * x * (3.0 - 2.0 * x) * own[4] / (own[4] + VANISHING)
+            if flavors == 2 and s % 2 == 1:
+                own[6] *= 2.0
             own[7] = min(KAPPA / own[3], 1.0)
             beams += 1
-    return total, flavors, beams
+    return beams
+
+
+@kernel
+def enter(F, flavors, moments, Q, axes, species):
+    """Frame and species of a state ``F (6, 4)``; returns total density, number of flavors, 2 or 3, and of beams.
+
+    `flavors`: 2 or 3, or 0 to decide by the state. ``moments (6, 4)``: the four-fluxes of the species in the frame,
+    over the total.
+    """
+    total = 0.0
+    for s in range(6):
+        total += np.float64(F[s, 3])
+    if not total > 0.0:
+        return 0.0, 2, 0
+    if flavors == 0:
+        flavors = 2 if _alike(F, total) else 3
+    take_moments(F, flavors, total, moments)
+    fill_tensor(flavors, moments, Q)
+    principal_axes(Q, axes)
+    return total, flavors, fill_species(flavors, moments, axes, species)
 
 
 # Nodes
@@ -199,10 +250,11 @@ def _across(own, Q, out):
     b = x * y * a
     ux, uy, uz = 1.0 + sign * x * x * a, sign * b, -sign * x
     vx, vy, vz = b, sign + y * y * a, -y
-    p, q, r = Q[0, 0], Q[1, 1], Q[2, 2]
-    uu, vv = p * ux * ux + q * uy * uy + r * uz * uz, p * vx * vx + q * vy * vy + r * vz * vz
-    uv = p * ux * vx + q * uy * vy + r * uz * vz
-    half = 0.5 * (uu - vv)
+    half = uv = 0.0
+    for k, u, v in ((0, ux, vx), (1, uy, vy), (2, uz, vz)):
+        along = Q[k, 0] * ux + Q[k, 1] * uy + Q[k, 2] * uz
+        half += 0.5 * (u * along - v * (Q[k, 0] * vx + Q[k, 1] * vy + Q[k, 2] * vz))
+        uv += v * along
     norm = np.sqrt(half * half + uv * uv)
     c = s = np.sqrt(0.5)
     if norm > 0.0:
@@ -254,6 +306,33 @@ def _divide(weight, density):
     simd_function()
     for i in range(np.uint64(weight.shape[0])):
         weight[i] /= density[i]
+
+
+# Doubt
+# -----
+@kernel
+def fill_slopes(count, species, n, work, slope):
+    """Squares of what a row's distributions may change by over the cell of a node, from what `fill_nodes` left."""
+    simd_function()
+    w = work[WEIGHT]
+    for i in range(np.uint64(n)):
+        slope[i] = 0.0
+    for s in range(count):
+        t, g, square = work[DISTANCE + s], work[VALUES + s], CELL * species[s, 3] * species[s, 3]
+        if count == 4 and s % 2 == 1:
+            square *= 2.0
+        for i in range(np.uint64(n)):
+            slope[i] += square * w[i] * g[i] * g[i] * (t[i] * (2.0 - t[i]) + CELL * w[i])
+
+
+@scalar_kernel
+def doubt(moved, slope, G, square):
+    """Square of what a node may be off by: what it moves, if G and s are small over its cell."""
+    rho = slope / (slope + G * G + square)
+    rho *= rho
+    rho *= rho
+    rho *= rho
+    return moved * rho
 
 
 # Distributions
@@ -356,17 +435,11 @@ def _represented(own, sums, deficit):
     scale = 1.0 + own[3]
     root = np.sqrt(scale)
     density, u, v, t = sums[0], sums[1] / root, sums[2] / root, sums[3] / scale
-    low, high, theta = 0.0, 1.0, 1.0
-    for _ in range(50):
-        N, rest = own[4] - theta * density, deficit - theta * t
-        if N >= 0.0 and rest >= 0.0 and rest <= 2.0 * N and rest * (2.0 * N - rest) >= theta * theta * (u * u + v * v):
-            low = theta
-        else:
-            high = theta
-        if low == 1.0:
-            break
-        theta = 0.5 * (low + high)
-    return low
+    inside, across = deficit * (2.0 * own[4] - deficit), u * u + v * v
+    half, square = deficit * (density - t) + t * own[4], t * (2.0 * density - t) - across
+    # The smaller root of inside - 2 half theta + square theta^2.
+    bottom = half + np.sqrt(max(half * half - square * inside, 0.0))
+    return min(inside / bottom, 1.0) if bottom > 0.0 else 1.0
 
 
 @kernel
@@ -388,7 +461,7 @@ def _represent(own, m, Q, weight, t, g, scratch, work, n):
 
 
 @kernel
-def fill_nodes(count, beams, species, moments, Q, table, scratch, work):
+def fill_nodes(count, beams, species, moments, Q, table, narrow, scratch, work):
     """Nodes and distributions of a row into `work`, one rule more for each beam; returns the number of nodes."""
     x, y, z, w = table[0], table[1], table[2], table[3]
     size = x.shape[0]
@@ -397,6 +470,8 @@ def fill_nodes(count, beams, species, moments, Q, table, scratch, work):
         for i in range(size):
             work[k, i] = table[k, i]
     if beams > 0:
+        x, y, z, w = narrow[0], narrow[1], narrow[2], narrow[3]
+        size = x.shape[0]
         for s in range(count):
             if species[s, 6] > 0.0:
                 _across(species[s], Q, scratch[0:2])
@@ -414,9 +489,6 @@ def fill_nodes(count, beams, species, moments, Q, table, scratch, work):
         _divide(weight, density)
     for s in range(count):
         own, t, g = species[s], work[DISTANCE + s, :n], work[VALUES + s, :n]
-        Z_ = own[3]
-        # The Minerbo distribution at its peak: N/(4 pi) 2 Z/(1 - exp(-2 Z)).
-        own[5] = own[4] / FOUR_PI * (2.0 * Z_ / (1.0 - pow2(-min(2.0 * LOG2_E * Z_, 1000.0))) if Z_ > 1e-8 else 1.0)
         _evaluate(own, t, g)
         if beams > 0 and own[4] > 0.0:
             _represent(own, moments[s], Q, weight, t, g, scratch, work, n)

@@ -19,7 +19,7 @@ import numpy as np
 
 from rheidae.mixing._asymptotic_kernels import fade, inverse_sqrt, solve_scale
 from rheidae.mixing._box3d_kernels import NOISE
-from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS, RULES, VALUES, WEIGHT, X, Y, Z, enter, fill_nodes
+from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS, VALUES, WEIGHT, X, Y, Z, enter, fill_nodes
 from rheidae.system.numba import driver, kernel, simd_function
 
 #: Directions of variation.
@@ -118,11 +118,11 @@ def _pair(n, a, b, flavors, sign, work, scratch, sums, size):
 
 
 @driver
-def variation_rows(F, table, sizes, start, stop):
+def variation_rows(F, table, narrow, sizes, start, stop):
     """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``sizes (n, 3, KINDS, 2, 2)``: pairs e-mu, e-tau, mu-tau."""
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
     scratch, sums = np.empty((11, 12)), np.empty((2, 1 + KINDS, 4))
-    work = np.empty((_ROWS, RULES * table.shape[1]))
+    work = np.empty((_ROWS, table.shape[1] + 6 * narrow.shape[1]))
     for i in range(start, stop):
         for pair in range(3):
             for kind in range(KINDS):
@@ -131,7 +131,7 @@ def variation_rows(F, table, sizes, start, stop):
         total, flavors, beams = enter(F[i], 0, moments, Q, axes, species)
         if not total > 0.0:
             continue
-        n = fill_nodes(2 * flavors, beams, species, moments, Q, table, scratch, work)
+        n = fill_nodes(2 * flavors, beams, species, moments, Q, table, narrow, scratch, work)
         for pair in range(3 if flavors == 3 else 1):
             a, b = (1 if pair == 2 else 0), (1 if pair == 0 else 2)
             net = moments[a, 3] - moments[flavors + a, 3] - moments[b, 3] + moments[flavors + b, 3]

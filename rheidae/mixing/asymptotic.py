@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from rheidae import fourflux
 from rheidae.mixing import _asymptotic_kernels as kernels
 from rheidae.mixing._box3d_kernels import NOISE
-from rheidae.mixing._nodes_kernels import symmetric_rule
+from rheidae.mixing._nodes_kernels import LATITUDES, spiral_rule, symmetric_rule
 from rheidae.mixing.physical import keep_physical
 from rheidae.mixing.quadrature import lebedev
 from rheidae.system.threads import share_rows
@@ -19,6 +19,9 @@ Array = NDArray[np.float64]
 
 ORDER = 29
 """Order of the Lebedev rule."""
+
+FINE_ORDER, FINE_LATITUDES = 59, 192
+"""Order, and circles of latitude of the rule of a species, for the states that the first level leaves in doubt."""
 
 PAIRS = ("e-mu", "e-tau", "mu-tau")
 """Columns of `crossings`."""
@@ -71,8 +74,9 @@ def asymptotic_flux(F_init: ArrayLike, *, order: int = ORDER, threads: int | Non
     by a doubly stochastic matrix, a mean of permutations weighted by how far each is from leaving no crossing. "Why
     this function" in ``docs/physics.md`` has the argument. Both are one function, continuous in the state.
 
-    The quadrature turns with the state, and a species with a flux factor above 0.8 brings nodes of its own, so that
-    answers are right for every flux factor in [0, 1]. The change is applied in conservative form.
+    The quadrature turns with the state, a species with a flux factor above 0.8 brings nodes of its own, and states
+    whose crossing lies between few nodes get more, so that answers are right for every flux factor in [0, 1]. The
+    change is applied in conservative form.
 
     Examples
     --------
@@ -85,8 +89,8 @@ def asymptotic_flux(F_init: ArrayLike, *, order: int = ORDER, threads: int | Non
     array([0.56, 0.52, 0.52, 0.46, 0.52, 0.52])
     """
     F, exact = _checked(F_init)
-    out, table = np.empty(F.shape), _table(order)
-    share_rows(lambda start, stop: kernels.asymptotic_rows(exact, table, out, start, stop), len(F), threads)
+    out, tables, fine = np.empty(F.shape), _tables(order), _tables(max(order, FINE_ORDER), FINE_LATITUDES)
+    share_rows(lambda start, stop: kernels.asymptotic_rows(exact, *tables, *fine, out, start, stop), len(F), threads)
     keep_physical(exact, out, threads)
     return out.astype(F.dtype, copy=False)
 
@@ -122,7 +126,7 @@ def asymptotic_transitions(F: ArrayLike, directions: ArrayLike, *, order: int = 
     if nodes.ndim != 2 or len(nodes) != 3:
         raise ValueError(f"directions have shape {nodes.shape}; expected (3, m)")
     p = np.empty((nodes.shape[1], 3, 3))
-    kernels.transition_row(exact[0], _table(order), nodes, p)
+    kernels.transition_row(exact[0], *_tables(order), nodes, p)
     return p
 
 
@@ -154,8 +158,8 @@ def crossings(F_init: ArrayLike, *, order: int = ORDER, threads: int | None = No
         If the shape is another, or a row is not physical.
     """
     F, exact = _checked(F_init)
-    sides, table = np.empty((len(F), 3, 2)), _table(order)
-    share_rows(lambda start, stop: kernels.crossing_rows(exact, table, sides, start, stop), len(F), threads)
+    sides, tables = np.empty((len(F), 3, 2)), _tables(order)
+    share_rows(lambda start, stop: kernels.crossing_rows(exact, *tables, sides, start, stop), len(F), threads)
     both: NDArray[np.bool_] = sides.min(axis=2) > NOISE
     return both
 
@@ -168,6 +172,6 @@ def _checked(F_init: ArrayLike) -> tuple[fourflux.Float, Array]:
 
 
 @cache
-def _table(order: int) -> Array:
-    table: Array = symmetric_rule(*lebedev(order))
-    return table
+def _tables(order: int, latitudes: int = LATITUDES) -> tuple[Array, Array]:
+    """Nodes of the sphere and of a beam."""
+    return symmetric_rule(*lebedev(order)), spiral_rule(latitudes)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from rheidae import fourflux
 from rheidae.cells import Cells
 from rheidae.mixing import _box3d_kernels as kernels
+from rheidae.mixing.physical import keep_physical
 from rheidae.mixing.quadrature import lebedev
 from rheidae.system.threads import share_rows
 
@@ -46,6 +47,7 @@ def box3d_flux(
     order: int | None = None,
     crossing: str = "shared",
     mu_fraction: float | None = None,
+    physical: bool = False,
     threads: int | None = None,
     invalid: str = "raise",
 ) -> Any:
@@ -70,6 +72,10 @@ def box3d_flux(
         None (default): mu and tau take equal parts of the change, so that an initial difference between
         them survives. A number in [0, 1]: mu gets that fraction of the final heavy total, tau the rest,
         except in states without a crossing, which stay as they are.
+    physical : bool
+        Shorten the change of a row that would leave ``N >= 0`` and ``|F| <= N``, as models do
+        (`rheidae.mixing.physical.keep_physical`): all six species by one factor, so that every sum stays. With
+        `mu_fraction` the change is that division included. False (default): the answer of the scheme.
     threads : int, optional
         Threads to share the rows among; the result does not depend on it. Default: Numba's number
         (``NUMBA_NUM_THREADS``, else the processors that the process may use), but one in a worker process of joblib,
@@ -113,9 +119,10 @@ def box3d_flux(
     With equal mu and tau the exact answer is physical, being a mixture of the initial distributions. Where they
     differ, the mean of both is mixed and each takes half of the change: the conservation laws stay exact, but a
     species that starts much emptier than its partner can end up with ``N < 0`` or ``|F| > N``. Sharing the heavy
-    part in another way would break the lepton number of mu or tau. Beams, flux factors above about 0.99, lie between
-    the nodes: with either crossing their answers may be unphysical, too. `rheidae.mixing.physical.keep_physical` mends
-    both.
+    part in another way would break the lepton number of mu or tau. Beams, flux factors above about 0.95, lie on a
+    node or between them: with either crossing their answers may be unphysical, too. ``physical=True`` mends what is
+    unphysical, not what is wrong: for beams take ``mix(F, "asymptotic")``. ``python -m benchmarks.quadrature box3d``
+    says how often, and by how much.
 
     Examples
     --------
@@ -128,7 +135,12 @@ def box3d_flux(
     array([0.62, 0.49, 0.49, 0.52, 0.49, 0.49])
     """
     cells = Cells(F_init, "F_init", invalid)
-    return cells.back(_mixed(cells.rows, order, crossing, mu_fraction, threads, sides=False)[0])
+    if not physical:
+        return cells.back(_mixed(cells.rows, order, crossing, mu_fraction, threads, sides=False)[0])
+    F = np.ascontiguousarray(cells.rows, dtype=np.float64)
+    out, _ = _mixed(F, order, crossing, mu_fraction, threads, sides=False)
+    keep_physical(F, out, threads)
+    return cells.back(out.astype(cells.rows.dtype, copy=False))
 
 
 def box3d(

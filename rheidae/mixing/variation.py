@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from rheidae import fourflux
 from rheidae.mixing import _variation_kernels as kernels
-from rheidae.mixing._nodes_kernels import symmetric_rule
+from rheidae.mixing._nodes_kernels import spiral_rule, symmetric_rule
 from rheidae.mixing.quadrature import lebedev
 from rheidae.system.threads import share_rows
 
-ORDER = 17
+ORDER, LATITUDES = 17, 32
 
 VARIATIONS = ("shape", "rise", "amount")
 """Kinds of variation of the survival probability: how steep it is, how far it falls on the smaller side, and, where the
@@ -36,6 +36,6 @@ def variations(F: fourflux.Float, *, order: int = ORDER, threads: int | None = N
         Where mu and tau are alike the first two pairs are, and the third is zero. Zero without a crossing.
     """
     sizes = np.empty((len(F), 3, kernels.KINDS, 2, 2))
-    table = symmetric_rule(*lebedev(order))
-    share_rows(lambda start, stop: kernels.variation_rows(F, table, sizes, start, stop), len(F), threads)
+    rules = symmetric_rule(*lebedev(order)), spiral_rule(LATITUDES)
+    share_rows(lambda start, stop: kernels.variation_rows(F, *rules, sizes, start, stop), len(F), threads)
     return sizes

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from rheidae.estimator.networks.layers import SkipBlock, activation_of, start_at_zero
 from rheidae.fourflux import FLAT, INPUT, TARGET
 
+EXCHANGE = 0.02
+"""``|int G|``, over the total density, from which on neutrinos and antineutrinos are exchanged wholly or not at all."""
+
 
 class InvariantFrame:
     """Rotation invariants of a state, and the state's own vectors to rebuild a change from.
@@ -85,10 +88,9 @@ def conserving_part(change: Tensor) -> Tensor:
     return torch.cat([change[..., :3], number], dim=3).reshape(-1, FLAT)
 
 
-def exchange_antineutrinos(x: Tensor, rows: Tensor) -> Tensor:
-    """Exchange neutrinos and antineutrinos in the marked rows of ``(n, 24 k)`` four-fluxes."""
-    states = x.reshape(len(x), -1, 2, 12)
-    return torch.where(rows[:, None, None, None], states.flip(2), states).reshape(x.shape)
+def exchange_antineutrinos(x: Tensor) -> Tensor:
+    """Exchange neutrinos and antineutrinos of ``(n, 24 k)`` four-fluxes."""
+    return x.reshape(len(x), -1, 2, 12).flip(2).reshape(x.shape)
 
 
 class ResidualFFIModel(nn.Module):
@@ -117,7 +119,8 @@ class ResidualFFIModel(nn.Module):
     Notes
     -----
     In the invariant frame neutrinos and antineutrinos are exchanged where there are more of the latter (``int G < 0``),
-    and exchanged back afterwards, so that both cases are one to the network.
+    and exchanged back afterwards, so that both cases are one to the network. In prediction the answer goes over
+    from one to the other while ``|int G|`` is below `EXCHANGE` of the total density.
     The linear head starts at zero, so that an untrained model returns its base state.
     """
 
@@ -156,8 +159,17 @@ class ResidualFFIModel(nn.Module):
         if self.frame is None:
             change = self.head(self.blocks(self.input_block(x)))
             return conserving_part(change) if self.conserve else change
-        more_antineutrinos = x[:, INPUT["F_init"]].reshape(-1, 2, 3, 4)[..., 3] @ x.new_tensor([1.0, -0.5, -0.5])
-        exchanged = more_antineutrinos[:, 0] < more_antineutrinos[:, 1]
-        features, vectors, size = self.frame.describe(exchange_antineutrinos(x, exchanged))
-        change = self.frame.rebuild(self.head(self.blocks(self.input_block(features))), vectors, size)
-        return exchange_antineutrinos(change, exchanged)
+        net = x[:, INPUT["F_init"]].reshape(-1, 2, 3, 4)[..., 3] @ x.new_tensor([1.0, -0.5, -0.5])
+        net = net[:, :1] - net[:, 1:]
+        state = torch.where(net < 0.0, exchange_antineutrinos(x), x)
+        change = self._change(state)
+        if not self.training:  # where a jump would not matter, and the statistics of batch norm would be those of both
+            other = exchange_antineutrinos(self._change(exchange_antineutrinos(state)))
+            t = (0.5 + 0.5 * net.abs() / EXCHANGE).clamp(max=1.0)
+            change = other + t * t * (3.0 - 2.0 * t) * (change - other)
+        return torch.where(net < 0.0, exchange_antineutrinos(change), change)
+
+    def _change(self, x: Tensor) -> Tensor:
+        assert self.frame is not None
+        features, vectors, size = self.frame.describe(x)
+        return self.frame.rebuild(self.head(self.blocks(self.input_block(features))), vectors, size)

@@ -1,0 +1,103 @@
+"""How right the analytic schemes are for every kind of state, and where they jump.
+
+python -m benchmarks.quadrature errors --states 20000     # of the asymptotic scheme, mu = tau, against `converged`
+python -m benchmarks.quadrature box3d --states 1000000    # unphysical answers, and what turns with the frame
+python -m benchmarks.quadrature paths --paths 200         # the largest jump along paths between random states
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from benchmarks import converged
+from rheidae import box3d_flux, mix
+from tests.states import conservation_error, random_rotation, turn
+
+SCHEMES = {
+    "asymptotic": lambda F: mix(F, "asymptotic"),
+    "power": lambda F: mix(F, "power"),
+    "Box3D shared": box3d_flux,
+}
+
+
+def distance(A, B):
+    """Largest four-flux distance of a species for each row; total densities are 1."""
+    return np.linalg.norm(A - B, axis=2).max(axis=1)
+
+
+def outside(F):
+    """How far each row is from ``N >= 0`` and ``|F| <= N``."""
+    return np.maximum(-F[..., 3], np.linalg.norm(F[..., :3], axis=2) - F[..., 3]).max(axis=1)
+
+
+def errors(count):
+    """Print p95 and maximum of the error by kind of state; the worst are compared with four times the points."""
+    each = count // len(converged.KINDS)
+    for kind in converged.KINDS:
+        F = converged.states(kind, each)
+        after = mix(F, "asymptotic")
+        error = distance(after, converged.answer(F))
+        doubtful = error > 3e-4
+        error[doubtful] = distance(after[doubtful], converged.answer(F[doubtful], points=6000))
+        print(
+            f"{kind:14s} p95 {np.percentile(error, 95):.1e}  largest {error.max():.1e}  above 1e-3: "
+            f"{(error > 1e-3).sum()} of {each}  outside {outside(after).max():.0e}  not conserved "
+            f"{conservation_error(F, after):.0e}",
+            flush=True,
+        )
+
+
+def box3d(count):
+    """Print how often and how far Box3D is unphysical, and how much it turns with its frame."""
+    each = count // len(converged.KINDS)
+    for alike in (True, False):
+        for crossing in ("shared", "sharp"):
+            shares, furthest, turns = [], 0.0, 0.0
+            for kind in converged.KINDS:
+                F, rotation = converged.states(kind, each, alike=alike), random_rotation(0)
+                after = box3d_flux(F, crossing=crossing)
+                shares.append((outside(after) > 1e-7).mean())
+                furthest = max(furthest, outside(after).max())
+                if kind == "ordinary":
+                    turns = distance(turn(after, rotation), box3d_flux(turn(F, rotation), crossing=crossing)).max()
+            print(
+                f"{crossing}, mu and tau {'alike' if alike else 'unlike'}: outside {np.mean(shares):.2%} (beams "
+                f"{shares[2]:.2%}), by up to {furthest:.1e}; turned (ordinary states) {turns:.1e}",
+                flush=True,
+            )
+
+
+def paths(count):
+    """Print the largest jump along paths from one random state to another, refined 32-fold nine times."""
+    for name, scheme in SCHEMES.items():
+        worst = 0.0
+        for i in range(count):
+            kind, alike = converged.KINDS[i % len(converged.KINDS)], i % 2 == 0
+            start, end = converged.states(kind, 2, seed=i, alike=alike)
+            worst = max(worst, jump(scheme, start, end))
+        print(f"{name}: {worst:.1e}", flush=True)
+
+
+def jump(scheme, start, end):
+    """The largest step of the change that refining leaves."""
+    low, high = 0.0, 1.0
+    for _ in range(9):
+        t = np.linspace(low, high, 33)
+        F = start + t[:, None, None] * (end - start)
+        change = scheme(F) - F
+        steps = distance(change[1:], change[:-1])
+        low, high = t[steps.argmax()], t[steps.argmax() + 1]
+    return steps.max()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["errors", "box3d", "paths"])
+    parser.add_argument("--states", type=int, default=20_000)
+    parser.add_argument("--paths", type=int, default=200)
+    options = parser.parse_args()
+    {"errors": errors, "box3d": box3d}.get(options.what, paths)(
+        options.paths if options.what == "paths" else options.states
+    )

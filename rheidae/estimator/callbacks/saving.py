@@ -189,7 +189,7 @@ def restore_callback(callback: Any, state: dict[str, Any]) -> None:
         If another attribute is among it, such as where the callback writes.
     """
     for name, value in state.items():
-        if not name.endswith("_") or name.startswith("_") or callable(getattr(type(callback), name, None)):
+        if not name.endswith("_") or name.startswith("__") or callable(getattr(type(callback), name, None)):
             raise ValueError(f"{name!r} is no state of {type(callback).__name__}")
         if hasattr(getattr(callback, name, None), "load_state_dict"):
             getattr(callback, name).load_state_dict(value)

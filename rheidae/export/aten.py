@@ -293,6 +293,7 @@ for _name, _kind in (("gt", "Greater"), ("lt", "Less"), ("ge", "GreaterOrEqual")
 for _name, _kind in (("and", "And"), ("or", "Or")):
     _RULES[getattr(aten, f"bitwise_{_name}").Tensor] = _simple(_kind)
     _RULES[getattr(aten, f"logical_{_name}").default] = _simple(_kind)
+_RULES[aten.exp2.default] = lambda w, r, x: w.node("Exp", w.node("Mul", w.of(x), w.of(0.6931471805599453, r.dtype)))
 _RULES[aten.bitwise_not.default] = _RULES[aten.logical_not.default] = _simple("Not")
 for _name, _kind in (("mm", "MatMul"), ("bmm", "MatMul")):
     _RULES[getattr(aten, _name).default] = _simple(_kind)

@@ -84,7 +84,7 @@ from rheidae.mixing._nodes_kernels import (
 from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
 
 #: Doubt, over the total density, from which on a row goes to the finer level; from twice that on, wholly.
-DOUBT = 1e-3
+DOUBT = 2e-3
 #: Flux factors between which a species comes to have a rule of its own there.
 FINE = (0.05, 0.3)
 #: A species may be outside by this part of the total density before the whole row's change is shortened.

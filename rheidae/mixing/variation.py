@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,6 +38,12 @@ def variations(F: fourflux.Float, *, order: int = ORDER, threads: int | None = N
         Where mu and tau are alike the first two pairs are, and the third is zero. Zero without a crossing.
     """
     sizes = np.empty((len(F), 3, kernels.KINDS, 2, 2))
-    rules = symmetric_rule(*lebedev(order)), spiral_rule(LATITUDES)
+    rules = _rules(order)
     share_rows(lambda start, stop: kernels.variation_rows(F, *rules, sizes, start, stop), len(F), threads)
     return sizes
+
+
+@cache
+def _rules(order: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Nodes of the sphere and of a beam."""
+    return symmetric_rule(*lebedev(order)), spiral_rule(LATITUDES)

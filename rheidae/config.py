@@ -245,7 +245,7 @@ class LossConfig(Section):
     w_direction: NonNegative = 0.01
     w_unphysical: NonNegative = 1.0
     w_residual_l1: NonNegative = 1.0
-    w_distance: NonNegative = 1.0
+    w_distance: NonNegative = 100.0
     density_floor: Positive = 1e-3
     speed_of_light: Positive = 1.0
     eps: Positive = 1e-12

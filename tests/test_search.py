@@ -90,7 +90,7 @@ def test_a_dask_cluster_searches_as_this_process_does(rows, here):
     distributed = pytest.importorskip("distributed", reason="needs the extra `cluster`")
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs=50
         ) as cluster,
         distributed.Client(cluster) as client,
         joblib.parallel_config("dask", wait_for_workers_timeout=60),

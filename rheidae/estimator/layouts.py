@@ -285,10 +285,7 @@ class FourFlux(Layout):
     def _far(self, X: Table, init: Table, predicted: Table, module: nn.Module) -> Table:
         """The answer that counts far from the rows trained on: the network's choice, else Box3D's."""
         scheme = getattr(module, "falls_back_to", None)
-        if scheme is None:
-            far = self._states(X, X[:, INPUT["F_box"]])
-        else:
-            far = mix(init, scheme, order=ErrorScale.ORDER, threads=1, invalid="pass")
+        far = self._states(X, X[:, INPUT["F_box"]]) if scheme is None else mix(init, scheme, threads=1, invalid="pass")
         return np.where(np.isfinite(far), far, predicted)
 
     @staticmethod

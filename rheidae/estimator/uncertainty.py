@@ -53,8 +53,6 @@ class ErrorScale:
         Everything that was learned, by name.
     """
 
-    ORDER = 17  # of the Lebedev rules
-
     def __init__(self, arrays: dict[str, Array]) -> None:
         self.arrays = arrays
 
@@ -157,7 +155,7 @@ def _nearness(numbers: Array) -> dict[str, Array]:
 def _terms(F: Array) -> Array:
     """Squares of what each variation changes, and unlike mu and tau, ``(n, 6, 2, 3)``: species, flux and density."""
     F = np.ascontiguousarray(F)
-    e_mu, e_tau, mu_tau = np.moveaxis(variations(F, order=ErrorScale.ORDER, threads=1), 1, 0)
+    e_mu, e_tau, mu_tau = np.moveaxis(variations(F, threads=1), 1, 0)
     flavors = np.stack([e_mu + e_tau, e_mu + mu_tau, e_tau + mu_tau], axis=1)  # n, flavor, kind, nu or nubar, component
     terms = np.zeros((len(F), 6, 2, _LAST + 1))
     terms[..., :_LAST] = np.square(0.5 * flavors).transpose(0, 3, 1, 4, 2).reshape(-1, 6, 2, _LAST)
@@ -174,7 +172,7 @@ def _terms(F: Array) -> Array:
 
 def _settled(F: Array) -> Array:
     """The asymptotic scheme's answer; NaN for rows that are not physical."""
-    settled: Array = mix(F, "asymptotic", order=ErrorScale.ORDER, threads=1, invalid="pass")
+    settled: Array = mix(F, "asymptotic", threads=1, invalid="pass")
     return settled
 
 

@@ -215,8 +215,8 @@ def _fill_pairs(species, sign, x, y, z, w, nu, nu2, nubar, nubar2, G, G2, c, c2,
 
 
 @kernel
-def _fill_values(sign, w, e, g, f, h, nu, nubar, G, c, out):
-    """As `_fill_pairs` from the distributions of e, x, ebar and xbar on the nodes."""
+def fill_values(sign, w, e, g, f, h, nu, nubar, G, c, out):
+    """As `_fill_pairs` from the distributions on the nodes: of e, x, ebar and xbar, or of any two flavors."""
     simd_function()
     large = small = moment = 0.0
     for i in range(np.uint64(w.shape[0])):
@@ -263,7 +263,7 @@ def _values(beams, species, moments, Q, table, narrow, scratch, work, out):
     if beams > 0:
         n = fill_nodes(4, beams, species, moments, Q, table, narrow, scratch, work)
         fill_slopes(4, species, n, work, work[_SLOPE])
-        _fill_values(
+        fill_values(
             sign, work[WEIGHT, :n], work[VALUES, :n], work[VALUES + 1, :n], work[VALUES + 2, :n], work[VALUES + 3, :n],
             work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n], out,
         )  # fmt: skip

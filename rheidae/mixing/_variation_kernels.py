@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rheidae.mixing._asymptotic_kernels import fade, inverse_sqrt, solve_scale
+from rheidae.mixing._asymptotic_kernels import fade, fill_values, inverse_sqrt, solve_scale
 from rheidae.mixing._box3d_kernels import NOISE
 from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS, VALUES, WEIGHT, X, Y, Z, enter, fill_nodes
 from rheidae.system.numba import driver, kernel, simd_function
@@ -28,25 +28,6 @@ KINDS = 3
 SHALLOW = 0.06
 _NU, _NUBAR, _G, _PART = NODE_ROWS, NODE_ROWS + 1, NODE_ROWS + 2, NODE_ROWS + 3
 _ROWS = NODE_ROWS + 4
-
-
-@kernel
-def _fill(sign, w, ga, gb, ha, hb, nu, nubar, G, c, out):
-    """``W (g_a - g_b)``, of antineutrinos, G and ``c W |G|``; ``out``: I+, I-, ``sum c W G^2``."""
-    simd_function()
-    large = small = moment = 0.0
-    for i in range(np.uint64(w.shape[0])):
-        v, d, b = w[i], ga[i] - gb[i], ha[i] - hb[i]
-        nu[i], nubar[i] = v * d, v * b
-        d = sign * (d - b)
-        G[i] = d
-        b = abs(d)
-        large += v * (b + d)
-        small += v * (b - d)
-        part = v * (0.5 * b + d * (1.0 / 6.0))
-        c[i] = part
-        moment += part * b
-    out[0], out[1], out[2] = 0.5 * large, 0.5 * small, moment
 
 
 @kernel
@@ -90,7 +71,7 @@ def _pair(n, a, b, flavors, sign, work, scratch, sums, size):
     """Sizes ``(KINDS, 2, 2)`` of the variations of one pair: neutrinos and antineutrinos; flux and density."""
     G, c, out = work[_G, :n], work[_PART, :n], scratch[0]
     nu, nubar = VALUES, VALUES + flavors
-    _fill(
+    fill_values(
         sign, work[WEIGHT, :n], work[nu + a, :n], work[nu + b, :n], work[nubar + a, :n], work[nubar + b, :n],
         work[_NU, :n], work[_NUBAR, :n], G, c, out,
     )  # fmt: skip

@@ -70,7 +70,7 @@ test: setup
 LOWEST := .venv-lowest
 test-lowest:
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . pytest hypothesis
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . pytest pytest-timeout hypothesis
 	NUMBA_CACHE_DIR=$(CURDIR)/$(LOWEST)/numba $(LOWEST)/bin/python -m pytest -m 'not slow' $(LOWEST_TESTS)
 LOWEST_TESTS := tests/test_fourflux.py tests/test_quadrature.py tests/test_minerbo.py tests/test_config.py \
 	tests/test_datasets.py tests/test_regressor.py tests/test_train.py

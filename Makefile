@@ -4,8 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SETUP := $(VENV)/.installed
 
-.PHONY: setup sample simulate preprocess train train-residual smoke demo evaluate ablation plot-loss slurm-preprocess \
-	slurm-train test test-lowest bench docs lint clean
+.PHONY: setup setup-lowest sample simulate preprocess train train-residual smoke demo evaluate ablation plot-loss \
+	slurm-preprocess slurm-train test test-lowest bench docs lint clean
 .DEFAULT_GOAL := demo
 
 # Made anew when the requirements change.
@@ -68,9 +68,14 @@ test: setup
 
 # With the lowest versions that pyproject.toml allows: the tests that are quick, and touch every one of them.
 LOWEST := .venv-lowest
-test-lowest:
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . pytest pytest-timeout hypothesis
+	touch $@
+
+setup-lowest: $(LOWEST)/.installed
+
+test-lowest: setup-lowest
 	NUMBA_CACHE_DIR=$(CURDIR)/$(LOWEST)/numba $(LOWEST)/bin/python -m pytest -m 'not slow' $(LOWEST_TESTS)
 LOWEST_TESTS := tests/test_fourflux.py tests/test_quadrature.py tests/test_minerbo.py tests/test_config.py \
 	tests/test_datasets.py tests/test_regressor.py tests/test_train.py

@@ -13,6 +13,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 from rheidae import FluxRegressor, load_dataset
+from rheidae.config import Config, read_config
 from rheidae.preprocess.__main__ import main as preprocess
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,9 @@ SYBIL = Sybil([PythonCodeBlockParser(), BashParser()])
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     shutil.copytree(ROOT / "config", folder / "config")
+    config = folder / "config" / "model.yaml"  # whole trainings are for `make demo`
+    config.write_text(re.sub(r"(?m)^  epochs: 300 ", "  epochs: 6 ", config.read_text()))
+    assert read_config(config, Config).training.epochs == 6
     shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("build"))
     (folder / ".data").symlink_to(ROOT / "rheidae" / "datasets" / "data")
     with pytest.MonkeyPatch.context() as patch:

@@ -301,9 +301,14 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from rheidae.config import Config, TrainParms, read_config
+from rheidae.runs import modelcard
 from rheidae.runs.folder import load_state
 from rheidae.runs.train import train
+from rheidae.scoring import plots
 from rheidae.system import outputs
+
+# Most of a run of a few epochs is its figure and what its card says, and here the training counts.
+plots.loss_curve = modelcard.model_card = lambda *arguments: ""
 
 base = Path(sys.argv[1])
 config, parms = read_config(base / "model.yaml", Config), read_config(base / "parms.yaml", TrainParms)
@@ -333,11 +338,6 @@ def go_on(folder):
 """
 
 KILLED = """
-from rheidae.runs import modelcard
-from rheidae.scoring import plots
-
-# Most calls of a run of five epochs are those of its figure and its card, and here the training counts.
-plots.loss_curve = modelcard.model_card = lambda *arguments: ""
 calls = 0
 
 

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from benchmarks.tables import make_table
-from rheidae import FluxRegressor, box3d_flux
+from rheidae import FluxRegressor, box3d_flux, mix
 from rheidae.estimator.networks import MixingModel, ResidualFFIModel
-from rheidae.export import export_regressor, load_exported
+from rheidae.export import export_regressor, export_scheme, load_exported
+from tests.states import random_states
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time)
 
@@ -106,6 +107,20 @@ def test_single_rows(rate, table, exports, name, format, with_box3d):
     predict, tables = function_and_tables(table, exports(name, format, with_box3d))
     one = [part[:1] for part in tables]
     rate(SINGLE, title(name, format, with_box3d), ONES, lambda: [predict(*one) for _ in range(ONES)], rounds=3)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "order"), [("asymptotic", 31), ("asymptotic", 41), ("asymptotic", 59), ("box3d", 23), ("power", 31)]
+)
+def test_schemes(rate, tmp_path, scheme, order):
+    """The title gives p99 and maximum of the distance to `mix` at its default order, f up to 0.99."""
+    F = random_states(4096, 3, max_flux_factor=0.99, alike=True).reshape(-1, 24)
+    export_scheme(scheme, tmp_path / "scheme.onnx", order=order)
+    predict = load_exported(tmp_path / "scheme.onnx").predict
+    off = np.linalg.norm((predict(F) - mix(F, scheme)).reshape(-1, 6, 4), axis=2).max(axis=1) / F[:, 3::4].sum(axis=1)
+    blocks = [F[start : start + BLOCK] for start in range(0, len(F), BLOCK)]
+    title = f"{scheme}, order {order}, onnx, off by {np.quantile(off, 0.99):.0e}, {off.max():.0e}"
+    rate(BATCH, title, len(F), lambda: [predict(block) for block in blocks], rounds=3)
 
 
 def test_c_interface(line, table, exports, tmp_path):

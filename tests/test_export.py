@@ -21,15 +21,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rheidae import FluxRegressor, box3d_flux, moments, relaxation
+from rheidae import FluxRegressor, box3d_flux, mix, moments, relaxation
 from rheidae.estimator.networks import MixingModel, ResidualFFIModel
 from rheidae.estimator.tensors.survival import SurvivalMixing
 from rheidae.exceptions import ExportError, FourFluxError, OutputError
 from rheidae.export import __main__ as command
-from rheidae.export import export_regressor, load_exported
+from rheidae.export import export_regressor, export_scheme, load_exported
 from rheidae.export.box3d import Box3DTerms
 from rheidae.export.graph import OUTPUTS, FluxGraph, keep_physical
 from rheidae.export.model import unlike_heavy
+from rheidae.export.scheme import SCHEME_ORDERS, SchemeGraph
 from rheidae.export.states import made_states, sample_states
 from rheidae.linear import growth_rate
 from rheidae.mixing.asymptotic import crossings
@@ -128,6 +129,25 @@ def test_staying_physical(unit):
     assert 50 < changed.sum() < 450
     np.testing.assert_array_equal(found[~changed], final[~changed])
     assert difference(F, found, expected) < 1e-9
+
+
+@pytest.mark.parametrize("scheme", SCHEME_ORDERS)
+def test_schemes(scheme):
+    """Against `mix`: to rounding, but where that one follows beams, to the error of plain nodes."""
+    unlike, F = random_states(200, 31), random_states(1000, 32, max_flux_factor=0.99, alike=True)
+    F[0] = 0.0
+    graph = SchemeGraph(scheme, SCHEME_ORDERS[scheme])
+    with torch.no_grad():
+        found, refused = (graph(torch.from_numpy(1e33 * G.reshape(-1, 24))).numpy() / 1e33 for G in (F, unlike))
+    np.testing.assert_array_equal(found[0], 0.0)
+    off = np.linalg.norm(found.reshape(-1, 6, 4) - mix(F, scheme), axis=2).max(axis=1)[1:] / total(F)[1:]
+    if scheme == "asymptotic":
+        assert off.max() < 3e-3
+        assert np.quantile(off, [0.5, 0.95, 0.99]) == pytest.approx(0, abs=2e-4)
+        assert np.isnan(refused).all()
+    else:
+        assert off.max() < 1e-10
+        assert difference(unlike, refused.reshape(-1, 6, 4), mix(unlike, scheme)) < 1e-10
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -769,6 +789,37 @@ def test_c_interface(library, exported, residual, tmp_path):
     assert all((out == in_place).all() for out in answers)
     library.rheidae_destroy(model)
     library.rheidae_destroy(None)
+
+
+def test_scheme_files(library, tmp_path, capsys):
+    path, F = tmp_path / "scheme.onnx", 1e33 * random_states(50, 33, alike=True).reshape(-1, 24)
+    assert command.main(["--scheme", "asymptotic", "--order", "17", "--out", str(path)]) == 0
+    assert "differs from the scheme by at most" in capsys.readouterr().out
+    opened = load_exported(path)
+    assert opened.metadata["scheme"] == {"name": "asymptotic", "lebedev_order": 17}
+    assert opened.metadata["tolerance"]["reached"] < 1e-9
+    assert difference(F, opened.predict(F), mix(F, "asymptotic")) < 5e-3
+    model, final = ctypes.c_void_p(), np.empty_like(F)
+    assert library.rheidae_create(str(path).encode(), 1, ctypes.byref(model)) == 0
+    assert library.rheidae_run(model, len(F), pointer(F), None, pointer(final)) == 0
+    np.testing.assert_allclose(final, opened.predict(F), rtol=1e-12)
+    library.rheidae_destroy(model)
+    export_scheme("power", path, order=11)
+    assert difference(F, load_exported(path).predict(F), mix(F, "power", order=11)) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pretrained", "--order", "17"], "--order is that of --scheme"),
+        (["--scheme", "box3d", "--full"], "are for models"),
+        (["--scheme", "none"], "invalid choice"),
+    ],
+)
+def test_options_of_schemes(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main([*arguments, "--out", "x.onnx"])
+    assert message in capsys.readouterr().err
 
 
 def test_c_interface_refuses_other_files(library, tmp_path):

@@ -1,7 +1,8 @@
 """Take a trained model out of Python: one file that holds the whole way from initial to final four-fluxes.
 
-`export_regressor` writes ONNX, ``torch.export`` (pt2) or TorchScript, `load_exported` reads any of them, and
-``python -m rheidae.export`` does so for a run folder.
+`export_regressor` writes ONNX, ``torch.export`` (pt2) or TorchScript, `export_scheme` an analytic scheme,
+`load_exported` reads any of them, and ``python -m rheidae.export`` does so for run folders, schemes and the model that
+ships.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rheidae.export.model import Exported, export_regressor, export_run, load_exported
+    from rheidae.export.model import Exported, export_regressor, export_run, export_scheme, load_exported
 
-__all__ = ["Exported", "export_regressor", "export_run", "load_exported"]
+__all__ = ["Exported", "export_regressor", "export_run", "export_scheme", "load_exported"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,8 @@
-"""Write the model of a run, or the one that ships, as one file for other codes.
+"""Write the model of a run, the one that ships, or an analytic scheme, as one file for other codes.
 
 python -m rheidae.export --pretrained --out model.onnx
 python -m rheidae.export --run checkpoints/RUN --format onnx --out model.onnx
+python -m rheidae.export --scheme asymptotic --out scheme.onnx
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", help="run folder, such as checkpoints/demo")
     source.add_argument("--pretrained", action="store_true", help="the model that ships with the package")
+    source.add_argument("--scheme", choices=("asymptotic", "box3d", "power"), help="an analytic scheme")
     parser.add_argument("--format", choices=("onnx", "pt2", "torchscript"), default="onnx", help="default: onnx")
     parser.add_argument("--out", required=True, help="the file; its metadata go to the same name with .json behind")
     box3d = parser.add_mutually_exclusive_group()
@@ -41,10 +43,18 @@ def main(argv: list[str] | None = None) -> int:
         help="Lebedev order of Box3D inside (default: that of the run's data file, else that of box3d_flux)",
     )
     parser.add_argument(
+        "--order", type=_order, metavar="N", help="Lebedev order of --scheme (default: 41, 23, 31 for the three)"
+    )
+    parser.add_argument(
         "--full", action="store_true", help="give growth rate, crossings and transition matrices too (default model)"
     )
     parser.set_defaults(with_box3d=True)
     arguments = parser.parse_args(argv)
+    if arguments.scheme is None and arguments.order is not None:
+        parser.error("--order is that of --scheme; the models' orders are their own")
+    of_models = (arguments.full, not arguments.with_box3d, arguments.box3d_order, arguments.format != "onnx")
+    if arguments.scheme is not None and any(of_models):
+        parser.error("--full, --without-box3d, --box3d-order and other formats than onnx are for models")
 
     def command() -> None:
         outputs = {"--out": Path(arguments.out), "metadata of --out": Path(f"{arguments.out}.json")}
@@ -52,6 +62,13 @@ def main(argv: list[str] | None = None) -> int:
             from rheidae.pretrained import write_onnx
 
             metadata = write_onnx(arguments.out)
+        elif arguments.scheme is not None:
+            import torch
+
+            from rheidae.export.model import export_scheme
+
+            torch.set_num_threads(1)
+            metadata = export_scheme(arguments.scheme, arguments.out, order=arguments.order)
         else:
             import torch
 
@@ -72,8 +89,9 @@ def main(argv: list[str] | None = None) -> int:
             for k in ("inputs", "outputs")
         )
         reached = metadata["tolerance"]
+        compared = "estimator" if arguments.scheme is None else "scheme"
         commands.show(
-            f"{arguments.out}: {names} -> {given}; F_final differs from the estimator by at most "
+            f"{arguments.out}: {names} -> {given}; F_final differs from the {compared} by at most "
             f"{reached['reached']:.1e} of the total density in {reached['rows_compared']} states. "
             f"Metadata: {arguments.out}.json"
         )

@@ -250,14 +250,8 @@ def export_regressor(
     ValueError
         If `format` is not known, or the order or the fraction is not allowed.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
-    require_suffix(path, format)
-    require(*FORMATS[format].packages)
+    _require(path, format)
     regressor.check_is_fitted()
-    for name in (path, f"{path}.json"):
-        if Path(name).is_dir():
-            raise ExportError(f"{name}: is a folder; name a file")
     if getattr(regressor, "layout", "four_flux") != "four_flux":
         raise ExportError(f"layout={regressor.layout!r}: only models of four-fluxes can be exported")
     states = np.concatenate([sample_states(), made_states()])
@@ -270,11 +264,80 @@ def export_regressor(
     if graph.refuses_unlike:
         expected[unlike_heavy(states)] = np.nan
     tables = {"F_init": states, "F_box": F_box}
+    about = {**_describe(graph, **_network(regressor, graph, used)), **(about or {})}
+    return _write(graph, path, format, [tables[name] for name in graph.inputs], expected, about, tolerance)
+
+
+def export_scheme(scheme: str, path: str | Path, *, order: int | None = None) -> Metadata:
+    """Write an analytic scheme as an ONNX file, after comparing what was written with the package's kernels.
+
+    Parameters
+    ----------
+    scheme : {"asymptotic", "box3d", "power"}
+        As in `rheidae.mix`, with its default parameters.
+    path : path
+        As for `export_regressor`.
+    order : int, optional
+        Of the Lebedev rule; by default `rheidae.export.scheme.SCHEME_ORDERS`.
+
+    Returns
+    -------
+    dict
+        The metadata.
+
+    Raises
+    ------
+    ExportError
+        As of `export_regressor`.
+    ValueError
+        If scheme or order is not known.
+
+    Notes
+    -----
+    Box3D and the power scheme are those of `rheidae.mix`. The asymptotic scheme stands on the nodes of the network,
+    which do not follow beams, and answers NaN where mu and tau differ. How far that is from ``mix(F, "asymptotic")``
+    stands in ``docs/export.md``.
+    """
+    from rheidae.export.scheme import SCHEME_ORDERS, SchemeGraph, scheme_answer
+
+    if scheme not in SCHEME_ORDERS:
+        raise ValueError(f"scheme={scheme!r} is not one of {', '.join(SCHEME_ORDERS)}")
+    _require(path, "onnx")
+    order = SCHEME_ORDERS[scheme] if order is None else order
+    graph = SchemeGraph(scheme, order).eval()
+    states = np.concatenate([sample_states(), made_states()])
+    expected = fourflux.flatten(scheme_answer(scheme, fourflux.unflatten(states), order))
+    if graph.refuses_unlike:
+        expected[unlike_heavy(states)] = np.nan
+    about = _describe(graph, scheme={"name": scheme, "lebedev_order": order})
+    return _write(graph, path, "onnx", [states], expected, about, TOLERANCE)
+
+
+def _require(path: str | Path, format: str) -> None:
+    """Raise where a file of that name and format could not be written."""
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
+    require_suffix(path, format)
+    require(*FORMATS[format].packages)
+    for name in (path, f"{path}.json"):
+        if Path(name).is_dir():
+            raise ExportError(f"{name}: is a folder; name a file")
+
+
+def _write(
+    graph: Any,
+    path: str | Path,
+    format: str,
+    given: list[NDArray[np.float64]],
+    expected: NDArray[np.float64],
+    about: Metadata,
+    tolerance: float,
+) -> Metadata:
+    """Write a graph and its metadata, if what was written answers `given` as `expected`."""
     made = FORMATS[format].convert(graph)
-    metadata = {**_describe(regressor, graph, used), **(about or {}), "format": format}
+    metadata = {**about, "format": format}
     with Outputs() as outputs:
         temporary = outputs.path(path)
-        given = [tables[name] for name in graph.inputs]
         # Once to learn how near it comes, once more with that in it, to see that it can be read.
         for few in (None, 3):
             content = FORMATS[format].write(made, metadata)
@@ -283,8 +346,9 @@ def export_regressor(
             reached = _difference(temporary, format, [table[:few] for table in given], expected[:few])
             if not reached <= tolerance:
                 raise ExportError(
-                    f"{path}: the {format} file differs from the estimator by {reached:.1e} of the total density, more "
-                    f"than {tolerance:.1e}; nothing was written. Try another format, or leave Box3D outside"
+                    f"{path}: the {format} file differs from {'the scheme' if 'scheme' in about else 'the estimator'} "
+                    f"by {reached:.1e} of the total density, more than {tolerance:.1e}; nothing was written. Try "
+                    "another format, or leave Box3D outside"
                 )
             if "tolerance" in metadata:
                 break
@@ -292,7 +356,7 @@ def export_regressor(
                 "reached": reached,
                 "allowed": tolerance,
                 "relative_to": "total number density of the row",
-                "rows_compared": len(states),
+                "rows_compared": len(expected),
             }
         outputs.write(f"{path}.json", (json.dumps(metadata, indent=2) + "\n").encode())
     return metadata
@@ -341,13 +405,22 @@ def _preprocessing(path: str) -> dict[str, Any]:
     return {name: config[key] for key, name in names.items() if key in config}
 
 
-def _describe(regressor: Any, graph: FluxGraph, box3d: dict[str, Any]) -> Metadata:
+def _network(regressor: Any, graph: FluxGraph, box3d: dict[str, Any]) -> Metadata:
     module = regressor.module_
-    columns = "row, 4 * species + component"
-    tensor = {"shape": ["n", 24], "type": "float64", "axes": columns}
     used: Any = "not used"
     if graph.needs_box3d:
         used = {"inside": False} if graph.box3d is None else {"inside": True, **box3d}
+    network = {
+        "class": type(module).__name__,
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "base_state": "box3d" if graph.adds_to_box3d else "initial",
+        **({"lebedev_order": module.order} if hasattr(module, "order") else {}),
+    }
+    return {"network": network, "box3d": used}
+
+
+def _describe(graph: Any, **more: Any) -> Metadata:
+    tensor = {"shape": ["n", 24], "type": "float64", "axes": "row, 4 * species + component"}
     return {
         "metadata_version": VERSION,
         "what": "final four-fluxes of the fast flavor instability from initial ones",
@@ -361,13 +434,7 @@ def _describe(regressor: Any, graph: FluxGraph, box3d: dict[str, Any]) -> Metada
         "components": list(COMPONENTS),
         "rows": "n is 1 or more; physical, N >= 0 and |F| <= N; a row without neutrinos comes back as it is"
         + ("; one whose mu and tau, or their antineutrinos, differ comes back as NaN" if graph.refuses_unlike else ""),
-        "network": {
-            "class": type(module).__name__,
-            "parameters": sum(parameter.numel() for parameter in module.parameters()),
-            "base_state": "box3d" if graph.adds_to_box3d else "initial",
-            **({"lebedev_order": module.order} if hasattr(module, "order") else {}),
-        },
-        "box3d": used,
+        **more,
         "versions": {
             "rheidae": rheidae.__version__,
             "python": platform.python_version(),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rheidae import fourflux
 from rheidae.exceptions import DataError, OutputError
 from rheidae.preprocess import pipeline
-from rheidae.preprocess.rawfile import LAYOUTS, possible_axes
+from rheidae.preprocess.rawfile import AXIS_NAMES, possible_axes
 from rheidae.system import outputs
 from tests.rawfiles import INIT, NAMES, TRUE, config_for, read_all
 from tests.states import random_states
@@ -27,7 +27,7 @@ COUNT = {"files": 0, "processed": 0, "refused": 0}
 
 def emu(F, axes):
     """`F` (n, 6, 4) with the given axes."""
-    layout = LAYOUTS[len(axes) == 3]
+    layout = AXIS_NAMES[len(axes) == 3]
     raw = fourflux.to_emu(F).reshape((len(F), 4, 2, 3) if len(axes) == 4 else (len(F), 4, 6))
     return raw.transpose([layout.index(axis) for axis in axes])
 
@@ -140,7 +140,7 @@ KINDS = ("not finite", "negative density", "|F| > N", "all zero", "out of range"
 @st.composite
 def raw_files(draw):
     n = draw(st.sampled_from([1, 2, 3, 4, 5, 6, 7, 9, 12, 24]))
-    layout = LAYOUTS[draw(st.integers(0, 1))]
+    layout = AXIS_NAMES[draw(st.integers(0, 1))]
     axes = draw(st.sampled_from([layout, layout, layout[::-1], *itertools.permutations(layout)]))
     broken = draw(st.sampled_from([None, None, INIT, TRUE, STDDEV, GROWTH, NAMES]))
     structure = draw(st.sampled_from(sorted(BROKEN))) if broken else None

@@ -25,7 +25,7 @@ from rheidae.estimator.callbacks import (
     PCGrad,
     WeightingCallback,
 )
-from rheidae.estimator.callbacks.weighting import SCHEMES
+from rheidae.estimator.callbacks.weighting import WEIGHTINGS
 from rheidae.estimator.layouts import LAYOUTS, Layout, as_array
 from rheidae.estimator.losses import as_terms
 from rheidae.estimator.resuming import Resumable
@@ -103,8 +103,8 @@ class FluxNet(Resumable):
         callbacks: list[tuple[str, Any]] = [("epoch_timer", EpochTimer())]
         if isinstance(self.weighting, Callback):
             callbacks.append(("weighting", self.weighting))
-        elif isinstance(self.weighting, str) and self.weighting in SCHEMES:
-            callbacks.append(("weighting", SCHEMES[self.weighting]()))
+        elif isinstance(self.weighting, str) and self.weighting in WEIGHTINGS:
+            callbacks.append(("weighting", WEIGHTINGS[self.weighting]()))
         for name, kind in (("pcgrad", PCGrad), ("constraints", LagrangianConstraints)):
             value = getattr(self, name)
             if isinstance(value, Callback):
@@ -180,9 +180,9 @@ class FluxNet(Resumable):
         for name, known in {"use_caching": (False,), "predict_nonlinearity": ("auto",), "dataset": (Dataset,)}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} has no meaning here; leave it out")
-        if not (isinstance(self.weighting, Callback) or self.weighting in (None, "none", *SCHEMES)):
+        if not (isinstance(self.weighting, Callback) or self.weighting in (None, "none", *WEIGHTINGS)):
             raise ValueError(
-                f"weighting={self.weighting!r} is neither a callback nor one of none, {', '.join(SCHEMES)}"
+                f"weighting={self.weighting!r} is neither a callback nor one of none, {', '.join(WEIGHTINGS)}"
             )
         if self._only(LagrangianConstraints, self._default_callbacks) and self._layout.name != "four_flux":
             raise ValueError(f"constraints={self.constraints!r} are about four-fluxes; layout={self.layout!r} has none")

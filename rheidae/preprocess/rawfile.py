@@ -23,7 +23,7 @@ from rheidae.exceptions import DataError
 from rheidae.preprocess.rows import RowSource, locate, read_rows
 from rheidae.system.h5 import H5_ERRORS, dataset, open_h5, present
 
-LAYOUTS = (("row", "component", "nu_nubar", "flavor"), ("row", "component", "species"))
+AXIS_NAMES = (("row", "component", "nu_nubar", "flavor"), ("row", "component", "species"))
 """Names of the axes, in the order in which Emu writes them."""
 
 SIZES = {"component": 4, "nu_nubar": 2, "flavor": 3, "species": 6}
@@ -40,7 +40,7 @@ class FourFluxRows(NamedTuple):
         raw = read_rows(self.rows, start, stop)
         if self.rows.axis != self.axes.index("row"):  # behind an axis of length one
             raw = raw[0]
-        layout = next(layout for layout in LAYOUTS if len(layout) == len(self.axes))
+        layout = next(layout for layout in AXIS_NAMES if len(layout) == len(self.axes))
         # RowSource, then species, then component, whatever the order in the file.
         order = (layout[0], *layout[2:], layout[1])
         raw = raw.transpose([self.axes.index(axis) for axis in order])
@@ -239,7 +239,7 @@ def _four_flux(file: h5py.File, path: str | Path, name: str, key: str, axes: Seq
 
 def possible_axes(shape: Sequence[int]) -> list[tuple[str, ...]]:
     """All orders of the axes that fit a shape; Emu's own first."""
-    for layout in LAYOUTS:
+    for layout in AXIS_NAMES:
         if len(shape) == len(layout):
             return [
                 axes

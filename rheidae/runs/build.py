@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LinearLR
 
 from rheidae.config import Config, TrainParms
 from rheidae.estimator.callbacks import BatchNormRecalibration, LagrangianConstraints, OneCycle
-from rheidae.estimator.callbacks.weighting import SCHEMES
+from rheidae.estimator.callbacks.weighting import WEIGHTINGS
 from rheidae.estimator.networks import ARCHITECTURES
 from rheidae.estimator.regressor import FluxRegressor
 from rheidae.exceptions import ConfigError, RunError
@@ -48,8 +48,8 @@ def build_regressor(config: Config, parms: TrainParms) -> FluxRegressor:
         )
         callbacks.append(("early_stop", stop))
     weighting: Any = parms.weighting.scheme
-    if weighting in SCHEMES:
-        weighting = SCHEMES[weighting](**parms.weighting.params)
+    if weighting in WEIGHTINGS:
+        weighting = WEIGHTINGS[weighting](**parms.weighting.params)
     constraints: Any = False
     if parms.constraints.enabled:
         constraints = LagrangianConstraints(

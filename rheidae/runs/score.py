@@ -21,7 +21,7 @@ from rheidae.runs.folder import Run, load_run
 from rheidae.scoring.scores import Scored, score
 from rheidae.scoring.splits import (
     Part,
-    Rows,
+    RowNumbers,
     cross_validation_parts,
     simulation_labels,
     three_dimensional_groups,
@@ -74,7 +74,7 @@ def score_run(run: Run, data: Any) -> tuple[Scored, About]:
     return scored, about
 
 
-def score_rows(model: FluxRegressor, data: Any, rows: Rows, role: NDArray[np.str_]) -> Scored:
+def score_rows(model: FluxRegressor, data: Any, rows: RowNumbers, role: NDArray[np.str_]) -> Scored:
     """Score a trained model on some rows, each in a role; see `rheidae.scoring.scores.score`."""
     prediction, std = predict_rows(model, data.data[rows])
     return score(
@@ -193,8 +193,8 @@ def cross_validate(
         If the data are too few for it.
     """
     simulations = simulation_labels(data)
-    position: dict[str, Rows] = {}  # of a row of the data among those scored in a role
-    rows: list[Rows] = []
+    position: dict[str, RowNumbers] = {}  # of a row of the data among those scored in a role
+    rows: list[RowNumbers] = []
     roles: list[str] = []
     per_seed = []
     for seed in seeds:
@@ -240,7 +240,7 @@ def _at_most(part: Part, rows: int | None, seed: int) -> Part:
     return part._replace(train=np.sort(np.random.default_rng(seed).permutation(part.train)[:rows]))
 
 
-def _fit(model: FluxRegressor, data: Any, simulations: Rows, part: Part) -> FluxRegressor:
+def _fit(model: FluxRegressor, data: Any, simulations: RowNumbers, part: Part) -> FluxRegressor:
     """Train; a validation part is drawn in whole simulations."""
     options = {"groups": simulations[part.train]} if model.val_split else {}
     return model.fit(data.data[part.train], data.target[part.train], **options)

@@ -42,14 +42,14 @@ from rheidae.runs.folder import (
     save_run,
 )
 from rheidae.scoring import plots
-from rheidae.scoring.splits import Rows, shuffled_split, simulation_labels
+from rheidae.scoring.splits import RowNumbers, shuffled_split, simulation_labels
 from rheidae.system.h5 import open_h5, present
 from rheidae.system.outputs import write_text
 
 log = logging.getLogger(__name__)
 
 
-def split_rows(data: Any, config: DataConfig) -> dict[str, Rows]:
+def split_rows(data: Any, config: DataConfig) -> dict[str, RowNumbers]:
     """Divide the rows of a data set into training, validation and test rows.
 
     Parameters

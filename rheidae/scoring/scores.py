@@ -27,8 +27,8 @@ from rheidae.scoring.metrics import (
     physicality_rate,
     skill,
 )
+from rheidae.scoring.splits import RowNumbers
 
-Rows = NDArray[np.intp]
 Entry = dict[str, Any]
 
 TITLES = {**{name: scheme.title for name, scheme in schemes.SCHEMES.items()}, "model": "model"}
@@ -67,11 +67,11 @@ class Scored:
         Parameters that a mixing model set (`rheidae.mixing.survival.PARAMETERS`), of the first seed.
     """
 
-    row: Rows
+    row: RowNumbers
     group: NDArray[np.str_]
     role: NDArray[np.str_]
     name: NDArray[np.str_]
-    simulation: Rows
+    simulation: RowNumbers
     F_init: NDArray[np.float64]
     F_true: NDArray[np.float64]
     F_seen: NDArray[np.float64]
@@ -112,9 +112,9 @@ class Scored:
 
 def score(
     data: Any,
-    rows: Rows,
+    rows: RowNumbers,
     role: NDArray[np.str_],
-    simulation: Rows,
+    simulation: RowNumbers,
     prediction: NDArray[Any],
     std: NDArray[Any] | None = None,
     theta: NDArray[Any] | None = None,

@@ -13,10 +13,10 @@ from torch.utils.data import Subset
 
 from rheidae.exceptions import FourFluxError, RunError
 
-Rows = NDArray[np.intp]
+RowNumbers = NDArray[np.intp]
 
 
-def shuffled_split(rows: Rows, groups: Any, share: float, seed: int) -> tuple[Rows, Rows]:
+def shuffled_split(rows: RowNumbers, groups: Any, share: float, seed: int) -> tuple[RowNumbers, RowNumbers]:
     """Divide `rows` at random so that no group is on both sides.
 
     Parameters
@@ -67,8 +67,8 @@ class Part(NamedTuple):
     """
 
     role: str
-    train: Rows
-    test: Rows
+    train: RowNumbers
+    test: RowNumbers
 
 
 CROSS_VALIDATIONS = ("rows", "groups")

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 """Raised when the same version of the package begins to compute or write something else."""
 
-Rows = int | Sequence[int] | slice | None
+RowSelection = int | Sequence[int] | slice | None
 
 LINE_EVERY = 10.0
 """Seconds between two lines in a log."""
@@ -52,7 +52,7 @@ class Written(NamedTuple):
     converged: int
 
 
-def read_states(path: str | Path, rows: Rows = None) -> Array:
+def read_states(path: str | Path, rows: RowSelection = None) -> Array:
     """Initial four-fluxes ``(n, 6, 4)`` of a raw file or a preprocessed one.
 
     Parameters

@@ -17,7 +17,7 @@ from rheidae.simulate.options import Options
 from rheidae.simulate.solver import Run, Setup, prepare, run_row
 
 if TYPE_CHECKING:
-    from rheidae.simulate.archive import Rows
+    from rheidae.simulate.archive import RowSelection
 
 
 class Simulation(NamedTuple):
@@ -72,7 +72,7 @@ class Simulation(NamedTuple):
 
 
 def simulate(
-    F_init: ArrayLike | str | Path, *, rows: Rows = None, closure: str | Closure = "minerbo", **options: Any
+    F_init: ArrayLike | str | Path, *, rows: RowSelection = None, closure: str | Closure = "minerbo", **options: Any
 ) -> Simulation:
     """Simulate the fast flavor instability in a periodic box until it has settled.
 

@@ -272,7 +272,7 @@ class GradNorm(WeightingCallback):
             net.criterion_.weighting.renormalise()
 
 
-SCHEMES: dict[str, type[WeightingCallback]] = {
+WEIGHTINGS: dict[str, type[WeightingCallback]] = {
     "kendall_gal": KendallGal,
     "dwa": DynamicWeightAverage,
     "gradnorm": GradNorm,

@@ -102,9 +102,16 @@ class Cells:
 
 def labelled(values: NDArray[Any], like: Any) -> Any:
     """`values` with the labels and attributes of `like`, of one shape, where it is pandas' or xarray's."""
-    package = type(like).__module__.partition(".")[0]
+    package = package_of(like)
     if package == "pandas" and values.ndim == 2:
-        return type(like)(values, index=like.index, columns=like.columns)
+        frame = type(like)(values, index=like.index, columns=like.columns)
+        frame.attrs.update(like.attrs)
+        return frame
     if package == "xarray":
         return like.copy(data=values)
     return values
+
+
+def package_of(thing: Any) -> str:
+    """Name of the package that a thing's class comes from, such as "pandas", without an import of it."""
+    return type(thing).__module__.partition(".")[0]

@@ -8,6 +8,12 @@ alike in every scheme and model here: nothing is lost on the way.
 The schemes take moments of the *number* of neutrinos, fluxes over c, in an orthonormal frame, best that of the fluid,
 in which the closure is meant to hold. For moments of the energy, and for energy groups, use the transition matrix: fast
 conversion gives all energies the same probabilities.
+
+Both also take and give DataArrays of xarray and data frames of pandas. A DataArray's species and components are its
+dimensions of these names, wherever they are, or those at the places that the arguments say; dimensions, coordinates,
+attributes (units) and the name of the densities stay. A frame has a row per cell: the densities a column per species,
+the fluxes three (x, y, z), species by species; its index and attributes stay. ``from_six(F, like=(density, flux))``
+gives all labels as they were.
 """
 
 from __future__ import annotations
@@ -17,7 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rheidae.cells import labelled, package_of
 from rheidae.exceptions import FourFluxError
+from rheidae.fourflux import COMPONENTS, column_names
 
 SPECIES: dict[int, tuple[str, ...]] = {
     3: ("nu_e", "nubar_e", "nu_x"),
@@ -38,33 +46,33 @@ class Moments(NamedTuple):
 
     Attributes
     ----------
-    density : ndarray
+    density : ndarray, DataArray or DataFrame
         Number densities, the species along `species_axis`.
-    flux : ndarray
+    flux : ndarray, DataArray or DataFrame
         Number fluxes over c, an axis of (x, y, z) more.
     """
 
-    density: Float
-    flux: Float
+    density: Any
+    flux: Any
 
 
 def to_six(
-    density: ArrayLike,
-    flux: ArrayLike | None = None,
+    density: Any,
+    flux: Any = None,
     *,
     species: int = 3,
     heavy_sum: int | None = None,
     species_axis: int | None = None,
     component_axis: int | None = None,
-) -> Float:
+) -> Any:
     """Four-fluxes of six species from a code's moments.
 
     Parameters
     ----------
-    density : array_like, shape (species, ...) or (..., species, 4)
+    density : array_like, shape (species, ...) or (..., species, 4); DataArray or DataFrame
         Number densities, any one unit; or, without `flux`, four-fluxes (x, y, z, t).
     flux : array_like, shape (species, 3, ...), optional
-        Number fluxes over c in the unit of `density`, components in an orthonormal frame.
+        Number fluxes over c in the unit of `density`, components in an orthonormal frame; labelled as `density` is.
     species : {3, 4, 6}
         How many species there are, in the order of `SPECIES`.
     heavy_sum : int, optional
@@ -77,8 +85,8 @@ def to_six(
 
     Returns
     -------
-    ndarray, shape (..., 6, 4)
-        float64, the remaining axes in their order.
+    ndarray or DataArray, shape (..., 6, 4), or DataFrame, shape (n, 24)
+        float64, the remaining axes in their order; what `rheidae.mix` and models take.
 
     Raises
     ------
@@ -86,7 +94,17 @@ def to_six(
         If the shapes do not fit together, or numbers are not real.
     ValueError
         If `species` or `heavy_sum` is not one of the allowed values.
+
+    Examples
+    --------
+    >>> to_six([1.0, 0.9, 2.0], np.zeros((3, 3)))[:, 3]  # nu_x is a sum of four
+    array([1. , 0.5, 0.5, 0.9, 0.5, 0.5])
     """
+    options: dict[str, Any] = {"species": species, "heavy_sum": heavy_sum}
+    if package_of(density) == "xarray":
+        return _six_of_dataarrays(density, flux, species_axis, component_axis, options)
+    if package_of(density) == "pandas":
+        return _six_of_frames(density, flux, options)
     entries, summed = _division(species, heavy_sum)
     states = _joined(density, flux, species, species_axis, component_axis)
     six = states[..., entries, :]
@@ -96,28 +114,33 @@ def to_six(
 
 
 def from_six(
-    F: ArrayLike,
+    F: Any,
     *,
     species: int = 3,
     heavy_sum: int | None = None,
     species_axis: int = 0,
     component_axis: int = 1,
+    like: tuple[Any, Any] | None = None,
 ) -> Moments:
     """Return a code's moments from four-fluxes of six species: `to_six` undone, heavy species added up.
 
     Parameters
     ----------
-    F : array_like, shape (..., 6, 4)
+    F : array_like or DataArray, shape (..., 6, 4), or DataFrame, shape (n, 24)
         Four-fluxes.
     species, heavy_sum : int
         As of `to_six`. With ``heavy_sum=1`` the heavy entry is the mean of its species.
     species_axis, component_axis : int
-        Where the species go in both arrays, and the components in the fluxes.
+        Where the species go in both arrays, and the components in the fluxes; not of data frames.
+    like : (density, flux), optional
+        DataArrays or DataFrames, usually those that `to_six` was given: the order of their dimensions, their
+        coordinates, columns, names and attributes are those of the answer.
 
     Returns
     -------
     Moments
-        ``density (species, ...)`` and ``flux (species, 3, ...)`` with the default axes.
+        ``density (species, ...)`` and ``flux (species, 3, ...)`` with the default axes; of a DataFrame ``(n, species)``
+        and ``(n, 3 species)``.
 
     Raises
     ------
@@ -126,6 +149,11 @@ def from_six(
     ValueError
         As of `to_six`.
     """
+    options: dict[str, Any] = {"species": species, "heavy_sum": heavy_sum}
+    if package_of(F) == "xarray":
+        return _dataarrays_of_six(F, (species_axis, component_axis), like, options)
+    if package_of(F) == "pandas":
+        return _frames_of_six(F, like, options)
     entries, summed = _division(species, heavy_sum)
     six = _real(F, "F")
     if six.ndim < 2 or six.shape[-2:] != (6, 4):
@@ -191,3 +219,98 @@ def _moved(array: NDArray[Any], axes: tuple[int, ...], sizes: tuple[int, ...], n
         )
         raise FourFluxError(f"{name} has shape {array.shape}; expected {what}")
     return moved
+
+
+# --- labelled ones -----------------------------------------------------------------------------------------
+
+
+def _dims(array: Any, axes: tuple[int, ...]) -> tuple[Any, ...]:
+    """Dimensions of species (and components) by their names, or else by their places."""
+    try:
+        return tuple(
+            name if name in array.dims else array.dims[axis]
+            for name, axis in zip(("species", "component"), axes, strict=False)
+        )
+    except IndexError as error:
+        raise FourFluxError(f"the dimensions {array.dims} are too few: species and components are missing") from error
+
+
+def _six_of_dataarrays(
+    density: Any, flux: Any, species_axis: int | None, component_axis: int | None, options: Any
+) -> Any:
+    first = -2 if flux is None else 0
+    species = first if species_axis is None else species_axis
+    component = first + 1 if component_axis is None else component_axis
+    own = _dims(density if flux is None else flux, (species, component))
+    grid = [name for name in density.dims if name not in own]
+    if flux is None:
+        six = to_six(density.transpose(*grid, *own).values, **options)
+    else:
+        if not {*grid, own[0]} == set(density.dims) or {*grid, *own} != set(flux.dims):
+            raise FourFluxError(
+                f"density has the dimensions {density.dims} and flux {flux.dims}; those of flux have to be the same "
+                "and one more, of the components"
+            )
+        six = to_six(density.transpose(own[0], *grid).values, flux.transpose(*own, *grid).values, **options)
+    labels = {own[0]: list(SPECIES[6]), own[1]: list(COMPONENTS)}
+    return _dataarray(six, (*grid, *own), density, labels, density.name)
+
+
+def _dataarray(values: Any, dims: tuple[Any, ...], like: Any, labels: dict[Any, list[str]], name: Any) -> Any:
+    """With the coordinates of `like` that have none but the other dimensions."""
+    coords = {key: value for key, value in like.coords.items() if set(value.dims) <= set(dims) - set(labels)}
+    return type(like)(values, dims=dims, coords={**coords, **labels}, attrs=like.attrs, name=name)
+
+
+def _dataarrays_of_six(F: Any, axes: tuple[int, int], like: Any, options: Any) -> Moments:
+    own = _dims(F, (-2, -1))
+    grid = [name for name in F.dims if name not in own]
+    values = from_six(F.transpose(*grid, *own).values, **options)
+    species = list(SPECIES[options["species"]])
+    n = _dataarray(values.density, (own[0], *grid), F, {own[0]: species}, F.name)
+    f = _dataarray(values.flux, (*own, *grid), F, {own[0]: species, own[1]: list(COMPONENTS[:3])}, F.name)
+    if like is not None:
+        return Moments(
+            *(labelled(array.transpose(*one.dims).values, one) for array, one in zip((n, f), like, strict=True))
+        )
+    n_dims, f_dims = list(n.dims[1:]), list(f.dims[2:])
+    n_dims.insert(axes[0] % n.ndim, own[0])
+    for place, name in sorted(zip((axis % f.ndim for axis in axes), own, strict=True)):
+        f_dims.insert(place, name)
+    return Moments(n.transpose(*n_dims), f.transpose(*f_dims))
+
+
+def _six_of_frames(density: Any, flux: Any, options: Any) -> Any:
+    count = options["species"]
+    if flux is None:
+        six = to_six(_columns(density, 4 * count, "density").reshape(-1, count, 4), **options)
+    else:
+        n, f = _columns(density, count, "density"), _columns(flux, 3 * count, "flux")
+        if not density.index.equals(flux.index):
+            raise FourFluxError("density and flux have different indices; align them")
+        six = to_six(n, f.reshape(-1, count, 3), species_axis=1, component_axis=2, **options)
+    return _frame(six.reshape(-1, 24), density, column_names("F"))
+
+
+def _columns(frame: Any, count: int, name: str) -> NDArray[Any]:
+    numbers = _real(frame, name)
+    if numbers.ndim != 2 or numbers.shape[1] != count:
+        raise FourFluxError(f"{name} has shape {numbers.shape}; expected (n, {count}), species by species")
+    return numbers
+
+
+def _frame(values: Any, like: Any, columns: list[str]) -> Any:
+    frame = type(like)(values, index=like.index, columns=columns)
+    frame.attrs.update(like.attrs)
+    return frame
+
+
+def _frames_of_six(F: Any, like: Any, options: Any) -> Moments:
+    values = from_six(_columns(F, 24, "F").reshape(-1, 6, 4), species_axis=1, component_axis=2, **options)
+    n, f = values.density, values.flux.reshape(len(F), -1)
+    if like is not None:
+        return Moments(*(_frame(table, one, one.columns) for table, one in zip((n, f), like, strict=True)))
+    names = SPECIES[options["species"]]
+    return Moments(
+        _frame(n, F, list(names)), _frame(f, F, [f"{name}_{component}" for name in names for component in "xyz"])
+    )

@@ -1,10 +1,12 @@
 import numpy as np
+import pandas as pd
 import pytest
+import xarray
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rheidae import box3d_flux, moments
+from rheidae import box3d_flux, mix, moments
 from rheidae.exceptions import FourFluxError
 from rheidae.relaxation import relax, source
 from tests.states import random_states
@@ -88,3 +90,82 @@ def test_relaxation_solves_its_equation():
     np.testing.assert_allclose(change, 1e-9 * source(F[:3], end[:3], rate[:3]), atol=2e-12)
     with pytest.raises(ValueError, match="negative"):
         relax(F, end, -rate, 1.0)
+
+
+def labelled_three_species():
+    F = random_states(24, 3)
+    F[:, 2], F[:, 4], F[:, 5] = F[:, 1], F[:, 1], F[:, 1]
+    n, f = moments.from_six(F.reshape(2, 3, 4, 6, 4))
+    coords = {"species": ["e", "a", "x"], "r": [1.0, 2.0], "time": 0.3}
+    units = {"units": "1/ccm"}
+    density = xarray.DataArray(n, dims=("species", "r", "theta", "phi"), coords=coords, attrs=units, name="n")
+    flux = xarray.DataArray(
+        np.moveaxis(f, 1, -1), dims=("species", "r", "theta", "phi", "component"),
+        coords={**coords, "component": ["r", "t", "p"]}, attrs=units, name="fn",
+    )  # fmt: skip
+    return n, f, density, flux.transpose("phi", ...)
+
+
+def test_dataarrays_keep_names_and_units():
+    n, f, density, flux = labelled_three_species()
+    F = moments.to_six(density, flux)
+    np.testing.assert_array_equal(F, moments.to_six(n, f))
+    assert F.dims == ("r", "theta", "phi", "species", "component")
+    assert F.attrs == density.attrs
+    assert F.name == "n"
+    assert F.species.values.tolist() == list(moments.SPECIES[6])
+    assert (F.r == density.r).all()
+    assert F.time == 0.3
+    mixed = mix(F)
+    expected = moments.from_six(box3d_flux(moments.to_six(n, f)))
+    back = moments.from_six(mixed, like=(density, flux))
+    for found, one, values in zip(back, (density, flux), expected, strict=True):
+        xarray.testing.assert_equal(one * 0, found * 0)
+        assert (found.dims, found.attrs, found.name) == (one.dims, one.attrs, one.name)
+        order = ("species", *(["component"] if found.ndim == 5 else []), "r", "theta", "phi")
+        np.testing.assert_allclose(found.transpose(*order), values)
+    # Without: species of the package's names, axes as asked for.
+    plain = moments.from_six(mixed, species_axis=-1, component_axis=1)
+    assert plain.density.dims == ("r", "theta", "phi", "species")
+    assert plain.flux.dims == ("r", "component", "theta", "phi", "species")
+    np.testing.assert_allclose(plain.flux, np.moveaxis(expected.flux, (0, 1), (-1, 1)))
+    assert plain.density.species.values.tolist() == ["nu_e", "nubar_e", "nu_x"]
+    # Other names of the dimensions, by their places; all in one.
+    other = density.rename(species="s"), flux.transpose("species", "component", "r", "theta", "phi")
+    other = other[0], other[1].rename(species="s", component="c")
+    np.testing.assert_array_equal(moments.to_six(*other), F)
+    time = density.expand_dims(component=["t"])
+    whole = xarray.concat([flux, time], "component", coords="minimal", compat="override")
+    np.testing.assert_array_equal(moments.to_six(whole).transpose(*F.dims), F)
+    with pytest.raises(FourFluxError, match="have to be the same"):
+        moments.to_six(density, flux.rename(r="x"))
+    with pytest.raises(FourFluxError, match="too few"):
+        moments.to_six(density[:, 0, 0, 0], density[:, 0, 0, 0])
+
+
+def test_data_frames_keep_names_and_units():
+    n, f, *_ = labelled_three_species()
+    index = pd.Index([f"cell {i}" for i in range(24)], name="where")
+    density = pd.DataFrame(n.reshape(3, -1).T, index=index, columns=["ne", "na", "nx"])
+    columns = [f"f{s}{k}" for s in "eax" for k in "xyz"]
+    flux = pd.DataFrame(np.moveaxis(f.reshape(3, 3, -1), -1, 0).reshape(-1, 9), index=index, columns=columns)
+    density.attrs["units"] = flux.attrs["units"] = "1/ccm"
+    F = moments.to_six(density, flux)
+    assert list(F.columns[:2]) == ["F_nu_e_x", "F_nu_e_y"]
+    mixed = mix(F)
+    expected = moments.from_six(box3d_flux(moments.to_six(n, f)).reshape(-1, 6, 4))
+    back = moments.from_six(mixed, like=(density, flux))
+    for found, one, values in zip(back, (density, flux), expected, strict=True):
+        pd.testing.assert_frame_equal(0 * found, 0 * one)
+        assert found.attrs == one.attrs
+        np.testing.assert_allclose(found, np.moveaxis(values, -1, 0).reshape(24, -1), rtol=1e-14)
+    plain = moments.from_six(mixed)
+    assert list(plain.density) == ["nu_e", "nubar_e", "nu_x"]
+    assert list(plain.flux)[3:5] == ["nubar_e_x", "nubar_e_y"]
+    whole = pd.DataFrame(moments.from_six(F.to_numpy().reshape(-1, 6, 4), species=6).density.T)
+    with pytest.raises(FourFluxError, match=r"\(n, 12\)"):
+        moments.to_six(whole)
+    together = np.concatenate([flux.to_numpy().reshape(24, 3, 3), density.to_numpy()[..., None]], axis=2)
+    np.testing.assert_array_equal(moments.to_six(pd.DataFrame(together.reshape(24, 12))), F)
+    with pytest.raises(FourFluxError, match="align"):
+        moments.to_six(density, flux.iloc[::-1])

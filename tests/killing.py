@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from rheidae.config import PreprocessConfig, read_config
@@ -37,20 +38,39 @@ def count_calls(after):
         setattr(os, name, counted(getattr(os, name)))
 
 
-def start(config, after=None):
+def start(work, after=None):
+    """Call `work` in a child."""
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         if after is not None:
             count_calls(after)
-        os._exit(command(["--config", str(config)]))
+        os._exit(work())
     return pid
 
 
-def complete(config, after=None):
-    _, status = os.waitpid(start(config, after), 0)
+def complete(work, after=None):
+    _, status = os.waitpid(start(work, after), 0)
     assert status == 0, status
+
+
+def count(work):
+    """How many of the `CALLS` there are if nothing happens."""
+    reading, writing = os.pipe()
+    complete(work, lambda number: os.write(writing, b"."))
+    return len(os.read(reading, 1 << 16))
+
+
+def killed_at(work, last):
+    """Whether `work` was killed at its call `last`."""
+
+    def die(number):
+        if number == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _, status = os.waitpid(start(work, die), 0)
+    return os.WIFSIGNALED(status)
 
 
 def contents(folder):
@@ -63,9 +83,8 @@ def main(config, older, trials):
     assert command(["--config", str(older)]) == 0
     before = contents(out)
     shutil.rmtree(out)
-    reading, writing = os.pipe()
-    complete(config, lambda number: os.write(writing, b"."))
-    calls = len(os.read(reading, 1 << 16))
+    work = partial(command, ["--config", str(config)])
+    calls = count(work)
     wanted = contents(out)
     assert before.keys() == wanted.keys()
     killed = leftovers = 0
@@ -75,21 +94,14 @@ def main(config, older, trials):
         first = before if trial % 2 else {}
         for name, data in first.items():
             (out / name).write_bytes(data)
-        last = 1 + trial * calls // trials
-
-        def die(number, last=last):
-            if number == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        _, status = os.waitpid(start(config, die), 0)
-        killed += os.WIFSIGNALED(status)
+        killed += killed_at(work, 1 + trial * calls // trials)
         left = contents(out)
         leftovers += any(name.startswith(".") for name in left)
         for name, data in left.items():
             if not name.startswith("."):
                 assert data in (wanted[name], first.get(name)), f"trial {trial}: {name} is neither old nor new"
         assert left.keys() >= first.keys(), f"trial {trial}: an older file is gone"
-        complete(config)
+        complete(work)
         assert contents(out) == wanted, f"trial {trial}: the second run did not make the same files"
     print(f"{trials} trials, {killed} killed, {leftovers} left something behind, {calls} calls in an undisturbed run")
 

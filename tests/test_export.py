@@ -286,12 +286,22 @@ def test_full_outputs(full, mixing):
     F[3], F[4, 1, 0] = 0.0, np.nan
     found = model.predict_all(F.reshape(3, 100, 24), invalid="pass")
     assert tuple(found) == tuple(OUTPUTS) == model.outputs
-    F_final, rate, crossing, matrix = (found[name].reshape(300, *found[name].shape[2:]) for name in OUTPUTS)
+    F_final, rate, crossing, matrix, std, outside = (
+        found[name].reshape(300, *found[name].shape[2:]) for name in OUTPUTS
+    )
     np.testing.assert_array_equal(F_final.reshape(300, 6, 4), model.predict(F, invalid="pass"))
     np.testing.assert_allclose(rate, growth_rate(F, method="fast", invalid="pass"), rtol=1e-9)
     assert np.isnan(matrix[4]).all()
     assert not crossing[4].any()
     np.testing.assert_array_equal(matrix[3], [np.eye(6)] * 2)
+    expected = mixing.predict(F, return_std=True, invalid="pass")[1].reshape(300, 24)
+    np.testing.assert_array_equal(np.isnan(std), np.isnan(expected))
+    np.testing.assert_array_equal(std == 0, expected == 0)
+    np.testing.assert_array_equal(outside, mixing.outside(F, invalid="pass"))
+    assert 0 < outside.sum() < 298
+    ratio = std[expected > 0] / expected[expected > 0]
+    # Other nodes, and for beams another rule.
+    np.testing.assert_allclose(np.quantile(ratio, [0.02, 0.5, 0.98]), 1, atol=0.05)
     F, F_final, matrix = (np.delete(table, [3, 4], axis=0) for table in (F, F_final.reshape(300, 6, 4), matrix))
     # Some crossings are too shallow for one of both rules.
     assert (np.delete(crossing, [3, 4], axis=0) != crossings(F)).mean() < 2e-3
@@ -323,12 +333,12 @@ def test_full_outputs_by_the_c_interface(library, full, exported):
     for table, expected in zip(tables, load_exported(full).predict_all(F).values(), strict=True):
         np.testing.assert_allclose(table, expected.reshape(300, -1), rtol=1e-12)
     again = F.copy()
-    assert library.rheidae_run_full(model, 300, pointer(again), pointer(again), None, None, None) == 0
+    assert library.rheidae_run_full(model, 300, pointer(again), pointer(again), *[None] * 5) == 0
     np.testing.assert_array_equal(again, tables[0])
     library.rheidae_destroy(model)
     assert library.rheidae_create(str(exported("mixing", "onnx")).encode(), 1, ctypes.byref(model)) == 0
     assert library.rheidae_is_full(model) == 0
-    assert library.rheidae_run_full(model, 1, pointer(F), pointer(F), None, None, None) != 0
+    assert library.rheidae_run_full(model, 1, pointer(F), pointer(F), *[None] * 5) != 0
     assert b"--full" in library.rheidae_error()
     library.rheidae_destroy(model)
 
@@ -742,7 +752,7 @@ def library(built):
     table, model = ctypes.POINTER(ctypes.c_double), ctypes.c_void_p
     library.rheidae_create.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(model)]
     library.rheidae_run.argtypes = [model, ctypes.c_size_t, table, table, table]
-    library.rheidae_run_full.argtypes = [model, ctypes.c_size_t, *[table] * 5]
+    library.rheidae_run_full.argtypes = [model, ctypes.c_size_t, *[table] * 7]
     for name, result in (
         ("needs_box3d", ctypes.c_int),
         ("is_full", ctypes.c_int),
@@ -896,7 +906,8 @@ program main
   use rheidae
   implicit none
   type(c_ptr) :: model
-  real(c_double) :: F(4, 6, 3), G(4, 6, 3)
+  real(c_double) :: F(4, 6, 3), G(4, 6, 3), rate(3), crossing(3, 3), matrix(6, 6, 2, 3), deviation(4, 6, 3), outside(3)
+  integer :: i
   character(1000) :: path
   call get_command_argument(1, path)
   if (rheidae_create(trim(path) // ".no" // c_null_char, 1_c_int, model) == 0) error stop 1
@@ -907,12 +918,20 @@ program main
   if (rheidae_run(model, 3_c_size_t, F, c_null_ptr, G) /= 0) error stop 5
   print '(24es25.16e3)', G
   call rheidae_destroy(model)
+  call get_command_argument(2, path)
+  if (rheidae_create(trim(path) // c_null_char, 1_c_int, model) /= 0) error stop 6
+  if (rheidae_is_full(model) /= 1) error stop 7
+  if (rheidae_run_full(model, 3_c_size_t, F, G, rate, crossing, matrix, deviation, outside) /= 0) error stop 8
+  do i = 1, 3
+    print '(125es25.16e3)', G(:, :, i), rate(i), crossing(:, i), matrix(:, :, :, i), deviation(:, :, i), outside(i)
+  end do
+  call rheidae_destroy(model)
 end program
 """
 
 
 @pytest.mark.skipif(shutil.which("gfortran") is None, reason="gfortran is not on the PATH")
-def test_fortran(built, exported, tmp_path):
+def test_fortran(built, exported, full, tmp_path):
     (tmp_path / "main.f90").write_text(FORTRAN)
     command = ["gfortran", "-std=f2008", "-Wall", "-Wextra", "-Werror", CPP / "rheidae.f90", "main.f90", "-o", "main"]
     link = [f"-L{built}", "-lrheidae", "-lonnxruntime", f"-Wl,-rpath,{built}"]
@@ -920,8 +939,11 @@ def test_fortran(built, exported, tmp_path):
     F = sample_states()[:3]
     text = " ".join(map(repr, F.ravel().tolist()))
     path = exported("mixing", "onnx")
-    done = subprocess.run([tmp_path / "main", path], input=text, capture_output=True, text=True, check=True)
-    assert difference(F, numbers(done.stdout), load_exported(path).predict(F)) < 1e-14
+    done = subprocess.run([tmp_path / "main", path, full], input=text, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert difference(F, numbers("\n".join(lines[:3])), load_exported(path).predict(F)) < 1e-14
+    everything = [table.reshape(3, -1) for table in load_exported(full).predict_all(F).values()]
+    np.testing.assert_allclose(numbers("\n".join(lines[3:])), np.hstack(everything), rtol=1e-12)
     command[-3:] = [CPP / "block.f90", "-o", "block"]
     subprocess.run([*command, *link], cwd=tmp_path, check=True)
     done = subprocess.run([tmp_path / "block", path], capture_output=True, text=True, check=True)

@@ -1,22 +1,27 @@
+from importlib import resources
+
 import h5py
 import numpy as np
 import pytest
 import yaml
+from matplotlib import image
 
-from rheidae import FluxRegressor, fourflux, mix, moments
+from rheidae import fourflux, mix, moments, pretrained
 from rheidae.__main__ import main
 from rheidae.datasets import write_sample
 from rheidae.exceptions import ConfigError, DataError
-from rheidae.export import export_regressor
 from rheidae.linear import growth_rate
 from rheidae.mixing.asymptotic import crossings
 from rheidae.mixing.physical import keep_physical
 from rheidae.mixing.schemes import SCHEMES
+from rheidae.mixing.transition import transition_matrix
 from rheidae.predict.snapshot import Snapshot, read_layout
 from rheidae.predict.stream import FLAGS, predict_file
+from tests.killing import complete, contents, count, killed_at
 from tests.states import random_states
 
 GRID = (5, 4, 3)
+SHIPPED = str(resources.files("rheidae.pretrained") / "model" / "model.onnx")
 
 
 def three_species(seed=0):
@@ -88,19 +93,93 @@ def test_rows_that_were_shortened_are_flagged(tmp_path):
         np.testing.assert_array_equal(file["mixed/F"][()], kept)
 
 
-def test_models(tmp_path):
-    F = random_states(120)
-    model = FluxRegressor(random_state=0, max_epochs=1).fit(F, mix(F, "power"))
-    export_regressor(model, tmp_path / "model.pt", "torchscript")
+def test_exported_models(tmp_path):
     density, flux, six = three_species(1)
     data = write_snapshot(tmp_path / "data.h5", density, flux)
-    predict_file(tmp_path / "model.pt", data, tmp_path / "out.h5", block_cells=7)
-    expected = moments.from_six(model.predict(six, invalid="pass"))
+    predict_file(SHIPPED, data, tmp_path / "out.h5", block_cells=7)
+    expected = moments.from_six(pretrained().predict(six, invalid="pass"))
     with h5py.File(tmp_path / "out.h5") as file:
-        np.testing.assert_allclose(file["mixed/n_e"][()], expected.density[0], rtol=0, atol=1e-5)
-    for name in ("absent", "model.onnx"):
+        np.testing.assert_allclose(file["mixed/n_e"][()], expected.density[0], rtol=0, atol=1e-6)
+    for name in ("absent", str(tmp_path / "model.onnx")):
         assert main(["predict", "--model", name, "--data", str(data), "--out", str(tmp_path / "no.h5")]) == 2
         assert not (tmp_path / "no.h5").exists()
+
+
+def test_everything_that_a_network_says(tmp_path):
+    density, flux, six = three_species(3)
+    data = write_snapshot(tmp_path / "data.h5", density, flux)
+    model = pretrained()
+    done = predict_file("pretrained", data, tmp_path / "out.h5", full=True, block_cells=17, threads=2)
+    mixed, std = model.predict(six, return_std=True, invalid="pass")
+    outside = model.outside(six, invalid="pass") & (mixed != six).any(axis=(3, 4))
+    assert outside.shape == GRID
+    assert done.flags["outside the training domain"] == outside.sum() > 0
+    with h5py.File(tmp_path / "out.h5") as file:
+        flag, matrices = file["flag"][()], file["transition"][()]
+        found = np.array([file[f"std/n_{name}"][()] for name in "eax"])
+        after = np.array([file[f"mixed/n_{name}"][()] for name in "eax"])
+    np.testing.assert_array_equal(flag & FLAGS["outside the training domain"] > 0, outside & np.isfinite(after[0]))
+    np.testing.assert_allclose(found, moments.from_six(std).density, rtol=1e-5, atol=1e-12)
+    assert matrices.shape == (*GRID, 2, 3, 3)
+    by_matrix = np.einsum("xyzab,bxyz->axyz", matrices[..., 0, :, :], density)
+    np.testing.assert_array_equal(np.isnan(by_matrix), np.isnan(after))
+    assert np.nanmax(np.abs(by_matrix - after)) < 2e-3 * np.nanmax(density.sum(axis=0))
+    assert np.nanmax(np.abs(after - density)) > 0.01
+    # A scheme has the matrices of its own, and was not trained.
+    done = predict_file("box3d", data, tmp_path / "out.h5", full=True)
+    assert done.flags["outside the training domain"] == 0
+    with h5py.File(tmp_path / "out.h5") as file:
+        cell = six[2, 2, 2]
+        expected = np.stack(transition_matrix(cell, "box3d", species=3))
+        np.testing.assert_allclose(file["transition"][2, 2, 2], expected, rtol=1e-6)
+    with pytest.raises(ConfigError, match="--full"):
+        predict_file(SHIPPED, data, tmp_path / "out.h5", full=True)
+
+
+@pytest.mark.parametrize("kind", ["grid", "rows"])
+def test_slices_are_drawn(tmp_path, kind):
+    density, flux, six = three_species(4)
+    data = tmp_path / "data.h5"
+    if kind == "grid":
+        write_snapshot(data, density, flux)
+    else:
+        with h5py.File(data, "w") as file:
+            file["F_init"] = six.reshape(-1, 6, 4)
+    picture = tmp_path / "out.png"
+    arguments = ["predict", "--model", "box3d", "--data", str(data), "--out", str(tmp_path / "out.h5"), "--plot"]
+    assert main([*arguments, str(picture)]) == 0
+    pixels = image.imread(picture)
+    assert pixels.shape[:2] == (900, 1950)
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50
+    assert main([*arguments, str(data)]) == 2
+
+
+def test_sigkill_leaves_the_old_file_or_the_new_one(tmp_path):
+    density, flux, _ = three_species(5)
+    write_snapshot(tmp_path / "data.h5", density, flux)
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def run():
+        predict_file("box3d", tmp_path / "data.h5", work / "out.h5", block_cells=7, threads=2)
+        return 0
+
+    run()  # compiles
+    new = contents(work)
+    old = {"out.h5": b"what was there"}
+    calls = count(run)
+    places = range(1, calls + 1, max(1, calls // 16))
+    for trial, place in enumerate(places):
+        (work / "out.h5").unlink()
+        first = old if trial % 2 else {}
+        for name, data in first.items():
+            (work / name).write_bytes(data)
+        assert killed_at(run, place)
+        found = {name: data for name, data in contents(work).items() if not name.startswith(".")}
+        assert found in (first, new)
+        complete(run)
+        assert contents(work) == new
+    assert trial > 12
 
 
 def test_raw_and_preprocessed_files(tmp_path):

@@ -20,9 +20,9 @@ namespace {
 // Intermediate results of a block, some hundred numbers per cell, stay in the cache.
 constexpr size_t BLOCK = 256;
 
-constexpr size_t OUTPUTS = 4;
-constexpr const char *OUTPUT_NAMES[OUTPUTS] = {"F_final", "growth_rate", "has_crossing", "transition"};
-constexpr size_t OUTPUT_COLUMNS[OUTPUTS] = {RHEIDAE_COLUMNS, 1, 3, 72};
+constexpr size_t OUTPUTS = 6;
+constexpr const char *OUTPUT_NAMES[OUTPUTS] = {"F_final", "growth_rate", "has_crossing", "transition", "std", "outside"};
+constexpr size_t OUTPUT_COLUMNS[OUTPUTS] = {RHEIDAE_COLUMNS, 1, 3, 72, RHEIDAE_COLUMNS, 1};
 
 thread_local std::string last_error;
 
@@ -161,11 +161,11 @@ int rheidae_run(rheidae_model *model, size_t n, const double *F_init, const doub
 int rheidae_is_full(const rheidae_model *model) { return model->outputs == OUTPUTS; }
 
 int rheidae_run_full(rheidae_model *model, size_t n, const double *F_init, double *F_final, double *growth_rate,
-                     double *has_crossing, double *transition) {
+                     double *has_crossing, double *transition, double *deviation, double *outside) {
     return guarded([&] {
         if (model->outputs != OUTPUTS || model->inputs != 1)
             throw std::invalid_argument("this model gives final states alone; export it with --full");
-        double *const all[OUTPUTS] = {F_final, growth_rate, has_crossing, transition};
+        double *const all[OUTPUTS] = {F_final, growth_rate, has_crossing, transition, deviation, outside};
         for (size_t start = 0; start < n; start += BLOCK) {
             double *into[OUTPUTS];
             for (size_t k = 0; k < OUTPUTS; ++k) into[k] = all[k] ? all[k] + start * OUTPUT_COLUMNS[k] : nullptr;

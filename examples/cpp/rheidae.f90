@@ -33,13 +33,21 @@ module rheidae
       real(c_double), intent(out) :: F_final(4, 6, *)
     end function
 
+    ! Whether it was exported with --full.
+    integer(c_int) function rheidae_is_full(model) bind(c)
+      import :: c_int, c_ptr
+      type(c_ptr), value :: model
+    end function
+
     ! Of a model that was exported with --full. transition(in, out, kind, cell): kind 1 of densities, 2 of fluxes.
-    integer(c_int) function rheidae_run_full(model, n, F_init, F_final, growth_rate, has_crossing, transition) bind(c)
+    integer(c_int) function rheidae_run_full(model, n, F_init, F_final, growth_rate, has_crossing, transition, &
+                                             deviation, outside) bind(c)
       import :: c_int, c_size_t, c_double, c_ptr
       type(c_ptr), value :: model
       integer(c_size_t), value :: n
       real(c_double), intent(in) :: F_init(4, 6, *)
       real(c_double), intent(out) :: F_final(4, 6, *), growth_rate(*), has_crossing(3, *), transition(6, 6, 2, *)
+      real(c_double), intent(out) :: deviation(4, 6, *), outside(*)
     end function
 
     subroutine rheidae_destroy(model) bind(c)

@@ -45,10 +45,12 @@ int rheidae_is_full(const rheidae_model *model);
 /* As rheidae_run, of a model that is full, with more outputs; each of them may be NULL.
  * `growth_rate` (n): of the instability, 1/s for F_init in 1/cm^3. `has_crossing` (n, 3): 1 where the lepton numbers of
  * e-mu, e-tau, mu-tau cross, else 0. `transition` (n, 2, 6, 6): matrices of densities and of fluxes, species out and in,
- * for what mixes as the numbers do, such as energy groups. NaN where a number of the cell is.
+ * for what mixes as the numbers do, such as energy groups. `deviation` (n, 24): standard deviations of `F_final`.
+ * `outside` (n): 1 where the cell lies outside of the states that the model was trained on, else 0. NaN where a number of
+ * the cell is.
  */
 int rheidae_run_full(rheidae_model *model, size_t n, const double *F_init, double *F_final, double *growth_rate,
-                     double *has_crossing, double *transition);
+                     double *has_crossing, double *transition, double *deviation, double *outside);
 
 /* Close a model; NULL is allowed. */
 void rheidae_destroy(rheidae_model *model);

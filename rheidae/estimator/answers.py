@@ -128,12 +128,48 @@ class Answering(FluxNet):
             if layout.name == "generic":
                 return (answer[:, 0] if self.flat_target_ else answer,)
             return (back(answer).reshape(shape),)
-        layout.require_std()
+        scale = self._calibrated()
+        answer = self._answer(table)
+        std = layout.std(scale, table, answer, self.module_)
+        return back(answer).reshape(shape), back(std).reshape(shape)
+
+    def _calibrated(self) -> ErrorScale:
+        self._layout.require_std()
         if self.error_scale_ is None:
             raise NotFittedError("no standard deviations yet; call calibrate(X, y) with rows whose answer is known")
-        answer = self._answer(table)
-        std = layout.std(self.error_scale_, table, answer, self.module_)
-        return back(answer).reshape(shape), back(std).reshape(shape)
+        return self.error_scale_
+
+    def outside(self, X: Any, invalid: str = "raise") -> Any:
+        """Whether states lie outside of those that the model was trained on.
+
+        Parameters
+        ----------
+        X, invalid
+            As of `predict`.
+
+        Returns
+        -------
+        ndarray of bool, shape (n,), or that of the cells of X
+            True where the Mahalanobis distance from the rows that `calibrate` saw is larger than that of 95 % of these,
+            by densities over the total, lengths of fluxes and of their differences, and how unlike mu and tau are. So
+            one in 20 of such rows is outside, too. It says nothing of the error: a state without a crossing stays as it
+            is wherever it lies. False in vacuum, and where a cell is not physical.
+
+        Raises
+        ------
+        FourFluxError
+            As of `predict`.
+        """
+        self.check_is_fitted()
+        layout = self._layout
+        scale = self._calibrated()
+        shape = layout.answer_shape(X)
+        rows = layout.rows(X, needs_box3d=False, computes=False)
+        physical, back = layout.cells(rows, invalid)
+        table = layout.table(physical, "X")
+        filled = back(np.ones((len(table), 24)))[:, 0] == 1
+        found = layout.outside(scale, table) & filled
+        return found.reshape(shape[:-2] if len(shape) > 2 and shape[-2:] == (6, 4) else shape[:-1])
 
     def _answer(self, table: Any) -> Any:
         """Answers ``(n, outputs)`` for rows that are known to be good."""

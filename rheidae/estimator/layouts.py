@@ -127,6 +127,10 @@ class Layout:
         """Return the standard deviation of each number of the answer."""
         raise NotImplementedError
 
+    def outside(self, scale: ErrorScale, X: Table) -> NDArray[np.bool_]:
+        """Return which rows lie outside of those that were trained on."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class FourFlux(Layout):
@@ -281,6 +285,10 @@ class FourFlux(Layout):
         init, predicted = (self._states(X, table) for table in (X[:, INPUT["F_init"]], answer))
         std = scale.std(init, predicted, self._far(X, init, predicted, module))
         return (fourflux.flatten(std) * _total(X)).astype(answer.dtype, copy=False)
+
+    def outside(self, scale: ErrorScale, X: Table) -> NDArray[np.bool_]:
+        """Return which rows lie outside of those that were trained on."""
+        return scale.outside(self._states(X, X[:, INPUT["F_init"]]))
 
     def _far(self, X: Table, init: Table, predicted: Table, module: nn.Module) -> Table:
         """The answer that counts far from the rows trained on: the network's choice, else Box3D's."""

@@ -102,10 +102,21 @@ class ErrorScale:
     def _parts(self, F_init: Array, F_pred: Array, F_far: Array, terms: Array) -> tuple[Array, Array, Array]:
         """Share of what was learned ``(n, 1, 1)``, and the variances ``(n, 6, 2)`` by it and by the scheme."""
         known = self.arrays
-        distance = np.sqrt(np.square((_description(F_init) - known["mean"]) @ known["whitening"]).sum(axis=1))
-        near = np.exp(-0.5 * np.square(np.maximum(distance - known["distance"], 0.0)))
+        near = np.exp(-0.5 * np.square(self._beyond(F_init)))
         learned, other = (_sum(known[name], terms) for name in ("near", "far"))
         return (1 - known["odd"]) * near[:, None, None], learned, other + _mean_square(F_pred - F_far)
+
+    def outside(self, F_init: fourflux.Float) -> NDArray[np.bool_]:
+        """Whether states ``(n, 6, 4)`` are farther from the rows seen than 95 of 100 of these, by `_description`."""
+        outside: NDArray[np.bool_] = self._beyond(F_init) > 0
+        return outside
+
+    def _beyond(self, F_init: Array) -> Array:
+        """By how much the distance from the rows seen exceeds that of 95 of 100 of these."""
+        known = self.arrays
+        distance = np.sqrt(np.square((_description(F_init) - known["mean"]) @ known["whitening"]).sum(axis=1))
+        beyond: Array = np.maximum(distance - known["distance"], 0.0)
+        return beyond
 
     def to_bytes(self) -> bytes:
         """As safetensors."""

@@ -327,7 +327,7 @@ def require(*packages: str) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep back what torch and its ONNX optimizer say about themselves: deprecations, a line per node of the graph."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch._export", "onnxscript", "onnx_ir")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rheidae.estimator.tensors.uncertainty import ErrorTerms
 from rheidae.exceptions import ExportError
 from rheidae.export.box3d import Box3DTerms
 from rheidae.export.instability import Instability
@@ -17,8 +21,13 @@ OUTPUTS = {
     "growth_rate": (1, "row, one; 1/s for an input in 1/cm^3 (rheidae.linear.growth_rate, the fast one)"),
     "has_crossing": (3, "row, pair of flavors (e-mu, e-tau, mu-tau); 1 where their lepton numbers cross, else 0"),
     "transition": (72, "row, (density or flux, species out, species in); see rheidae.mixing.transition"),
+    "std": (24, "row, 4 * species + component; standard deviation of F_final, in its unit"),
+    "outside": (1, "row, one; 1 outside of the states trained on (FluxRegressor.outside), else 0"),
 }
 """Columns of each output, and what they are; all float64. `FluxGraph` has the first, or all."""
+
+# Rows at a time; some hundred numbers of each are in memory.
+_ROWS = 1024
 
 
 class FluxGraph(nn.Module):
@@ -41,7 +50,7 @@ class FluxGraph(nn.Module):
     Raises
     ------
     ExportError
-        If `full` is asked of a network without survival probabilities.
+        If `full` is asked of a network without survival probabilities, or of one that is not calibrated.
     """
 
     def __init__(
@@ -53,8 +62,11 @@ class FluxGraph(nn.Module):
         offers = hasattr(module, "export_graph")
         if full and not offers:
             raise ExportError(f"{type(module).__name__} has no survival probabilities; full outputs are MixingModel's")
+        if full and regressor.error_scale_ is None:
+            raise ExportError("full outputs have standard deviations, and the model has none: call its calibrate")
         self.network: nn.Module = module.export_graph(branches, full) if offers else module
         self.instability = Instability() if full else None
+        self.errors = ErrorTerms(regressor.error_scale_) if full else None
         self.needs_box3d: bool = getattr(module, "needs_box3d", True)
         # Sizes are its tensors' affair alone.
         self.plain = self.network is not module
@@ -88,19 +100,23 @@ class FluxGraph(nn.Module):
                 F_box = self.box3d(state).reshape(-1, 24)
             assert F_box is not None
             columns = torch.cat([F_init, F_box], dim=1)
-        change = self.network((columns / scale).float())
-        change, matrices = change if self.instability is not None else (change, change)
-        change = change.double()
+        known = self.network((columns / scale).float())
+        change = (known[0] if self.instability is not None else known).double()
         base = F_box if self.adds_to_box3d and F_box is not None else F_init
         final = base + scale * change
         final = torch.where(total > 0.0, final, F_init)
         final = keep_physical(F_init, final, scale)
-        if self.instability is None:
+        if self.instability is None or self.errors is None:
             return final
-        rate, crossing = self.instability((F_init / scale).reshape(-1, 6, 4))
-        # NaN where a number is.
+        start = F_init / scale
+        rate, crossing = self.instability(start.reshape(-1, 6, 4))
+        _, matrices, change, sizes = known
+        far = keep_physical(start, start + change, torch.ones_like(scale))
+        std, outside = self.errors(*(table.reshape(-1, 6, 4) for table in (start, final / scale, far)), sizes)
+        # NaN where a number is, or where there is no answer.
         number = 0.0 * F_init.sum(dim=1, keepdim=True)
-        return final, rate * total + number, crossing + number, matrices + number
+        std = scale * std + 0.0 * final.sum(dim=1, keepdim=True)
+        return final, rate * total + number, crossing + number, matrices + number, std, outside + number
 
 
 def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor) -> Tensor:
@@ -117,3 +133,22 @@ def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor) -> Tensor:
     physical = (end[..., 3] >= 0.0) & (end[..., 3].square() >= end[..., :3].square().sum(dim=2))
     factor = torch.where(physical, 1.0, t.clamp(max=1.0)).amin(dim=1, keepdim=True)
     return torch.where(factor < 1.0, F_init + factor * (1.0 - 1e-9) * (F_final - F_init), F_final)
+
+
+def transitions(regressor: Any) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Return what gives the transition matrices ``(n, 2, 6, 6)`` of a model for states ``(n, 6, 4)``.
+
+    Raises
+    ------
+    ExportError
+        If its network has no survival probabilities.
+    """
+    graph = FluxGraph(regressor, full=True).eval()
+
+    def matrices(F: NDArray[np.float64]) -> NDArray[np.float64]:
+        place = tuple(OUTPUTS).index("transition")
+        with torch.no_grad():
+            found = [graph(rows)[place] for rows in torch.from_numpy(F.reshape(-1, 24)).split(_ROWS)]
+        return torch.cat(found).numpy().reshape(-1, 2, 6, 6)
+
+    return matrices

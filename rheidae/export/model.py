@@ -31,6 +31,10 @@ TOLERANCE = 1e-6
 VERSION = 1
 """Of the metadata."""
 
+BLOCK = 1024
+"""Rows that a graph is given at a time: their intermediate results, some hundred numbers each, are not far from the
+cache, and how many rows there are changes no memory."""
+
 
 class Exported:
     """An exported model, opened again.
@@ -92,8 +96,9 @@ class Exported:
         dict
             ``F_final``, of the shape of `F_init`. Of a full export also, of the shape of the cells and the axes given:
             ``growth_rate``, 1/s; ``has_crossing (3)``, bool, of the pairs e-mu, e-tau and mu-tau; ``transition (2, 6,
-            6)``, of densities and of fluxes, species out and in (see `rheidae.mixing.transition`). NaN, and no
-            crossing, where a cell is not physical.
+            6)``, of densities and of fluxes, species out and in (see `rheidae.mixing.transition`); ``std``, of the
+            shape of `F_init`, standard deviations of ``F_final``; ``outside``, bool, outside of the states trained on
+            (see `FluxRegressor.outside`). NaN, no crossing and not outside where a cell is not physical.
 
         Raises
         ------
@@ -119,14 +124,28 @@ class Exported:
         else:
             answer = self._evaluated(tables)
         out = {"F_final": cells.back(answer[0].copy())}
-        shapes: dict[str, tuple[int, ...]] = {"growth_rate": (), "has_crossing": (3,), "transition": (2, 6, 6)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "growth_rate": (), "has_crossing": (3,), "transition": (2, 6, 6), "outside": ()
+        }  # fmt: skip
         for name, table in zip(self.outputs[1:], answer[1:], strict=True):
             values = np.where(cells.invalid[:, None], np.nan, table)
-            values = (values > 0) if name == "has_crossing" else values
+            if name == "std":
+                out[name] = cells.back(values)
+                continue
+            if name == "outside":
+                values = values * ~cells.vacuum[:, None]
+            values = (values > 0) if name in ("has_crossing", "outside") else values
             out[name] = values.reshape(*cells.shape, *shapes[name])
         return out
 
     def _evaluated(self, tables: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+        parts = [
+            self._evaluated_at_once([table[start : start + BLOCK] for table in tables])
+            for start in range(0, len(tables[0]), BLOCK)
+        ]
+        return parts[0] if len(parts) == 1 else [np.concatenate(tables) for tables in zip(*parts, strict=True)]
+
+    def _evaluated_at_once(self, tables: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
         try:
             answer = self._function(*tables)
         except Exception as error:  # each runtime has its own
@@ -229,7 +248,8 @@ def export_regressor(
         Compute Box3D's answer inside. False: the graph takes it as its second input. `MixingModel` does not use it;
         its graph has one input either way.
     full : bool
-        Give also growth rate, crossings and transition matrices (`rheidae.export.graph.OUTPUTS`); of `MixingModel`.
+        Give also growth rate, crossings, transition matrices, standard deviations and what lies outside of the training
+        states (`rheidae.export.graph.OUTPUTS`); of `MixingModel`.
     box3d_order, box3d_crossing, mu_fraction : int or None, str, float or None
         Box3D inside, as in `rheidae.box3d_flux`. Take those that the training data were preprocessed with.
     about : dict, optional

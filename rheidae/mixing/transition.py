@@ -85,21 +85,26 @@ def transition_matrix(
     if scheme not in SCHEMES:
         raise ValueError(f"scheme={scheme!r} is not one of {', '.join(SCHEMES)}")
     cells = Cells(F, "F", "pass")
-    # How the matrices of three or four species come from those of six.
+    out = np.full((2, len(cells.rows), 6, 6), np.nan)
+    rule = lebedev(order)
+    for row, state in enumerate(np.asarray(cells.rows, dtype=np.float64)):
+        if not cells.invalid[row]:
+            for kind, averages in enumerate(_averages(state, scheme, *rule)):
+                out[kind, row] = _matrix(averages)
+    density, flux = of_species(out, species, heavy_sum).reshape(2, *cells.shape, species, species)
+    return Transition(density, flux)
+
+
+def of_species(matrices: Array, species: int, heavy_sum: int | None = None) -> Array:
+    """Matrices ``(..., species, species)`` of a code's species from those of six, ``(..., 6, 6)``."""
     one_each = np.zeros((species, 4, species))
     one_each[np.arange(species), T, np.arange(species)] = 1
     divide = moments.to_six(one_each.transpose(2, 0, 1), species=species, heavy_sum=heavy_sum)[..., T].T
     unit = np.zeros((6, 6, 4))
     unit[np.arange(6), np.arange(6), T] = 1
     add = moments.from_six(unit, species=species, heavy_sum=heavy_sum).density
-    out = np.full((2, len(cells.rows), species, species), np.nan)
-    rule = lebedev(order)
-    for row, state in enumerate(np.asarray(cells.rows, dtype=np.float64)):
-        if not cells.invalid[row]:
-            for kind, averages in enumerate(_averages(state, scheme, *rule)):
-                out[kind, row] = add @ _matrix(averages) @ divide
-    density, flux = out.reshape(2, *cells.shape, species, species)
-    return Transition(density, flux)
+    found: Array = add @ matrices @ divide
+    return found
 
 
 def _averages(F: Array, scheme: str, directions: Array, weights: Array) -> tuple[Array, Array]:

@@ -24,9 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--layout", help="snapshot, raw, preprocessed, or a YAML file that names the datasets (default: what fits)"
     )
+    parser.add_argument("--full", action="store_true", help="write transition matrices too, for energy groups")
+    parser.add_argument("--plot", metavar="PNG", help="draw a slice: densities before and after, change, growth rate")
     parser.add_argument("--block-cells", type=int, metavar="N", help="cells of a thread at a time (default: 16384)")
     parser.add_argument(
-        "--threads", type=commands.thread_count, metavar="N", help="of the schemes (default: one per processor)"
+        "--threads", type=commands.thread_count, metavar="N", help="blocks at a time (default: one per processor)"
     )
     arguments = parser.parse_args(argv)
     if arguments.block_cells is not None and arguments.block_cells < 1:
@@ -38,11 +40,16 @@ def main(argv: list[str] | None = None) -> int:
 
         model = Path(arguments.model)
         inputs = [model, *(model / name for name in FILES), Path(arguments.data), Path(arguments.layout or model)]
-        commands.require_harmless({"--out": Path(arguments.out)}, inputs)
+        outputs = {"--out": Path(arguments.out)} | ({"--plot": Path(arguments.plot)} if arguments.plot else {})
+        commands.require_harmless(outputs, inputs)
         done = predict_file(
-            arguments.model, arguments.data, arguments.out, layout=arguments.layout,
+            arguments.model, arguments.data, arguments.out, layout=arguments.layout, full=arguments.full,
             block_cells=arguments.block_cells or BLOCK_CELLS, threads=arguments.threads,
         )  # fmt: skip
+        if arguments.plot:
+            from rheidae.predict.plot import plot_slice
+
+            plot_slice(arguments.out, arguments.plot)
         counts = "".join(f", {count} {name}" for name, count in done.flags.items() if count)
         commands.show(f"{arguments.out}: {done.cells} cells{counts}")
 

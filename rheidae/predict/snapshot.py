@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from rheidae import moments
 from rheidae.config import Axes, Positive, Section, read_config
 from rheidae.exceptions import DataError
+from rheidae.mixing.transition import of_species
 from rheidae.preprocess.rawfile import possible_axes
 from rheidae.system.h5 import H5_ERRORS, dataset, present
 
@@ -185,6 +186,10 @@ class Snapshot:
     def _with_components(self, block: Block) -> Block:
         full = (*block, *(slice(None) for _ in range(len(self.shape) - len(block))))
         return (*full[: self._axis], slice(None), *full[self._axis :])
+
+    def matrices(self, six: Array) -> Array:
+        """Transition matrices of the species of the file from those of six."""
+        return of_species(six, self.layout.species if self.layout.four_flux is None else 6, self.layout.heavy_sum)
 
     def create(self, file: h5py.File, group: str) -> None:
         """Make empty datasets for four-fluxes, named as those that were read, in `group` of an open file."""

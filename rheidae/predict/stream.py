@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 import rheidae
 from rheidae import fourflux
 from rheidae.cells import Cells
-from rheidae.exceptions import ConfigError
 from rheidae.linear import growth_rate
 from rheidae.mixing.asymptotic import PAIRS, crossings
-from rheidae.mixing.physical import keep_physical
-from rheidae.mixing.schemes import SCHEMES, mix
+from rheidae.predict.models import Answer, Model, open_model
 from rheidae.predict.snapshot import Array, Block, Snapshot, read_layout
 from rheidae.system.h5 import create_h5, open_h5
 from rheidae.system.outputs import Outputs, naming
@@ -31,20 +29,11 @@ from rheidae.system.threads import MOST, default_threads
 BLOCK_CELLS = 1 << 14
 """Cells at a time, of a thread; they take some 25 MB."""
 
-FLAGS = {"vacuum": 1, "not physical": 2, "shortened to stay physical": 4}
+FLAGS = {"vacuum": 1, "not physical": 2, "shortened to stay physical": 4, "outside the training domain": 8}
 """Bits of the dataset `flag`."""
-
-EXPORTED = (".onnx", ".pt2", ".pt")
 
 # Part of the total density: how near to N = |F| a row ends whose change was shortened until it met that.
 _ON_THE_EDGE = 1e-8
-
-
-class Answer(NamedTuple):
-    """Of physical rows: final states ``(n, 6, 4)``, and standard deviations where the model has them."""
-
-    F: Array
-    std: Array | None = None
 
 
 class Done(NamedTuple):
@@ -68,6 +57,7 @@ def predict_file(
     out: str | Path,
     *,
     layout: str | Path | None = None,
+    full: bool = False,
     block_cells: int = BLOCK_CELLS,
     threads: int | None = None,
     report: Callable[[int, int], None] | None = None,
@@ -85,10 +75,13 @@ def predict_file(
         HDF5 file to write; it appears when it is complete.
     layout : str or path, optional
         A preset (`rheidae.predict.snapshot.PRESETS`) or a YAML file like those. Default: the preset that fits.
+    full : bool
+        Write the transition matrices too. Of a scheme they take some 0.2 ms a cell; an exported model needs to be a
+        full one.
     block_cells : int
-        How many cells are in memory at a time.
+        How many cells of a thread are in memory at a time.
     threads : int, optional
-        Of the analytic schemes.
+        Blocks that are worked on at a time; default: one per processor.
     report : callable, optional
         Called after each block with the number of cells that are done, and of all.
 
@@ -108,11 +101,15 @@ def predict_file(
     ``growth_rate`` (1/s, `rheidae.linear.growth_rate` by its fast method) and ``flag``, the sum of `FLAGS`, of the
     grid's shape, and ``has_crossing``, which has an axis for the pairs of flavors more
     (`rheidae.mixing.asymptotic.crossings`). Vacuum stays vacuum; a cell that is not physical is NaN. Standard
-    deviations of summed species are the sums of theirs, as of errors that go together.
+    deviations of summed species are the sums of theirs, as of errors that go together. "Outside the training domain"
+    are cells that the model changes and that lie outside of what it has seen (`FluxRegressor.outside`); of schemes, and
+    of exported files that are not full, there are none. With `full`, ``transition`` holds the matrices of densities and
+    of fluxes, ``(..., 2, species out, species in)``, of the species that the file has
+    (`rheidae.mixing.transition`); of a network they are NaN where mu and tau differ.
     """
     if threads is not None and not 1 <= threads <= MOST:
         raise ValueError(f"threads={threads!r} must be at least 1 and at most {MOST}")
-    predict = open_model(model)
+    opened = open_model(model, full)
     flags = dict.fromkeys(FLAGS, 0)
     with open_h5(data) as source, Outputs() as outputs, naming(out):
         snapshot = Snapshot(source, read_layout(layout, source))
@@ -121,9 +118,8 @@ def predict_file(
             with uninterrupted():
                 _create(file, snapshot, model, data)
             done = 0
-            # A network shares its operations among threads itself.
-            count = (threads or default_threads()) if str(model) in SCHEMES else 1
-            for block, solved in _solve_all(partial(_solve, snapshot, predict), snapshot.blocks(block_cells), count):
+            count = (threads or default_threads()) if opened.shares else 1
+            for block, solved in _solve_all(partial(_solve, snapshot, opened), snapshot.blocks(block_cells), count):
                 with uninterrupted():
                     _write(file, snapshot, block, solved)
                 flag = solved.flag
@@ -134,51 +130,6 @@ def predict_file(
                 if report is not None:
                     report(done, total)
     return Done(total, flags)
-
-
-def open_model(model: str | Path) -> Callable[[Array], Answer]:
-    """Return what predicts physical rows ``(n, 6, 4)`` on one thread; see `predict_file`.
-
-    Raises
-    ------
-    ConfigError, RunError, ExportError
-        If there is no such model, or it cannot be opened.
-    """
-    name = str(model)
-    if name in SCHEMES:
-        return partial(_by_scheme, name)
-    if name == "pretrained":
-        return partial(_by_regressor, rheidae.pretrained())
-    path = Path(model)
-    if path.suffix in EXPORTED and not path.is_dir():
-        from rheidae.export.model import load_exported
-
-        exported = load_exported(path)
-        if exported.inputs != ("F_init",):
-            raise ConfigError(f"{path}: takes Box3D's answer too; export the model with Box3D inside")
-        return lambda F: Answer(exported.predict(F))
-    if not path.is_dir():
-        raise ConfigError(
-            f"--model {name}: no such run folder; give one, an exported file ({', '.join(EXPORTED)}), pretrained, or a "
-            f"scheme: {', '.join(SCHEMES)}"
-        )
-    from rheidae.runs.folder import load_run
-
-    return partial(_by_regressor, load_run(path).regressor)
-
-
-def _by_scheme(name: str, F: Array) -> Answer:
-    mixed = mix(F, name, threads=1)
-    # Box3D as published may leave the physical states.
-    keep_physical(F, mixed, 1)
-    return Answer(mixed)
-
-
-def _by_regressor(regressor: Any, F: Array) -> Answer:
-    if regressor.error_scale_ is None:
-        return Answer(np.asarray(regressor.predict(F), dtype=np.float64))
-    mixed, std = regressor.predict(F, return_std=True)
-    return Answer(np.asarray(mixed, dtype=np.float64), np.asarray(std, dtype=np.float64))
 
 
 def _create(file: h5py.File, snapshot: Snapshot, model: str | Path, data: str | Path) -> None:
@@ -202,12 +153,13 @@ class _Solved(NamedTuple):
     growth_rate: Array
     has_crossing: NDArray[np.bool_]
     flag: NDArray[np.uint8]
+    transition: Array | None
 
 
-def _solve(snapshot: Snapshot, predict: Callable[[Array], Answer], block: Block) -> _Solved:
+def _solve(snapshot: Snapshot, model: Model, block: Block) -> _Solved:
     cells = Cells(snapshot.read(block), "F", "pass")
     rows, bad = np.ascontiguousarray(cells.rows), cells.invalid
-    answer = predict(rows)
+    answer = model.answer(rows)
     parts = {"mixed": answer.F, "change": answer.F - rows}
     if answer.std is not None:
         parts["std"] = answer.std
@@ -215,7 +167,10 @@ def _solve(snapshot: Snapshot, predict: Callable[[Array], Answer], block: Block)
     if bad.any():
         parts = {name: np.where(bad[:, None, None], np.nan, values) for name, values in parts.items()}
         rate = np.where(bad, np.nan, rate)
-    return _Solved(parts, rate, crossings(rows, threads=1) & ~bad[:, None], _flags(cells, answer.F))
+    matrices = answer.transition
+    if matrices is not None:
+        matrices = snapshot.matrices(np.where(bad[:, None, None, None], np.nan, matrices))
+    return _Solved(parts, rate, crossings(rows, threads=1) & ~bad[:, None], _flags(cells, answer), matrices)
 
 
 def _solve_all(
@@ -245,17 +200,25 @@ def _write(file: h5py.File, snapshot: Snapshot, block: Block, solved: _Solved) -
     file["growth_rate"][block] = solved.growth_rate.reshape(grid)
     file["has_crossing"][block] = solved.has_crossing.reshape(*grid, len(PAIRS))
     file["flag"][block] = solved.flag.reshape(grid)
+    if solved.transition is not None:
+        shape = solved.transition.shape[1:]
+        if "transition" not in file:
+            file.create_dataset("transition", (*snapshot.shape, *shape), np.float32)
+            file["transition"].attrs["axes"] = ["density or flux", "species out", "species in"]
+        file["transition"][block] = solved.transition.reshape(*grid, *shape)
 
 
-def _flags(cells: Cells, F: Array) -> NDArray[np.uint8]:
+def _flags(cells: Cells, answer: Answer) -> NDArray[np.uint8]:
     """`FLAGS` of each row."""
-    start, end = _least_margin(cells.rows), _least_margin(F)
-    changed = (cells.rows != F).any(axis=(1, 2))
+    start, end = _least_margin(cells.rows), _least_margin(answer.F)
+    changed = (cells.rows != answer.F).any(axis=(1, 2))
     shortened = changed & (end <= _ON_THE_EDGE) & (start > _ON_THE_EDGE)
+    outside = changed & answer.outside if answer.outside is not None else np.zeros_like(changed)
     return (
         FLAGS["vacuum"] * cells.vacuum
         + FLAGS["not physical"] * cells.invalid
         + FLAGS["shortened to stay physical"] * (shortened & ~cells.invalid)
+        + FLAGS["outside the training domain"] * (outside & ~cells.invalid)
     ).astype(np.uint8)
 
 

@@ -153,9 +153,9 @@ class MixingModel(nn.Module):
     def export_graph(self, branches: bool = True, full: bool = False) -> nn.Module:
         """Return the network as tensor operations alone, from ``x (n, 24)``; `rheidae.export` asks for it.
 
-        `branches`: whether the graph may hold branches and loops. `full`: with transition matrices.
+        `branches`: whether the graph may hold branches and loops. `full`: with what else full exports need.
         """
-        from rheidae.estimator.tensors.survival import MixingGraph
+        from rheidae.estimator.tensors.mixing import MixingGraph
 
         return MixingGraph(self, branches, full)
 

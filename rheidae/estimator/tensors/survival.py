@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 from rheidae.estimator.tensors.control import branch, repeat
 from rheidae.estimator.tensors.minerbo import exponents, four_vectors, moments_of, peak
-from rheidae.fourflux import ALIKE, FLAT
 from rheidae.mixing import _survival_kernels as kernels
 from rheidae.mixing.quadrature import lebedev
 from rheidae.mixing.survival import AXIAL_POINTS
@@ -199,10 +198,16 @@ class SurvivalMixing(nn.Module):
         p, a = (torch.cat(pair, dim=1).exp() for pair in ((log_p, log_p_axial), (log_a, log_a_axial)))
         ratio = nodes.net_flux / (kernels.AXIS * nodes.both[:, 1:].clamp(min=_TINY))
         beta = beta * (1.0 - torch.exp(-ratio.square()))
-        share = torch.cat([1.0 - beta, beta], dim=1)
-        # A node that leaves the smaller side does so with its whole weight.
-        fade = torch.where(nodes.small > kernels.NOISE, 1.0 - torch.exp(-nodes.small / kernels.FADE), 0.0)
-        factor = q0 * share * fade / nodes.both.clamp(min=1.0)
+        factor = q0 * torch.cat([1.0 - beta, beta], dim=1) * faded(nodes.small) / nodes.both.clamp(min=1.0)
+        return self._survival(nodes, Shape(p, a, lift, rho), factor), factor
+
+    def scheme(self, nodes: Nodes) -> tuple[Tensor, Tensor]:
+        """As `mixed`, at the parameters of the asymptotic scheme, which has no axial component."""
+        # Each a tensor of its own: a branch takes none twice.
+        p, a = torch.ones_like(nodes.small), torch.ones_like(nodes.both)
+        lift, rho = 0.5 * p[:, :1], 0.0 * a[:, :1]
+        fade = faded(nodes.small)[:, :1]
+        factor = torch.cat([2.0 / 3.0 * fade / nodes.both[:, :1].clamp(min=1.0), torch.zeros_like(fade)], dim=1)
         return self._survival(nodes, Shape(p, a, lift, rho), factor), factor
 
     def change(self, nodes: Nodes, h: Tensor, factor: Tensor) -> Tensor:
@@ -388,37 +393,12 @@ def _bessel_table(root: Any) -> Any:
     return np.linalg.solve(chebyshev.chebvander(t, _BESSEL_DEGREE), values)
 
 
-class MixingGraph(nn.Module):
-    """`rheidae.estimator.networks.MixingModel` with the quadrature as tensor operations.
-
-    Rows whose mu and tau differ come out as NaN: the scheme for three flavors has no graph. `full`: returns also the
-    transition matrices of densities and of fluxes, ``(n, 72)``.
-    """
-
-    refuses_unlike = True
-
-    def __init__(self, model: Any, branches: bool = True, full: bool = False) -> None:
-        super().__init__()
-        self.model, self.full = model, full
-        self.mixing = SurvivalMixing(model.order, branches)
-
-    def forward(self, x: Tensor) -> Any:
-        """Change ``(n, 24)`` of normalised states ``x (n, 24)``, float32 as the estimator's module returns it."""
-        state = x.double().reshape(-1, 6, 4)
-        nodes = self.mixing.prepare(state)
-        theta = self.model._theta(self.mixing.invariants(nodes).to(x.dtype))
-        h, factor = self.mixing.mixed(nodes, theta.double())
-        D = self.mixing.change(nodes, h, factor).to(x.dtype)[:, :, None]
-        change = torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, FLAT)
-        nu, nubar = (state[:, s] - state[:, s + 1] for s in (1, 4))
-        unlike = torch.cat([nu, nubar], dim=1).abs().amax(dim=1, keepdim=True)
-        change = torch.where(unlike > ALIKE, float("nan"), change)
-        if not self.full:
-            return change
-        return change, torch.where(unlike > ALIKE, float("nan"), _matrices(self.mixing.averages(nodes, h, factor)))
+def faded(small: Tensor) -> Tensor:
+    """Share of a crossing with this integral of its smaller side: a last node leaves it with its whole weight."""
+    return torch.where(small > kernels.NOISE, 1.0 - torch.exp(-small / kernels.FADE), 0.0)
 
 
-def _matrices(averages: Tensor) -> Tensor:
+def matrices_of(averages: Tensor) -> Tensor:
     """Matrices ``(n, 72)`` of `rheidae.mixing.transition` from averages ``(2, 4, n)``: kind, species out, in."""
     zero = torch.zeros_like(averages[0, 0])
     rows = []

@@ -1,0 +1,121 @@
+"""Standard deviations as tensor operations: `rheidae.estimator.uncertainty` where mu and tau are alike.
+
+Neighbours of the scheme (`rheidae.mixing._variation_kernels`) are taken on the nodes that the answer has, which know no
+rules for beams: for these a standard deviation is a tenth off, or so.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rheidae.estimator.tensors.survival import Nodes, SurvivalMixing, faded
+from rheidae.mixing._variation_kernels import SHALLOW
+
+_TINY = 1e-30
+
+
+class Neighbours(NamedTuple):
+    """What the asymptotic scheme and its neighbours say of a row.
+
+    Attributes
+    ----------
+    D : Tensor, shape (n, 2, 4)
+        What nu_e and nubar_e lose under the scheme.
+    sizes : Tensor, shape (n, kinds, 2, 2)
+        As `rheidae.mixing.variation.variations` has them for e and mu.
+    """
+
+    D: Tensor
+    sizes: Tensor
+
+
+def neighbours(mixing: SurvivalMixing, nodes: Nodes) -> Neighbours:
+    """The scheme and its neighbours on nodes that are there."""
+    h, factor = mixing.scheme(nodes)
+    D = mixing.change(nodes, h, factor)
+    on = mixing.sphere
+    larger = nodes.G[:, :on] > 0.0
+    # h is 1 - u on the larger side, 1 + abs(u)/2 on the smaller.
+    u = torch.where(larger, 1.0 - h[:, :on], 2.0 - 2.0 * h[:, :on])
+    kept = torch.where(larger, (2.0 / 3.0) * u, (1.0 / 3.0) * u)
+    slope = kept * (1.0 - u * u)
+    varied = torch.stack(
+        [slope, slope * (1.0 - 2.0 * u * u), torch.where(larger, 0.0, (1.0 / 3.0) * u), 2.0 / 3.0 - kept]
+    )
+    # Kinds, neutrinos and antineutrinos, rows, components.
+    sums = (varied[:, None] * nodes.moved[:, :, :on]) @ mixing.to_moments[:on, :4]
+    steep = sums[0, 0, :, 3] - sums[0, 1, :, 3]
+    moves = sums[1:, 1, :, 3] - sums[1:, 0, :, 3]
+    shift = torch.where(steep.abs() > _TINY, moves / torch.where(steep.abs() > _TINY, steep, 1.0), 0.0)
+    change = sums[1:] + shift[:, None, :, None] * sums[:1]
+    small, large = nodes.small[:, 0], nodes.both[:, 0] - nodes.small[:, 0]
+    share = faded(small)
+    shallow = torch.where(small < large, torch.exp(-small / (SHALLOW * large.clamp(min=_TINY))), 0.0)
+    shares = torch.stack([share, share, share * shallow])
+    sizes = torch.stack([change[..., :3].square().mean(dim=3).sqrt(), change[..., 3].abs()], dim=3)
+    return Neighbours(D, (shares[:, None, :, None] * sizes).permute(2, 0, 1, 3))
+
+
+class ErrorTerms(nn.Module):
+    """What `rheidae.estimator.uncertainty.ErrorScale` has learned, for states with mu and tau alike.
+
+    Parameters
+    ----------
+    scale : ErrorScale
+        A calibrated one.
+    """
+
+    mean: Tensor
+    whitening: Tensor
+    distance: Tensor
+    near: Tensor
+    far: Tensor
+    odd: Tensor
+
+    def __init__(self, scale: Any) -> None:
+        super().__init__()
+        for name, values in scale.arrays.items():
+            self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float64)))
+
+    def forward(self, init: Tensor, final: Tensor, far: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Standard deviations ``(n, 24)``, and 1 in rows outside of those trained on ``(n, 1)``, else 0.
+
+        Parameters
+        ----------
+        init, final, far : Tensor, shape (n, 6, 4)
+            States before, as predicted and of the scheme, over the total density.
+        sizes : Tensor
+            From `neighbours`.
+        """
+        beyond = (self._distance(init) - self.distance).clamp(min=0.0)[:, None, None]
+        near = (1.0 - self.odd) * torch.exp(-0.5 * beyond.square())
+        # As e-mu and e-tau are, e changes by both, mu and tau by one each.
+        square = sizes.permute(0, 2, 3, 1).square()[:, :, None]
+        terms = torch.cat([square, 0.25 * square, 0.25 * square], dim=2).reshape(-1, 6, 2, sizes.shape[1])
+        kinds = terms.shape[3]
+        learned, other = (
+            (terms * table[:, :, :kinds]).sum(dim=3) + table[:, :, -1] + 1e-20 for table in (self.near, self.far)
+        )
+        difference = (final - far).square()
+        other = other + torch.stack([difference[..., :3].mean(dim=2), difference[..., 3]], dim=2)
+        std = (near * learned + (1.0 - near) * other).sqrt()
+        # Where nothing changes, nothing is in doubt.
+        std = torch.where((final - init).abs().amax(dim=(1, 2), keepdim=True) > 0.0, std, 0.0)
+        by_component = torch.cat([std[..., :1].expand(-1, -1, 3), std[..., 1:]], dim=2)
+        outside = (beyond[:, :, 0] > 0.0).to(init.dtype)
+        return by_component.reshape(-1, 24), outside
+
+    def _distance(self, F: Tensor) -> Tensor:
+        """How far states are from those seen, as `rheidae.estimator.uncertainty` measures it."""
+        e, x, ebar, xbar = F[:, 0], 0.5 * (F[:, 1] + F[:, 2]), F[:, 3], 0.5 * (F[:, 4] + F[:, 5])
+        nu, nubar = e - ebar, x - xbar
+        vectors = torch.stack([e, x, ebar, xbar, nu, nubar, nu - nubar], dim=1)[:, :, :3]
+        lengths = vectors.square().sum(dim=2).sqrt()
+        unlike = torch.cat([F[:, 1] - F[:, 2], F[:, 4] - F[:, 5]], dim=1).square().sum(dim=1).sqrt()
+        densities = torch.stack([e[:, 3], x[:, 3], ebar[:, 3], xbar[:, 3]], dim=1)
+        numbers = torch.cat([densities, lengths, unlike[:, None]], dim=1)
+        return ((numbers - self.mean) @ self.whitening).square().sum(dim=1).sqrt()

@@ -22,7 +22,7 @@ from tests.states import random_rotation, random_states, turn
 SAMPLES = 1 << 15
 NUMPY_SAMPLES = 1 << 12
 ROUNDS, NUMPY_ROUNDS = 20, 4
-ORDERS = {"sharp": (15, 17, 31, 53), "shared": (15, 23, 31)}
+ORDERS = {"sharp": (15, 17, 31, 71), "shared": (15, 23, 29, 31)}
 GROUP = "Box3D, random states with flux factors up to 0.75"
 REFERENCE = Path(__file__).parents[1] / "reference_julia" / "main.jl"
 
@@ -77,7 +77,7 @@ def numpy_in_blocks(F, order):
 
 def test_numpy_and_numba(line, states, error, points):
     """All settings in turn, round after round, so that a change of the machine's speed meets all of them alike."""
-    work = {f"NumPy, order {order}": partial(numpy_in_blocks, order=order) for order in (31, 15)}
+    work = {f"NumPy, order {order}": partial(numpy_in_blocks, order=order) for order in (71, 31, 15)}
     work |= {
         f"Numba {crossing}, order {order}": partial(box3d_flux, order=order, crossing=crossing, threads=1)
         for crossing, orders in ORDERS.items()

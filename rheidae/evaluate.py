@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         from rheidae.runs.report import report_on, text, write_report
         from rheidae.runs.score import score_folder, score_settings
         from rheidae.scoring.figures import figure_files, write_figures
+        from rheidae.scoring.tally import Tallies
 
         torch.set_num_threads(1)  # more gain nothing at these widths
         drawn = figure_files(arguments.figures) if arguments.figures else []
@@ -76,14 +77,15 @@ def main(argv: list[str] | None = None) -> int:
             [Path(path) for path in inputs if path is not None],
         )
         if arguments.run:
-            scored, data, about = score_folder(arguments.run, arguments.data)
+            tallies, scored, about = score_folder(arguments.run, arguments.data, arguments.sample)
         else:
-            scored, data, about = score_settings(
+            scored, about = score_settings(
                 arguments.data, arguments.cv, arguments.config, arguments.train_parms, test_only=arguments.test_only,
                 folds=5 if arguments.folds is None else arguments.folds, seeds=arguments.seeds or 1,
                 sample=arguments.sample,
             )  # fmt: skip
-        report = report_on(scored, data, about, arguments.resamples)
+            tallies = Tallies().add(scored)
+        report = report_on(tallies, arguments.data, about, arguments.resamples)
         try:
             written = write_report(report, arguments.json, arguments.markdown)
             if arguments.figures:

@@ -32,7 +32,7 @@ class OutputError(RheidaeError):
 
 
 class ClusterError(RheidaeError):
-    """A Dask cluster cannot be reached, or lost its workers."""
+    """A Dask cluster cannot be reached, or lost its workers; or a process that helps this one was killed."""
 
 
 class RunStopped(RheidaeError):  # noqa: N818 - nothing went wrong

@@ -1,8 +1,10 @@
 import json
 import math
 import sys
+import tracemalloc
 from contextlib import nullcontext
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -20,13 +22,14 @@ from rheidae.mixing.box3d import box3d_survival
 from rheidae.mixing.power import power_survival
 from rheidae.mixing.quadrature import lebedev
 from rheidae.mixing.survival import mixing_change, survival_probability
-from rheidae.runs import ablation, train
+from rheidae.runs import ablation, score, train
 from rheidae.runs import folder as runs
 from rheidae.runs.report import markdown, report_on
 from rheidae.runs.score import cross_validate, mixing_parameters, score_run
 from rheidae.scoring import figures, splits
 from rheidae.scoring import scores as evaluation
 from rheidae.scoring.metrics import coverage, flux_error
+from rheidae.scoring.tally import Tallies, Tally
 from tests.states import random_states
 from tests.streams import STREAMS
 
@@ -91,7 +94,7 @@ def by_hand(data, prediction):
 def test_numbers_are_those_of_a_plain_calculation():
     scored, data, prediction = scored_example()
     chosen = data.groups == "b"
-    summary = evaluation.summary(scored, chosen, resamples=50)
+    summary = Tally().add(scored, chosen).summary(50)
     assert (summary["rows"], summary["simulations"]) == (7, 7)
     box = np.sqrt((by_hand(data, data.data[:, 24:])[chosen] ** 2).sum(axis=2)).mean(axis=1)
     for scheme, finals in {
@@ -121,7 +124,7 @@ def test_numbers_are_those_of_a_plain_calculation():
 
 def test_intervals_are_of_the_mean_over_seeds():
     scored, *_ = scored_example()
-    one = evaluation.summary(scored, np.ones(14, dtype=bool), 50)["schemes"]["model"]
+    one = Tally().add(scored, np.ones(14, dtype=bool)).summary(50)["schemes"]["model"]
     mean, box = scored.errors["model"].mean(axis=0), scored.errors["box3d"][0]
     assert one["error_interval"] == evaluation.ratio_interval(mean, np.ones(14), scored.simulation, 50)
     low, high = evaluation.ratio_interval(mean, box, scored.simulation, 50)
@@ -135,8 +138,8 @@ def test_coverage_of_normal_errors():
     prediction = scored_example()[2]
     scored, _, _ = scored_example(std=np.full_like(prediction, 10.0))
     every = np.ones(14, dtype=bool)
-    assert evaluation.summary(scored, every, 20)["schemes"]["model"]["coverage"] == 1
-    assert evaluation.summary(scored, every, 20)["schemes"]["box3d"]["coverage"] is None
+    assert Tally().add(scored, every).summary(20)["schemes"]["model"]["coverage"] == 1
+    assert Tally().add(scored, every).summary(20)["schemes"]["box3d"]["coverage"] is None
 
 
 def test_worst_rows_come_first():
@@ -363,7 +366,7 @@ def test_cross_validation_from_the_command_line(folder, tmp_path, capsys):
         return FluxRegressor(random_state=seed, max_epochs=1, val_split=0.2)
 
     scored = cross_validate(data, make, ["groups"], seeds=[0, 1], test_only=["three_d"])
-    mine = evaluation.summary(scored, (scored.role == "left out") & (scored.group == "nsm_b"), 100)
+    mine = Tally().add(scored, (scored.role == "left out") & (scored.group == "nsm_b")).summary(100)
     again = roles["nsm_b", "left out"]["schemes"]["power"]["skill"]
     assert mine["schemes"]["power"]["skill"] == pytest.approx(again)
     # Every table has every scheme.
@@ -403,6 +406,57 @@ def test_evaluation_of_a_run_counts_only_unseen_rows(run, folder, small):
     seen = Bunch(data=small.data[known], target=small.target[known], groups=small.groups[known], filename="x")
     with pytest.raises(RunError, match="trained on every row"):
         score_run(run, seen)
+
+
+def test_a_file_is_scored_in_blocks(run, folder, monkeypatch):
+    """Numbers, and how many rows a figure shows, are those of all rows at once; medians to a part of a bin."""
+    source = folder / "preprocessed_all.h5"
+
+    def report_in(block):
+        monkeypatch.setattr(score, "BLOCK_ROWS", block)
+        tallies, some, about = score.score_folder(run.folder, source)
+        return report_on(tallies, source, about, 20), some
+
+    (whole, every), (parts, same) = report_in(1000), report_in(5)
+    assert close(parts, whole)
+    np.testing.assert_array_equal(same.row, every.row)
+    monkeypatch.setattr(score, "SOME_ROWS", 12)
+    few = report_in(7)[1]
+    assert len(few.row) == -(-len(every.row) // 4)
+    assert {len(F[0]) for F in few.F.values()} == {len(few.std[0])} == {len(few.theta)} == {len(few.row)}
+    scored, _ = score_run(run, load_dataset(source))
+    chosen = scored.role == "unseen family"
+    middle = [np.median(values[:, chosen]) for values in (scored.std, np.abs(scored.F["model"] - scored.F_seen))]
+    (one,) = (entry for entry in whole["roles"] if entry["role"] == "unseen family")
+    assert one["schemes"]["model"]["width"] == pytest.approx(1.6448536 * middle[0] / middle[1], rel=2e-3)
+
+
+def close(one, other):
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    return one == (pytest.approx(other, rel=1e-9) if isinstance(other, float) else other)
+
+
+def test_memory_of_scoring_hardly_grows_with_the_rows(run, tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(score, "BLOCK_ROWS", 100)
+    monkeypatch.setattr(score, "SOME_ROWS", 10)
+    peaks = []
+    for copies in (4, 24):
+        path = tmp_path / f"{copies}.h5"
+        with h5py.File(folder / "preprocessed_all.h5") as source, h5py.File(path, "w") as file:
+            file.attrs.update(source.attrs)
+            for name in ("input", "target", "sim_id", "dirname"):
+                file[name] = np.concatenate([source[name][()]] * copies)
+            rows = len(file["input"])
+        tracemalloc.start()
+        tallies, _, about = score.score_folder(run.folder, path)
+        report_on(tallies, path, about, 2)
+        peaks.append((rows, tracemalloc.get_traced_memory()[1]))
+        tracemalloc.stop()
+    (few, small), (many, large) = peaks
+    assert (large - small) / (many - few) < 400  # bytes; 3300 with all states in memory
 
 
 def test_a_run_from_the_command_line(run, folder, tmp_path, capsys):
@@ -493,7 +547,7 @@ def test_one_row_and_perfect_box3d_are_reported_without_numbers_that_do_not_exis
     one = Bunch(**{name: small[name][row] for name in ("data", "target", "groups", "dirname")}, filename="x")
     one.target = one.data[:, 24:].copy()
     scored = evaluation.score(one, np.arange(1), np.array(["held out"]), np.zeros(1, int), one.data[None, :, 24:])
-    report = report_on(scored, one, {"model": "m", "seeds": [0]}, resamples=10)
+    report = report_on(Tallies().add(scored), "x", {"model": "m", "seeds": [0]}, resamples=10)
     check_plain(report)
     model = report["groups"][0]["schemes"]["model"]
     assert model["error"] == 0
@@ -507,7 +561,7 @@ def test_figures_of_one_perfect_row(small, tmp_path):
     one.target = one.data[:, :24].copy()
     one.data[:, 24:] = one.data[:, :24]
     scored = evaluation.score(one, np.arange(1), np.array(["held out"]), np.zeros(1, int), one.data[None, :, 24:])
-    report = report_on(scored, one, {"model": "m", "seeds": [0]}, resamples=10)
+    report = report_on(Tallies().add(scored), "x", {"model": "m", "seeds": [0]}, resamples=10)
     written = figures.write_figures(scored, report, tmp_path)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
 
@@ -517,7 +571,7 @@ def test_figure_of_species_shows_the_report(small, tmp_path, monkeypatch):
     scored = evaluation.score(
         small, rows, np.full(len(rows), "held out"), rows, 0.9 * small.data[None, :, 24:] + 0.1 * small.target[None]
     )
-    report = report_on(scored, small, {"model": "m", "seeds": [0]}, resamples=10)
+    report = report_on(Tallies().add(scored), "x", {"model": "m", "seeds": [0]}, resamples=10)
     drawn = Figure()
     monkeypatch.setattr(figures, "saved_figure", lambda *_: nullcontext(drawn))
     figures.error_by_species(report, tmp_path / "species.png")

@@ -596,13 +596,51 @@ def test_onnx_files_that_read_others_are_refused(exported, tmp_path):
         entry.key, entry.value = key, value
     add = onnx.helper.make_node("Add", ["F_init", "w"], ["F_final"])
     path = graph(tmp_path / "a.onnx", [add], [constant], metadata)
-    with pytest.raises(ExportError, match="takes weights from other files"):
+    with pytest.raises(ExportError, match="has weights in other files"):
         load_exported(path)
     # As other programs may write the same.
     content = path.read_bytes().replace(b"\x0a\x08location", b"\x0a\x88\x80\x00location")
     path.write_bytes(content)
     with pytest.raises(ExportError):
         load_exported(path)
+
+
+def test_small_onnx_files_take_no_large_memory(exported, tmp_path):
+    """Constants and operations end at a part of the free memory; what the runtime unpacks by itself is refused."""
+    metadata = onnx.load(exported("mixing", "onnx")).metadata_props[0].value
+    numbers, helper = onnx.numpy_helper.from_array, onnx.helper
+    many = numbers(np.array([1 << 37]), "many")  # a terabyte
+    one = numbers(np.ones(1), "one")
+    top = helper.make_node("ReduceMax", ["F_init"], ["top"], keepdims=0)
+    end = [
+        helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0),
+        helper.make_node("Add", ["F_init", "m"], ["F_final"]),
+    ]
+    for nodes, constants in (
+        ([helper.make_node("ConstantOfShape", ["many"], ["x"], value=helper.make_tensor("v", 11, [1], [0.0]))], [many]),
+        ([helper.make_node("Expand", ["one", "many"], ["x"])], [one, many]),
+        ([top, helper.make_node("Expand", ["top", "many"], ["x"])], [many]),
+    ):
+        model = load_exported(graph(tmp_path / "a.onnx", [*nodes, *end], constants, metadata))
+        with pytest.raises(ExportError, match=r"a\.onnx: cannot be evaluated \(.*Available memory of"):
+            model.predict(random_states(5))
+    value, place = helper.make_tensor("s", 11, [1], [1.0]), helper.make_tensor("i", 7, [1], [0])
+    sparse = helper.make_sparse_tensor(value, place, [1 << 37])
+    inside = helper.make_node("Constant", [], ["x"], sparse_value=sparse)
+    branch = helper.make_graph([inside], "b", [], [helper.make_tensor_value_info("x", 11, [1 << 37])])
+    choice = helper.make_node("If", ["yes"], ["x"], then_branch=branch, else_branch=branch)
+    function = onnx.FunctionProto(name="f", domain="own", output=["x"], node=[inside])
+    for nodes, change, found in (
+        (end, lambda model: model.graph.sparse_initializer.append(sparse), "sparse tensors"),
+        ([inside, *end], lambda model: None, "sparse tensors"),
+        ([choice, *end], lambda model: None, "sparse tensors"),
+        (end, lambda model: model.functions.append(function), "functions of its own"),
+    ):
+        model = onnx.load(graph(tmp_path / "b.onnx", nodes, [], metadata))
+        change(model)
+        onnx.save(model, tmp_path / "b.onnx")
+        with pytest.raises(ExportError, match=rf"b\.onnx: has {found}"):
+            load_exported(tmp_path / "b.onnx")
 
 
 def test_onnx_graphs_that_answer_something_else(exported, tmp_path):

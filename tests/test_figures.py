@@ -13,6 +13,7 @@ from sklearn.utils import Bunch
 from rheidae.runs import train as training
 from rheidae.runs.report import report_on
 from rheidae.scoring import figures, plots, scores
+from rheidae.scoring.tally import Tallies
 from tests.runs import PARMS, config_for
 
 # Machado, Oliveira and Fernandes 2009, doi:10.1109/TVCG.2009.113, severity 1, on linear RGB.
@@ -48,7 +49,7 @@ def scored(data):
     prediction = 0.3 * part.data[None, :, 24:] + 0.7 * part.target[None]
     role = np.array(["held out"] * 30 + ["unseen family"] * 10)
     one = scores.score(part, np.arange(40), role, np.arange(40), prediction)
-    return one, report_on(one, part, {"model": "m", "seeds": [0]}, resamples=20)
+    return one, report_on(Tallies().add(one), "x", {"model": "m", "seeds": [0]}, resamples=20)
 
 
 @pytest.fixture

@@ -51,8 +51,9 @@ def test_results_are_those_of_unseen_rows(trained, data):
 
 def test_evaluation_says_the_same_of_the_same_rows(trained, processed):
     folder, card = trained
-    scored, data, about = score.score_folder(folder, processed / "preprocessed_all.h5")
-    lines = report.entries(report.report_on(scored, data, about))
+    source = processed / "preprocessed_all.h5"
+    tallies, _, about = score.score_folder(folder, source)
+    lines = report.entries(report.report_on(tallies, source, about))
     for table in (report.score_table(lines), report.coverage_table(lines)):
         assert table in card
 

@@ -1,6 +1,7 @@
 """The pseudo-spectral solver against analytic rates, direct integration, conservation laws and Emu."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,15 +16,17 @@ import yaml
 import rheidae
 from rheidae import fourflux, simulate
 from rheidae.config import check_config
-from rheidae.exceptions import ConfigError, DataError, FourFluxError
+from rheidae.exceptions import ClusterError, ConfigError, DataError, FourFluxError
 from rheidae.linear.distributions import matched
 from rheidae.linear.stability import POTENTIAL
 from rheidae.mixing.quadrature import lebedev
+from rheidae.simulate import archive
 from rheidae.simulate.archive import read_states, simulate_archive
 from rheidae.simulate.comparison import EMU, compare
 from rheidae.simulate.config import SimulateConfig
 from rheidae.simulate.options import Options
 from rheidae.simulate.solver import Setup, Shift, Solver, order_for, prepare
+from rheidae.system import outputs
 from tests.states import random_rotation, random_states, turn
 
 SMALL = {"cells": 8, "wavelengths": 2.0}
@@ -486,6 +489,38 @@ def test_other_options_are_another_result(tmp_path):
     config["options"]["seed"] = 2
     assert simulate_archive(check_config(config, SimulateConfig)).simulated == 1
     assert simulate_archive(check_config(config, SimulateConfig), resume=False).simulated == 1
+
+
+def test_what_killed_runs_leave_is_removed(tmp_path):
+    """One killed while it removed the states of a finished archive, and one while it wrote a state of another."""
+    config = check_config(config_for(tmp_path, max_steps=1)[0], SimulateConfig)
+    kept = {}
+    write = archive._write_archive
+
+    def keeping(*arguments):
+        kept.update({place: place.read_bytes() for place in (tmp_path / "out/made.h5.parts").iterdir()})
+        write(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archive, "_write_archive", keeping)
+        target = simulate_archive(config).path
+    whole = target.read_bytes()
+    for again in (True, False):
+        (tmp_path / "out/made.h5.parts").mkdir()
+        for place, content in list(kept.items())[2:]:
+            place.write_bytes(content)
+        (tmp_path / "out/made.h5.parts" / f".other.h5.{outputs._HOST}-1-0.tmp").write_bytes(b"half")
+        assert simulate_archive(config, resume=again).simulated == (0 if again else 5)
+        assert [path.name for path in target.parent.iterdir()] == ["made.h5"]
+        assert target.read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_one_message(tmp_path, monkeypatch):
+    config = check_config({**config_for(tmp_path)[0], "processes": 2}, SimulateConfig)
+    monkeypatch.setattr(archive, "run_row", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ClusterError, match=r"a process of the simulation was killed, .* run again"):
+        simulate_archive(config)
 
 
 def test_rows_that_are_not_there(tmp_path):

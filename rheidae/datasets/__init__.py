@@ -84,7 +84,13 @@ def preprocess_sample(folder: str | Path, **changes: Any) -> Path:
     return Path(folder) / config.output_filename
 
 
-def load_dataset(path: str | Path | None = None, target_scale: float = 1e-33, *, return_X_y: bool = False) -> Any:
+def load_dataset(
+    path: str | Path | None = None,
+    target_scale: float = 1e-33,
+    *,
+    return_X_y: bool = False,
+    rows: tuple[int, int | None] = (0, None),
+) -> Any:
     """Load a preprocessed file, or the sample that ships with the package.
 
     Parameters
@@ -97,6 +103,8 @@ def load_dataset(path: str | Path | None = None, target_scale: float = 1e-33, *,
         for merger densities. 1 keeps 1/cm^3, whose squares overflow in single precision.
     return_X_y : bool
         Return ``(data, target)`` alone.
+    rows : (int, int or None)
+        First row, and the one behind the last, of a part of the file; what lies beyond its end is not there.
 
     Returns
     -------
@@ -115,15 +123,15 @@ def load_dataset(path: str | Path | None = None, target_scale: float = 1e-33, *,
         not finite. The message names file, dataset, row and remedy.
     """
     if path is None:
-        return _sample(target_scale, return_X_y)
+        return _sample(target_scale, return_X_y=return_X_y, rows=rows)
     from sklearn.utils import Bunch
 
     with open_h5(path, "make it with: python -m rheidae.preprocess") as file:
         remedy = "make the file with: python -m rheidae.preprocess"
         inputs, targets = dataset(file, "input", remedy), dataset(file, "target", remedy)
         reversed_axes = _has_reversed_axes(file, inputs)
-        data = _read_table(inputs, (WIDTH,), reversed_axes, target_scale)
-        target = _read_table(targets, (fourflux.FLAT,), reversed_axes, target_scale)
+        data = _read_table(inputs, (WIDTH,), reversed_axes, target_scale, rows)
+        target = _read_table(targets, (fourflux.FLAT,), reversed_axes, target_scale, rows)
         if len(data) != len(target):
             raise DataError(f"{path}: 'input' has {len(data)} rows, 'target' {len(target)}; {remedy}")
         if return_X_y:
@@ -131,14 +139,15 @@ def load_dataset(path: str | Path | None = None, target_scale: float = 1e-33, *,
         more = {}
         for name in _more(file):
             row, scale = ((6, 4), target_scale) if name.startswith("F_") else ((), 1.0)
-            values = _read_table(dataset(file, name, remedy), row, reversed_axes, scale)
+            values = _read_table(dataset(file, name, remedy), row, reversed_axes, scale, rows)
             if len(values) != len(data):
                 raise DataError(f"{path}: 'input' has {len(data)} rows, {name!r} {len(values)}; {remedy}")
             more[name] = values.astype(np.bool_) if name == "has_crossing" else values
-        groups = _read_strings(file, "sim_id", len(data))
+        count = inputs.shape[1 if reversed_axes else 0]
+        groups = _read_strings(file, "sim_id", count, rows)
         # Minimal files hold no names.
         dirname = (
-            _read_strings(file, "dirname", len(data))
+            _read_strings(file, "dirname", count, rows)
             if present(file, "dirname")
             else np.zeros(len(data), dtype=np.str_)
         )
@@ -156,11 +165,18 @@ def load_dataset(path: str | Path | None = None, target_scale: float = 1e-33, *,
     )
 
 
-def _sample(target_scale: float, return_X_y: bool) -> Any:
+def row_count(path: str | Path) -> int:
+    """Return how many rows `load_dataset` would read."""
+    with open_h5(path, "make it with: python -m rheidae.preprocess") as file:
+        inputs = dataset(file, "input", "make the file with: python -m rheidae.preprocess")
+        return int(inputs.shape[1 if _has_reversed_axes(file, inputs) else 0]) if inputs.ndim == 2 else 1
+
+
+def _sample(target_scale: float, **options: Any) -> Any:
     """The sample, preprocessed on the way."""
     with tempfile.TemporaryDirectory() as folder:
-        data = load_dataset(preprocess_sample(folder, schemes=list(STORED)), target_scale, return_X_y=return_X_y)
-    if not return_X_y:
+        data = load_dataset(preprocess_sample(folder, schemes=list(STORED)), target_scale, **options)
+    if not options["return_X_y"]:
         data.filename = None
         data.DESCR = _describe("the sample of the package", data.groups, target_scale)
     return data
@@ -188,24 +204,28 @@ def _has_reversed_axes(file: h5py.File, inputs: h5py.Dataset) -> bool:
     )
 
 
-def _read_table(source: h5py.Dataset, row: tuple[int, ...], reversed_axes: bool, scale: float) -> Any:
-    """A dataset of rows of shape `row` as ``(n, *row)`` float32, scaled, finite."""
+Part = tuple[int, int | None]
+
+
+def _read_table(source: h5py.Dataset, row: tuple[int, ...], reversed_axes: bool, scale: float, part: Part) -> Any:
+    """Some rows, each of shape `row`, of a dataset as ``(n, *row)`` float32, scaled, finite."""
     where = f"{source.file.filename}: dataset {source.name.lstrip('/')!r}"
     shape = tuple(source.shape or ())[:: -1 if reversed_axes else 1]
     if shape[1:] != row or source.dtype.kind not in "fiub":
         axes = ["n", *map(str, row)]
         expected = f"({', '.join(reversed(axes) if reversed_axes else axes)})"
         raise DataError(f"{where} has shape {source.shape}, type {source.dtype}; expected real numbers {expected}")
-    rows = shape[0]
+    first, end, _ = slice(*part).indices(shape[0])
+    rows = max(end - first, 0)
     require_memory(4 * rows * math.prod(row), where)
     table = np.empty((rows, *row), dtype=np.float32)
-    for start in range(0, rows, _CHUNK_ROWS):
-        stop = min(start + _CHUNK_ROWS, rows)
-        part = read(source, start, stop, axis=len(row) if reversed_axes else 0)
+    for start in range(first, end, _CHUNK_ROWS):
+        stop = min(start + _CHUNK_ROWS, end)
+        numbers, here = read(source, start, stop, axis=len(row) if reversed_axes else 0), table[start - first :]
         # The product is formed in double precision, so that 1e40 * 1e-33 fits.
         with np.errstate(over="ignore"):
-            table[start:stop] = (part.T if reversed_axes else part) * np.float64(scale)
-        finite = np.isfinite(table[start:stop]).reshape(stop - start, -1).all(axis=1)
+            here[: stop - start] = (numbers.T if reversed_axes else numbers) * np.float64(scale)
+        finite = np.isfinite(here[: stop - start]).reshape(stop - start, -1).all(axis=1)
         if not finite.all():
             raise DataError(
                 f"{where}, row {start + int(np.argmin(finite))}: a number is not finite, or is too large for float32 "
@@ -214,11 +234,11 @@ def _read_table(source: h5py.Dataset, row: tuple[int, ...], reversed_axes: bool,
     return table
 
 
-def _read_strings(file: h5py.File, name: str, rows: int) -> np.ndarray:
+def _read_strings(file: h5py.File, name: str, rows: int, part: Part) -> np.ndarray:
     strings = dataset(file, name, "make the file with: python -m rheidae.preprocess")
     if strings.shape != (rows,):
         raise DataError(f"{file.filename}: dataset {name!r} has shape {strings.shape}; expected ({rows},)")
-    values = strings[()]
+    values = strings[slice(*part)]
     # Names of folders may be any bytes, as in `os.fsdecode`.
     decoded = [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else str(v) for v in values.tolist()]
     return np.array(decoded, dtype=np.str_)

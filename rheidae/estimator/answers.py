@@ -171,8 +171,8 @@ class Answering(FluxNet):
         found = layout.outside(scale, table) & filled
         return found.reshape(shape[:-2] if len(shape) > 2 and shape[-2:] == (6, 4) else shape[:-1])
 
-    def _answer(self, table: Any) -> Any:
-        """Answers ``(n, outputs)`` for rows that are known to be good."""
+    def _answer(self, table: Any, first: int = 0) -> Any:
+        """Answers ``(n, outputs)`` for rows that are known to be good; messages count them from `first` on."""
         if not len(table):
             return np.empty((0, self._layout.n_outputs or self.n_outputs_), table.dtype)
         x, _ = self._layout.scaled(table, None)
@@ -185,8 +185,8 @@ class Answering(FluxNet):
         finite = np.isfinite(output).all(axis=1)
         if not finite.all():
             raise RunError(
-                f"X, row {int(np.argmin(finite))}: the network's output is not finite (NaN or infinity); its weights "
-                "are damaged or have grown without bound: train anew, with a smaller learning rate"
+                f"X, row {first + int(np.argmin(finite))}: the network's output is not finite (NaN or infinity); its "
+                "weights are damaged or have grown without bound: train anew, with a smaller learning rate"
             )
         return self._layout.answer(table, output, self.module_)
 
@@ -214,9 +214,20 @@ class Answering(FluxNet):
         self.check_is_fitted()
         X, y = self._layout.rows(X, self._needs_box3d), self._layout.targets(y)
         table, target = self._known(X, False, lambda: self._layout.tables(X, y))
-        # Column by column: float64 copies of all would need more memory than the rows.
-        columns = zip(target.T, self._answer(table).T, strict=True)
-        return float(np.mean([r2_score(*map(np.float64, pair), sample_weight=sample_weight) for pair in columns]))
+        count = len(table)
+        weight = np.broadcast_to(1.0, count) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        if count < 2 or weight.shape != (count,):
+            return float(r2_score(target, self._answer(table), sample_weight=sample_weight))  # says what is wrong
+        parts = [slice(start, start + self._block) for start in range(0, count, self._block)]
+
+        def total(values: Callable[[slice], Any]) -> Any:
+            return sum(weight[part] @ values(part) for part in parts)
+
+        mean = total(lambda part: target[part].astype(np.float64)) / weight.sum()
+        left = total(lambda part: np.square(target[part] - np.float64(self._answer(table[part], part.start))))
+        spread = total(lambda part: np.square(target[part] - mean))
+        # Of a column that does not vary, as scikit-learn has it.
+        return float(np.where(spread > 0, 1 - left / np.where(spread > 0, spread, 1.0), left == 0).mean())
 
     def calibrate(self, X: Any, y: Any) -> Answering:
         """Learn how far off predictions are, for ``predict(X, return_std=True)``.

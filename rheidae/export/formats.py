@@ -21,6 +21,7 @@ import rheidae
 from rheidae.exceptions import ExportError
 from rheidae.export import aten
 from rheidae.export.graph import FluxGraph
+from rheidae.export.onnxfile import open_session, run_options, unwanted
 from rheidae.export.states import made_states
 from rheidae.system.archives import require_small
 
@@ -161,25 +162,18 @@ def _write_onnx(model: Any, metadata: Metadata) -> bytes:
     return data
 
 
-# Of a tensor that lies in another file, the entry "location" says in which: field 1, length 8, each a number of any
-# number of bytes.
-_EXTERNAL = re.compile(rb"(\x0a|\x8a\x80*\x00)(\x08|\x88\x80*\x00)location")
-
-
 def _from_onnx(path: Path, threads: int) -> tuple[Function, Metadata]:
     require("onnxruntime")
-    import onnxruntime
-
     content = path.read_bytes()
-    if _EXTERNAL.search(content):
-        raise ExportError(f"{path}: takes weights from other files; exports hold all of theirs")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    found = unwanted(content)
+    if found is not None:
+        raise ExportError(f"{path}: has {found}; exports have none")
+    session = open_session(content, threads)
     names = [tensor.name for tensor in session.get_inputs()]
 
     def run(*tables: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-        return [np.asarray(table) for table in session.run(None, dict(zip(names, tables, strict=True)))]
+        given = dict(zip(names, tables, strict=True))
+        return [np.asarray(table) for table in session.run(None, given, run_options(len(tables[0])))]
 
     return run, json.loads(session.get_modelmeta().custom_metadata_map.get(KEY, "{}"))
 

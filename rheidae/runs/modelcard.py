@@ -18,6 +18,7 @@ from rheidae.runs.report import coverage_table, entries, report_on, score_table
 from rheidae.runs.score import score_rows
 from rheidae.scoring.metrics import COVERAGE
 from rheidae.scoring.scores import CONFIDENCE
+from rheidae.scoring.tally import Tallies
 
 NAME = "MODEL_CARD.md"
 
@@ -86,7 +87,8 @@ def model_card(run: Run, data: Any, about: dict[str, Any]) -> str:
     str
     """
     rows, role, which = _scored_rows(run, data)
-    report = report_on(score_rows(run.regressor, data, rows, role), data, {})
+    scored = score_rows(run.regressor, data, rows, role)
+    report = report_on(Tallies().add(scored), data.filename, {})
     lines = entries(report)
     chosen = data.data[rows], data.groups[rows]
     ranges = about["training_range"]

@@ -12,21 +12,22 @@ import rheidae
 from rheidae import fourflux
 from rheidae.mixing.schemes import STORED
 from rheidae.scoring.metrics import COVERAGE
-from rheidae.scoring.scores import CONFIDENCE, RESAMPLES, TITLES, Entry, Scored, summary, worst
+from rheidae.scoring.scores import CONFIDENCE, RESAMPLES, TITLES, Entry
+from rheidae.scoring.tally import Tallies
 from rheidae.system.outputs import write_text
 
 Report = dict[str, Any]
 
 
-def report_on(scored: Scored, data: Any, about: Report, resamples: int = RESAMPLES) -> Report:
+def report_on(tallies: Tallies, source: str | Path | None, about: Report, resamples: int = RESAMPLES) -> Report:
     """Put everything that is known of the scored rows into a JSON-safe dict.
 
     Parameters
     ----------
-    scored : Scored
-        Predictions.
-    data : Bunch
-        Where the rows come from.
+    tallies : Tallies
+        Of the scored rows.
+    source : path or None
+        The file that the rows come from.
     about : dict
         What to say of the model; put first.
     resamples : int
@@ -35,25 +36,15 @@ def report_on(scored: Scored, data: Any, about: Report, resamples: int = RESAMPL
     Returns
     -------
     dict
-        ``groups``: a `rheidae.scoring.scores.summary` for each group in each role, with ``group`` and ``role``;
+        ``groups``: a `rheidae.scoring.tally.Tally.summary` for each group in each role, with ``group`` and ``role``;
         ``roles``: the same for all groups of a role; ``worst``: the ten worst rows of each role.
     """
-    groups, roles = [], []
-    for role in sorted(set(scored.role.tolist())):
-        in_role = scored.role == role
-        names = sorted(set(scored.group[in_role].tolist()))
-        for group in names:
-            chosen = in_role & (scored.group == group)
-            groups.append({"group": group, "role": role, **summary(scored, chosen, resamples)})
-        roles.append({"group": "all", "role": role, **summary(scored, in_role, resamples)})
     return {
         **about,
-        "data": str(data.filename),
+        "data": str(source),
         "rheidae_version": rheidae.__version__,
         "confidence_level": CONFIDENCE,
-        "groups": groups,
-        "roles": roles,
-        "worst": worst(scored),
+        **tallies.summaries(resamples),
     }
 
 

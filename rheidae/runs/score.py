@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from rheidae.config import Config, TrainParms, read_config
-from rheidae.datasets import load_dataset
+from rheidae.datasets import load_dataset, row_count
 from rheidae.estimator.regressor import FluxRegressor
 from rheidae.exceptions import RunError
 from rheidae.mixing.survival import PARAMETERS
@@ -23,9 +23,12 @@ from rheidae.scoring.splits import (
     Part,
     RowNumbers,
     cross_validation_parts,
+    simulation_keys,
     simulation_labels,
     three_dimensional_groups,
 )
+from rheidae.scoring.tally import Tallies
+from rheidae.system.h5 import open_h5
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +37,53 @@ About = dict[str, Any]
 """What a report says of the model: ``model``, ``seeds``, and how it was scored."""
 
 
-def score_folder(folder: str | Path, source: str | Path) -> tuple[Scored, Any, About]:
-    """Score the run of a folder on a preprocessed file; also returns the data. See `score_run`."""
+BLOCK_ROWS = 1 << 14
+"""Rows of a file that are scored at a time."""
+
+SOME_ROWS = 20_000
+"""Of a file, at most: those that figures are drawn of."""
+
+
+def score_folder(folder: str | Path, source: str | Path, sample: int | None = None) -> tuple[Tallies, Scored, About]:
+    """Score the run of a folder on a preprocessed file, in blocks: of most rows only a few numbers stay in memory.
+
+    Parameters
+    ----------
+    folder, source : path
+        Run folder and preprocessed file.
+    sample : int, optional
+        A row that will be drawn.
+
+    Returns
+    -------
+    tallies : Tallies
+        Of all rows that `score_run` scores.
+    some : Scored
+        At most `SOME_ROWS` of them, evenly spaced, and the sample.
+    about : dict
+        As of `score_run`.
+
+    Raises
+    ------
+    RunError
+        If no row is left.
+    """
     run = load_run(folder)
-    data = _load(source, run.config.data.target_scale)
-    scored, about = score_run(run, data)
-    return scored, data, about
+    tallies, some, done = Tallies(), [], 0
+    with open_h5(source, "make it with: python -m rheidae.preprocess"):  # so that all blocks are of one version
+        rows = row_count(source)
+        for first in range(0, rows, BLOCK_ROWS):
+            data = load_dataset(source, run.config.data.target_scale, rows=(first, first + BLOCK_ROWS))
+            scored = _score_unseen(run, data, first)
+            if scored is not None:
+                tallies.add(scored)
+                drawn = np.arange(done, done + len(scored.row)) % -(-rows // SOME_ROWS) == 0
+                some.append(scored.chosen(drawn | (scored.row == sample)))
+                done += len(scored.row)
+    _require_rows(rows, source)
+    if not done:
+        raise _nothing_unseen(source)
+    return tallies, Scored.together(some), _about(run, rows - done)
 
 
 def score_run(run: Run, data: Any) -> tuple[Scored, About]:
@@ -65,21 +109,38 @@ def score_run(run: Run, data: Any) -> tuple[Scored, About]:
     RunError
         If no row is left.
     """
-    seen = run.has_seen(data)
-    if seen.all():
-        raise RunError(f"{data.filename}: the run was trained on every row of it; evaluate on other simulations")
-    rows = np.flatnonzero(~seen)
-    scored = score_rows(run.regressor, data, rows, run.role_of(data.groups[rows]))
-    about = {"model": f"run {run.folder}", "rows_left_out": int(seen.sum()), "seeds": [run.config.data.seed]}
-    return scored, about
+    scored = _score_unseen(run, data)
+    if scored is None:
+        raise _nothing_unseen(data.filename)
+    return scored, _about(run, len(data.data) - len(scored.row))
 
 
-def score_rows(model: FluxRegressor, data: Any, rows: RowNumbers, role: NDArray[np.str_]) -> Scored:
+def _score_unseen(run: Run, data: Any, first: int = 0) -> Scored | None:
+    rows = np.flatnonzero(~run.has_seen(data))
+    if not len(rows):
+        return None
+    return score_rows(run.regressor, data, rows, run.role_of(data.groups[rows]), first)
+
+
+def _about(run: Run, left_out: int) -> About:
+    return {"model": f"run {run.folder}", "rows_left_out": left_out, "seeds": [run.config.data.seed]}
+
+
+def _nothing_unseen(source: Any) -> RunError:
+    return RunError(f"{source}: the run was trained on every row of it; evaluate on other simulations")
+
+
+def _require_rows(rows: int, source: Any) -> None:
+    if not rows:
+        raise RunError(f"{source}: has no rows; preprocess raw files that hold some")
+
+
+def score_rows(model: FluxRegressor, data: Any, rows: RowNumbers, role: NDArray[np.str_], first: int = 0) -> Scored:
     """Score a trained model on some rows, each in a role; see `rheidae.scoring.scores.score`."""
     prediction, std = predict_rows(model, data.data[rows])
     return score(
-        data, rows, role, simulation_labels(data)[rows], prediction[None], None if std is None else std[None],
-        mixing_parameters(model, data.data[rows]),
+        data, rows, role, simulation_keys(data, first)[rows], prediction[None], None if std is None else std[None],
+        mixing_parameters(model, data.data[rows]), first,
     )  # fmt: skip
 
 
@@ -93,7 +154,7 @@ def score_settings(
     seeds: int = 1,
     test_only: Sequence[str] | None = None,
     sample: int | None = None,
-) -> tuple[Scored, Any, About]:
+) -> tuple[Scored, About]:
     """Cross-validate what configuration files describe, or the estimator's defaults; see `cross_validate`.
 
     Parameters
@@ -114,7 +175,6 @@ def score_settings(
     Returns
     -------
     scored : Scored
-    data : Bunch
     about : dict
     """
     config = read_config(config_path, Config) if config_path else None
@@ -135,13 +195,12 @@ def score_settings(
         "test_only": list(test_only),
         "seeds": list(range(seeds)),
     }
-    return scored, data, about
+    return scored, about
 
 
 def _load(path: str | Path, target_scale: float) -> Any:
     data = load_dataset(path, target_scale)
-    if not len(data.data):
-        raise RunError(f"{path}: has no rows; preprocess raw files that hold some")
+    _require_rows(len(data.data), path)
     return data
 
 

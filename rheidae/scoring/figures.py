@@ -47,7 +47,7 @@ def write_figures(scored: Scored, report: dict[str, Any], folder: Path, sample: 
     Parameters
     ----------
     scored : Scored
-        Predictions.
+        Predictions of the rows that the report is on, or of some of them.
     report : dict
         What `rheidae.runs.report.report_on` says of them.
     folder : Path
@@ -66,34 +66,36 @@ def write_figures(scored: Scored, report: dict[str, Any], folder: Path, sample: 
     RunError
         If the sample was not scored.
     """
+    total = sum(entry["rows"] for entry in report["roles"])
     index = int(np.argsort(scored.depth)[len(scored.depth) // 2])
     if sample is not None:
         scored_at = np.flatnonzero(scored.row == sample)
         if not len(scored_at):
             raise RunError(
-                f"row {sample} is not among the {len(scored.row)} that are scored, such as row {scored.row[0]}; "
+                f"row {sample} is not among the {total} that are scored, such as row {scored.row[0]}; "
                 "choose one of these, or leave --sample out"
             )
         index = int(scored_at[0])
     draw: tuple[Callable[[Path], None], ...] = (
-        lambda path: error_histograms(scored, path),
+        lambda path: error_histograms(scored, total, path),
         lambda path: error_by_species(report, path),
-        lambda path: parity(scored, path),
-        lambda path: error_by_state(scored, path),
+        lambda path: parity(scored, total, path),
+        lambda path: error_by_state(scored, total, path),
         lambda path: skill_by_group(report, path),
         lambda path: survival_on_sphere(scored, index, path),
     )
     return [path for function, path in zip(draw, figure_files(folder), strict=True) if drawn(function, path)]
 
 
-def error_histograms(scored: Scored, path: Path) -> None:
+def error_histograms(scored: Scored, total: int, path: Path) -> None:
     """How the errors of each scheme are distributed over the rows, a panel per role."""
     roles = sorted(set(scored.role.tolist()))
     errors = {scheme: error.mean(axis=0) for scheme, error in scored.errors.items()}
     positive = np.concatenate([error[error > 0] for error in errors.values()])
     low, high = (positive.min(), positive.max()) if len(positive) else (1e-3, 1e-2)
     bins = np.geomspace(0.9 * low, 1.1 * high, 40)
-    caption = f"How many of the scored rows have which error under each scheme. Error: {_ERROR}."
+    which = _which(scored, np.arange(len(scored.row)), total)
+    caption = f"How many of {which} have which error under each scheme. Error: {_ERROR}."
     with saved_figure(path, 6.5, 1.4 + 2.4 * len(roles), caption) as figure:
         panels = figure.subplots(len(roles), 1, sharex=True, squeeze=False)[:, 0]
         for axes, role in zip(panels, roles, strict=True):
@@ -129,14 +131,14 @@ def _some(scored: Scored) -> NDArray[np.intp]:
     return np.arange(0, len(scored.row), -(-len(scored.row) // _POINTS))
 
 
-def _which(scored: Scored, rows: NDArray[np.intp]) -> str:
-    """The rows of a figure in words."""
+def _which(scored: Scored, rows: NDArray[np.intp], total: int) -> str:
+    """The rows of a figure, of all that were scored, in words."""
     roles = ", ".join(f"{(scored.role[rows] == role).sum()} {role}" for role in sorted(set(scored.role.tolist())))
-    part = f"{len(rows)} of the {len(scored.row)}" if len(rows) < len(scored.row) else f"the {len(rows)}"
+    part = f"{len(rows)} of the {total}" if len(rows) < total else f"the {len(rows)}"
     return f"{part} scored rows ({roles})"
 
 
-def parity(scored: Scored, path: Path) -> None:
+def parity(scored: Scored, total: int, path: Path) -> None:
     """Predicted over simulated change of each of the 24 numbers, for every scheme that predicts one."""
     names = [scheme for scheme in TITLES if scheme != "none"]
     rows = _some(scored)
@@ -147,8 +149,9 @@ def parity(scored: Scored, path: Path) -> None:
     margin = 0.05 * np.ptp(ends) or 0.1
     limits = (ends.min() - margin, ends.max() + margin)
     caption = (
-        f"The 24 numbers of {_which(scored, rows)}, as changes from the initial state over the row's total density, "
-        "truth averaged over mu and tau where they start alike. On the dashed line prediction and simulation agree."
+        f"The 24 numbers of {_which(scored, rows, total)}, as changes from the initial state over the row's total "
+        "density, truth averaged over mu and tau where they start alike. On the dashed line prediction and simulation "
+        "agree."
     )
     with saved_figure(path, 4.0 * len(names), 4.8, caption) as figure:
         panels = figure.subplots(1, len(names), sharex=True, sharey=True)
@@ -160,12 +163,12 @@ def parity(scored: Scored, path: Path) -> None:
         panels[0].set_ylabel("predicted change")
 
 
-def error_by_state(scored: Scored, path: Path) -> None:
+def error_by_state(scored: Scored, total: int, path: Path) -> None:
     """Error over the depth of the crossing and over the largest flux factor, with running medians."""
     rows = _some(scored)
     caption = (
-        f"Points: {_which(scored, rows)}. Lines: medians of neighbouring points. Error: {_ERROR}. Depth: the smaller "
-        "over the larger integral of the electron lepton number on both sides of its crossing."
+        f"Points: {_which(scored, rows, total)}. Lines: medians of neighbouring points. Error: {_ERROR}. Depth: the "
+        "smaller over the larger integral of the electron lepton number on both sides of its crossing."
     )
     with saved_figure(path, 10.0, 5.0, caption) as figure:
         left, right = figure.subplots(1, 2, sharey=True)

@@ -1,12 +1,13 @@
-"""Scores of every scheme on rows whose answer is known: errors, skill, conservation, physicality, coverage.
+"""Rows whose answer is known: what every scheme and a model say of them, and how far off each is.
 
-Pure functions of arrays by the formulas of `rheidae.scoring.metrics`; `rheidae.runs.score` says which model was asked
-about which rows, and `rheidae.runs.report` puts the scores into words.
+Pure functions of arrays by the formulas of `rheidae.scoring.metrics`; `rheidae.scoring.tally` adds them up,
+`rheidae.runs.score` says which model was asked about which rows, and `rheidae.runs.report` puts the scores into words.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,15 +19,7 @@ from rheidae import fourflux
 from rheidae.exceptions import FourFluxError
 from rheidae.mixing import schemes
 from rheidae.mixing.box3d import box3d
-from rheidae.scoring.metrics import (
-    DEVIATIONS,
-    coverage,
-    flavor_sum_change,
-    flux_error,
-    lepton_number_change,
-    physicality_rate,
-    skill,
-)
+from rheidae.scoring.metrics import flux_error, skill
 from rheidae.scoring.splits import RowNumbers
 
 Entry = dict[str, Any]
@@ -41,6 +34,8 @@ RESAMPLES = 2000
 """Draws of the bootstrap, in every report that does not say otherwise."""
 
 _BUNDLES = 10_000
+
+_BY_ROW = ("row", "group", "role", "name", "simulation", "F_init", "F_true", "F_seen")
 
 
 @dataclass(frozen=True)
@@ -71,13 +66,34 @@ class Scored:
     group: NDArray[np.str_]
     role: NDArray[np.str_]
     name: NDArray[np.str_]
-    simulation: RowNumbers
+    simulation: NDArray[Any]
     F_init: NDArray[np.float64]
     F_true: NDArray[np.float64]
     F_seen: NDArray[np.float64]
     F: dict[str, NDArray[np.float64]]
     std: NDArray[np.float64] | None = None
     theta: NDArray[np.float64] | None = None
+
+    def chosen(self, rows: NDArray[np.bool_]) -> Scored:
+        """Return some of the rows."""
+        return replace(
+            self,
+            **{name: getattr(self, name)[rows] for name in _BY_ROW},
+            F={scheme: F[:, rows] for scheme, F in self.F.items()},
+            std=None if self.std is None else self.std[:, rows],
+            theta=None if self.theta is None else self.theta[rows],
+        )
+
+    @classmethod
+    def together(cls, parts: Sequence[Scored]) -> Scored:
+        """Return the rows of all parts, which come from one model."""
+        std, theta = [one.std for one in parts], [one.theta for one in parts]
+        return cls(
+            **{name: np.concatenate([getattr(one, name) for one in parts]) for name in _BY_ROW},
+            F={scheme: np.concatenate([one.F[scheme] for one in parts], axis=1) for scheme in parts[0].F},
+            std=None if std[0] is None else np.concatenate(std, axis=1),  # type: ignore[arg-type]
+            theta=None if theta[0] is None else np.concatenate(theta),  # type: ignore[arg-type]
+        )
 
     @cached_property
     def errors(self) -> dict[str, NDArray[np.float64]]:
@@ -114,10 +130,11 @@ def score(
     data: Any,
     rows: RowNumbers,
     role: NDArray[np.str_],
-    simulation: RowNumbers,
+    simulation: NDArray[Any],
     prediction: NDArray[Any],
     std: NDArray[Any] | None = None,
     theta: NDArray[Any] | None = None,
+    first: int = 0,
 ) -> Scored:
     """Put a model's predictions beside the analytic schemes and the truth.
 
@@ -135,6 +152,8 @@ def score(
         Final four-fluxes for each of r seeds, and their standard deviations, in the unit of the data.
     theta : ndarray, shape (n, 8), optional
         Parameters of a mixing model.
+    first : int
+        Row of the file that the data begin with.
 
     Returns
     -------
@@ -149,7 +168,7 @@ def score(
     bad = fourflux.first_unphysical(np.ascontiguousarray(fourflux.unflatten(table[:, :24])))
     if bad is not None:
         raise FourFluxError(
-            f"{data.filename}: {bad._replace(row=int(rows[bad.row]))}; preprocess the raw file again, with "
+            f"{data.filename}: {bad._replace(row=first + int(rows[bad.row]))}; preprocess the raw file again, with "
             "on_bad_rows: drop"
         )
     total = fourflux.total_density(table[:, :24])[:, None, None]
@@ -158,7 +177,7 @@ def score(
     )
     names = data.get("dirname")
     return Scored(
-        row=rows,
+        row=first + rows,
         group=data.groups[rows],
         role=role,
         name=np.full(len(rows), "") if names is None else names[rows],
@@ -173,87 +192,6 @@ def score(
         std=None if std is None else std.reshape(len(std), len(rows), 6, 4).astype(np.float64) / total,
         theta=theta,
     )
-
-
-def summary(scored: Scored, chosen: NDArray[np.bool_], resamples: int = RESAMPLES) -> Entry:
-    """Numbers of every scheme on the chosen rows, JSON-safe: what cannot be known is None, never NaN.
-
-    Parameters
-    ----------
-    scored : Scored
-        Predictions.
-    chosen : ndarray of bool, shape (n,)
-        At least one row.
-    resamples : int
-        Of the bootstrap.
-
-    Returns
-    -------
-    dict
-        ``rows``, ``simulations``, and ``schemes``: for each, means over rows and seeds of
-
-        - ``error``, ``species_error`` (four-flux distance of each species) and ``component_error`` (absolute error of
-          x, y, z, t, mean over species), all over the total density;
-        - ``skill``, one minus the error over Box3D's, and ``rows_better_than_box3d``, a fraction;
-        - ``error_interval``, ``skill_interval``: bootstrap over simulations at the level `CONFIDENCE`, of the mean over
-          seeds; ``error_spread``, ``skill_spread``: standard deviation between seeds;
-        - ``flavor_sum_change``, ``lepton_number_change``: the largest of all rows and seeds;
-        - ``physical_fraction`` of the four-fluxes, to rounding;
-        - ``coverage``: the fraction of the 24 numbers that lie within the model's 90 % interval, mu and tau as they
-          are; ``coverage_spread``; ``species_coverage``; and ``width``, half of the interval over the error, medians.
-    """
-    schemes = {}
-    reference, simulation = scored.errors["box3d"][0, chosen], scored.simulation[chosen]
-    for scheme, F in scored.F.items():
-        error = scored.errors[scheme][:, chosen]
-        # Rows of all seeds, one behind another.
-        pred = F[:, chosen].reshape(-1, 6, 4)
-        init, true = (np.tile(table[chosen], (len(F), 1, 1)) for table in (scored.F_init, scored.F_true))
-        mean_skill, skill_spread = scored.skill(scheme, chosen)
-        one: Entry = {
-            "error": float(error.mean()),
-            "skill": mean_skill,
-            "rows_better_than_box3d": float((error < reference).mean()),
-            "error_spread": seed_deviation(error.mean(axis=1)),
-            "skill_spread": skill_spread,
-            "species_error": {
-                name: float(flux_error(true, pred, init, species=name).mean()) for name in fourflux.SPECIES
-            },
-            "component_error": {
-                name: float(flux_error(true, pred, init, component=name).mean()) for name in fourflux.COMPONENTS
-            },
-            "flavor_sum_change": float(flavor_sum_change(pred, init).max()),
-            "lepton_number_change": float(lepton_number_change(pred, init).max()),
-            "physical_fraction": physicality_rate(pred),
-            "coverage": None,
-            "coverage_spread": None,
-            "species_coverage": None,
-            "width": None,
-        }
-        mean = error.mean(axis=0)
-        one["error_interval"] = ratio_interval(mean, np.ones_like(mean), simulation, resamples)
-        # Box3D's skill is zero by definition.
-        measured = mean_skill is not None and scheme != "box3d"
-        ratio = ratio_interval(mean, reference, simulation, resamples) if measured else None
-        one["skill_interval"] = None if ratio is None else [1 - ratio[1], 1 - ratio[0]]
-        if scheme == "model" and scored.std is not None:
-            difference, std = np.abs(F[:, chosen] - scored.F_seen[chosen]), scored.std[:, chosen]
-            covered = np.array([coverage(*pair) for pair in zip(difference, std, strict=True)])
-            middle = float(np.median(difference))
-            one |= {
-                "coverage": float(covered.mean()),
-                "coverage_spread": seed_deviation(covered),
-                "species_coverage": {
-                    name: coverage(difference[:, :, i], std[:, :, i]) for i, name in enumerate(fourflux.SPECIES)
-                },
-                "width": DEVIATIONS * float(np.median(std)) / middle if middle > 0 else None,
-            }
-        schemes[scheme] = one
-    return {
-        "rows": int(chosen.sum()),
-        "simulations": len(np.unique(scored.simulation[chosen])),
-        "schemes": schemes,
-    }
 
 
 def worst(scored: Scored, count: int = 10) -> list[Entry]:

@@ -8,7 +8,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 import rheidae
 from rheidae import fourflux
-from rheidae.exceptions import DataError
+from rheidae.exceptions import ClusterError, DataError
 from rheidae.linear.distributions import Array, alike, as_states
 from rheidae.mixing.quadrature import lebedev
 from rheidae.simulate.config import SimulateConfig
@@ -28,7 +29,7 @@ from rheidae.system import commands
 from rheidae.system.cluster import open_workers
 from rheidae.system.h5 import create_h5, dataset, open_h5, present
 from rheidae.system.memory import require_memory
-from rheidae.system.outputs import Outputs, not_written, only_writer
+from rheidae.system.outputs import Outputs, not_written, only_writer, remove_stale
 from rheidae.system.signals import uninterrupted
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
     OutputError
         If outputs cannot be written, or another run writes into the same folder.
     ClusterError
-        If the cluster cannot be reached, or loses its workers.
+        If the cluster cannot be reached, or loses its workers; if a process of this machine is killed.
     """
     rows, states = _chosen(config)
     states, _ = as_states(states, config.states.path)
@@ -153,10 +154,8 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
         if not done:
             results = [_read_part(place) for place in places]
             _write_archive(target, config, rows, states, marks, results)
-            for place in parts.glob("*.h5") if parts.is_dir() else ():
-                place.unlink()
-            if parts.is_dir():
-                parts.rmdir()
+        # Killed while they were removed, a run before left some of them.
+        _clear(parts, places if done else parts.glob("*.h5"))
         with open_h5(target) as file:
             converged = int(dataset(file, "converged")[()].sum())
     return Written(target, len(states), len(pending), converged)
@@ -192,10 +191,16 @@ def _processes(work: Callable[..., Any], blocks: list[tuple[Any, ...]], count: i
         return
     from joblib import Parallel, delayed, parallel_config
 
-    with parallel_config(backend="loky", inner_max_num_threads=1):
-        yield from Parallel(n_jobs=count, return_as="generator_unordered", pre_dispatch="all", batch_size=1)(
-            delayed(work)(*block) for block in blocks
-        )
+    try:
+        with parallel_config(backend="loky", inner_max_num_threads=1):
+            yield from Parallel(n_jobs=count, return_as="generator_unordered", pre_dispatch="all", batch_size=1)(
+                delayed(work)(*block) for block in blocks
+            )
+    except BrokenProcessPool as error:
+        raise ClusterError(
+            "a process of the simulation was killed, most likely for want of memory; set fewer `processes`, or ask for "
+            "more memory, and run again: states that are done are kept"
+        ) from error
 
 
 class _Progress:
@@ -245,6 +250,16 @@ def _write_part(place: Path, setup: Setup, one: Run) -> None:
                 file[name] = getattr(one, name)
     except OSError as error:
         raise not_written(place, error) from error
+
+
+def _clear(parts: Path, places: Iterable[Path]) -> None:
+    """Remove files of states, what killed runs left beside them, and the folder if nothing else is in it."""
+    for place in places:
+        place.unlink(missing_ok=True)
+    if parts.is_dir():
+        remove_stale(parts)
+        with suppress(OSError):
+            parts.rmdir()
 
 
 def _read_part(place: Path) -> dict[str, Any]:

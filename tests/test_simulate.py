@@ -1,6 +1,8 @@
 """The pseudo-spectral solver against analytic rates, direct integration, conservation laws and Emu."""
 
+import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -521,6 +523,20 @@ def test_a_process_that_is_killed_is_one_message(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "run_row", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(ClusterError, match=r"a process of the simulation was killed, .* run again"):
         simulate_archive(config)
+
+
+def test_without_shared_memory(tmp_path, monkeypatch, caplog):
+    """What a container without /dev/shm says to the semaphores that processes share."""
+
+    def refused(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(multiprocessing, "Semaphore", refused)
+    config = check_config({**config_for(tmp_path, max_steps=1)[0], "processes": 2}, SimulateConfig)
+    assert simulate_archive(config).simulated == 5
+    assert "see to /dev/shm; one state after another" in caplog.text
+    with pytest.raises(ClusterError, match=r"local:2: no shared memory \(.*see to /dev/shm, or leave it out"):
+        simulate_archive(config, resume=False, scheduler="local:2")
 
 
 def test_rows_that_are_not_there(tmp_path):

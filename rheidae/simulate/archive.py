@@ -26,7 +26,7 @@ from rheidae.simulate.config import SimulateConfig
 from rheidae.simulate.options import Options
 from rheidae.simulate.solver import Run, Setup, order_for, prepare, run_row
 from rheidae.system import commands
-from rheidae.system.cluster import open_workers
+from rheidae.system.cluster import no_processes, open_workers
 from rheidae.system.h5 import create_h5, dataset, open_h5, present
 from rheidae.system.memory import require_memory
 from rheidae.system.outputs import Outputs, not_written, only_writer, remove_stale
@@ -186,6 +186,9 @@ def _processes(work: Callable[..., Any], blocks: list[tuple[Any, ...]], count: i
     """Yield ``work(*block)`` as the processes finish them; alone, in this process."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(count or available, len(blocks))
+    if count > 1 and (fault := no_processes()):
+        log.warning("%s; one state after another until then", fault)
+        count = 1
     if count == 1:
         yield from (work(*block) for block in blocks)
         return

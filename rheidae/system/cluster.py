@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import multiprocessing
 import os
 import time
 from collections import deque
@@ -32,6 +33,15 @@ SILENT_SECONDS = 60.0
 
 MOST_THREADS = 8
 """More threads than this wait for the disk, and each holds blocks in memory."""
+
+
+def no_processes() -> str | None:
+    """Why this machine cannot divide work among processes, if it cannot: in containers, most often."""
+    try:
+        multiprocessing.Semaphore()
+    except (OSError, ImportError) as error:
+        return f"no shared memory ({error}): see to /dev/shm"
+    return None
 
 
 class Workers(Protocol):
@@ -108,6 +118,8 @@ class Cluster:
         kind, _, number = scheduler.partition(":")
         if kind == "local" and not (number.isdigit() and int(number) > 0):
             raise ClusterError(f"--scheduler {scheduler}: local needs a number of processes, such as local:4")
+        if kind == "local" and (fault := no_processes()):
+            raise ClusterError(f"--scheduler {scheduler}: {fault}, or leave it out")
         if kind not in ("local", "tcp", "tls", "ucx"):
             raise ClusterError(f"--scheduler {scheduler}: expected tcp://host:port of a scheduler, or local:N")
         try:

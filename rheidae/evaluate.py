@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     def command() -> None:
         import torch
 
-        from rheidae.runs.folder import FILES
+        from rheidae.runs.files import FILES
         from rheidae.runs.report import report_on, text, write_report
         from rheidae.runs.score import score_folder, score_settings
         from rheidae.scoring.figures import figure_files, write_figures

@@ -19,7 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def command() -> None:
-        from rheidae.runs.folder import FILES, read_history
+        from rheidae.runs.files import FILES
+        from rheidae.runs.folder import read_history
         from rheidae.scoring.plots import loss_curve
 
         folder = Path(arguments.run)

@@ -15,7 +15,7 @@ from rheidae.export.formats import FORMATS
 from rheidae.mixing.schemes import STORED
 from rheidae.scoring.splits import CROSS_VALIDATIONS
 from rheidae.simulate.config import SimulateConfig
-from rheidae.system import commands, threads
+from rheidae.system import commands, memory, threads
 
 ROOT = Path(__file__).parents[1]
 
@@ -153,6 +153,12 @@ def test_a_number_of_threads_that_numba_fails_with(monkeypatch, capsys):
         capsys.readouterr().err
         == "error: NUMBA_NUM_THREADS=0 in the environment: must be 1 or more; mend or unset it\n"
     )
+
+
+def test_too_little_address_space_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda _: (400 << 20, -1))
+    assert commands.run(lambda: pytest.fail("begun")) == 2
+    assert "ulimit -v leaves 419 MB of address space, and 629 MB are the least" in capsys.readouterr().err
 
 
 def test_a_name_that_the_locale_lacks_is_one_message(monkeypatch, capsys):

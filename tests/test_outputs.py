@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import sys
 import threading
@@ -84,6 +85,14 @@ def test_new_folders_are_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "sync", synced.append)
     outputs.write_text(tmp_path / "a" / "b" / "file", "text")
     assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b"} <= set(synced)
+
+
+def test_a_folder_that_goes_away_names_the_file(tmp_path):
+    written = outputs.Outputs()
+    written.write(tmp_path / "gone" / "a", b"x")
+    shutil.rmtree(tmp_path / "gone")
+    with pytest.raises(OutputError, match="gone/a: cannot be written"):
+        written.__exit__(None)
 
 
 def test_a_full_disk_names_the_file(tmp_path):

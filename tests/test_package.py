@@ -32,6 +32,13 @@ def test_preprocessing_does_not_load_torch_or_matplotlib():
     assert "matplotlib" not in loaded
 
 
+def test_prediction_by_a_scheme_does_not_load_torch(tmp_path):
+    code = f"""from rheidae.predict.__main__ import main
+assert main(["--model", "none", "--data", "absent.h5", "--out", {str(tmp_path / "out.h5")!r}]) == 2"""
+    loaded = loaded_after(code)
+    assert {"torch", "sklearn", "matplotlib"}.isdisjoint(loaded)
+
+
 def test_top_level_names():
     assert set(rheidae.__all__) <= set(dir(rheidae))
     for name in rheidae.__all__:

@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
 
             from rheidae.export.model import export_run
             from rheidae.pretrained import pretrained_run
-            from rheidae.runs.folder import FILES, load_run
+            from rheidae.runs.files import FILES
+            from rheidae.runs.folder import load_run
 
             torch.set_num_threads(1)
             options: dict[str, Any] = {"with_box3d": arguments.with_box3d, "full": arguments.full}

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> None:
         from rheidae.predict.stream import BLOCK_CELLS, predict_file
-        from rheidae.runs.folder import FILES
+        from rheidae.runs.files import FILES
 
         model = Path(arguments.model)
         inputs = [model, *(model / name for name in FILES), Path(arguments.data), Path(arguments.layout or model)]

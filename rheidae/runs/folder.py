@@ -41,16 +41,9 @@ from rheidae.estimator.resuming import NOT_A_STATE, STATE_FORMAT
 from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import RunError
 from rheidae.runs.build import build_regressor
+from rheidae.runs.files import DIGESTED, FILES
 from rheidae.system.archives import require_small
 from rheidae.system.outputs import Outputs, make_folder, only_writer, sync, write_text
-
-DIGESTED = (
-    "model.yaml", "train_parms.yaml", "weights.safetensors", "error_scale.safetensors", "history.json", "rows.npz",
-)  # fmt: skip
-"""What a model is made of; ``run.json`` holds the digests."""
-
-FILES = (*DIGESTED, "run.json", "state.pt", "last.safetensors", "history.jsonl", "history.csv", "MODEL_CARD.md")
-"""All that a run writes into its folder, and no other command may."""
 
 PARTS = ("train", "valid", "test")
 """Of the rows, in ``rows.npz``."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rheidae.exceptions import ConfigError, OutputError, RheidaeError
+from rheidae.system.memory import require_address_space
 from rheidae.system.outputs import is_stream
 from rheidae.system.signals import Terminated, termination_raises
 
@@ -100,6 +101,7 @@ def _require_environment() -> None:
     threads = os.environ.get("NUMBA_NUM_THREADS", "")
     if re.fullmatch(r"0+|-\d+", threads):
         raise ConfigError(f"NUMBA_NUM_THREADS={threads} in the environment: must be 1 or more; mend or unset it")
+    require_address_space()
     if "matplotlib" not in sys.modules:
         os.environ["MPLBACKEND"] = "agg"
 

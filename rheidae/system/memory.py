@@ -6,13 +6,17 @@ import math
 from contextlib import suppress
 from pathlib import Path
 
-from rheidae.exceptions import DataError
+from rheidae.exceptions import DataError, RheidaeError
 from rheidae.system.outputs import size
 
 try:
     import resource
 except ImportError:  # pragma: no cover - outside Unix
     resource = None  # type: ignore[assignment]
+
+
+LEAST = 600 << 20
+"""Bytes of address space that compiled kernels and what they are compiled with take."""
 
 
 def free_memory() -> float:
@@ -34,6 +38,16 @@ def free_memory() -> float:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             free = min(free, limit - pages * resource.getpagesize())
     return max(free, 0.0)
+
+
+def require_address_space() -> None:
+    """Raise `RheidaeError` under a limit in which the compiler of kernels would end the process without a word."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0] if resource else -1
+    if 0 <= limit < LEAST:
+        raise RheidaeError(
+            f"ulimit -v leaves {size(limit)} of address space, and {size(LEAST)} are the least (with torch twice as "
+            "much): raise it, or limit the memory by a control group"
+        )
 
 
 def require_memory(needed: float, what: str) -> None:

@@ -125,7 +125,8 @@ class Outputs:
             try:
                 sync(temporary)
             except OSError as error:
-                raise not_written(target, error, self._needed or temporary.stat().st_size) from error
+                there = temporary.stat().st_size if temporary.exists() else 0
+                raise not_written(target, error, self._needed or there) from error
 
     def unlock(self) -> None:
         """Let go of the locks that tell others that the temporary files are in use; HDF5 reads no locked file."""

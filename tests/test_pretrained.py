@@ -82,4 +82,4 @@ def test_names_of_files(tmp_path, capsys):
     assert "has to end in .onnx" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         export(["--out", str(tmp_path / "model.onnx")])
-    assert "--run --pretrained is required" in capsys.readouterr().err
+    assert "--pretrained --scheme is required" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The model that ships: made again, opened, and its file."""
 
 import json
+import pickle
 from importlib import resources
 
 import numpy as np
@@ -27,6 +28,20 @@ def states():
     F = 1e33 * random_states(400, 3, alike=True)
     F[7] = 0.0
     return F
+
+
+def test_it_comes_without_an_optimizer_until_that_is_asked_for(states):
+    """The optimizer's imports take as long as those of torch."""
+    model = pickle.loads(pickle.dumps(pretrained()))
+    assert "optimizer_" not in vars(model)
+    before = model.predict(states[:7])
+    assert model.set_params(lr=0.5).optimizer_.param_groups[0]["lr"] == 0.5
+    assert [group["weight_decay"] for group in model.optimizer_.param_groups] == [0.01, 0.0]
+    X = states[8:40].reshape(-1, 24)
+    model.partial_fit(np.concatenate([X, X], axis=1), X)
+    assert (model.predict(states[:7]) != before).any()
+    with pytest.raises(AttributeError, match="no attribute 'optimiser_'"):
+        _ = model.optimiser_
 
 
 def test_it_is_what_the_command_makes(states, tmp_path):

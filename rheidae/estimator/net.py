@@ -223,8 +223,22 @@ class FluxNet(Resumable):
         self.criterion_.constraints = constraints.make_module() if constraints else None
         return self
 
+    def initialize_to_predict(self) -> FluxNet:
+        """As `initialize`, but the optimizer is made when first asked for: its imports take as long as torch's own."""
+        self._optimizer_waits = True
+        return self.initialize()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "optimizer_" and self.__dict__.pop("_optimizer_waits", False):
+            return self.initialize_optimizer().optimizer_
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def initialize_optimizer(self, triggered_directly: Any = None) -> FluxNet:
         """Make the optimizer; biases and trained loss weights get groups without weight decay."""
+        if self.__dict__.get("_optimizer_waits"):
+            self.optimizer_ = object.__new__(self.optimizer)  # for skorch, which keeps a list of names
+            del self.__dict__["optimizer_"]
+            return self
         args, kwargs = self.get_params_for_optimizer("optimizer", self.module_.named_parameters())
         if self.optimizer is torch.optim.AdamW:
             kwargs.setdefault("betas", BETAS)

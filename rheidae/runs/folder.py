@@ -341,7 +341,7 @@ def load_run(folder: str | Path) -> Run:
     content = _checked(folder, about)
     config = read_config(folder / "model.yaml", Config)
     parms = read_config(folder / "train_parms.yaml", TrainParms)
-    regressor = build_regressor(config, parms).initialize()
+    regressor = build_regressor(config, parms).initialize_to_predict()
     with _naming(folder / "weights.safetensors", "does not fit the run's model.yaml"):
         regressor.module_.load_state_dict(load_safetensors(content["weights.safetensors"]))
     if "error_scale.safetensors" in content:

@@ -142,6 +142,17 @@ def test_coverage_of_normal_errors():
     assert Tally().add(scored, every).summary(20)["schemes"]["box3d"]["coverage"] is None
 
 
+def test_interval_of_the_coverage_draws_simulations():
+    std = np.full_like(scored_example()[2], 10.0)
+    covered = np.arange(14) % 4 > 0
+    std[:, ~covered] = 0.0
+    scored, _, _ = scored_example(std=std)
+    one = Tally().add(scored, np.ones(14, dtype=bool)).summary(50)["schemes"]["model"]
+    assert one["coverage"] == pytest.approx(covered.mean())
+    expected = evaluation.ratio_interval(covered.astype(float), np.ones(14), scored.simulation, 50)
+    assert one["coverage_interval"] == pytest.approx(expected)
+
+
 def test_worst_rows_come_first():
     scored, data, _ = scored_example()
     found = evaluation.worst(scored, 5)
@@ -327,7 +338,7 @@ SUMMARY = {"group", "role", "rows", "simulations", "schemes"}
 SCHEME = {
     "error", "skill", "rows_better_than_box3d", "error_spread", "skill_spread", "species_error", "component_error",
     "flavor_sum_change", "lepton_number_change", "physical_fraction", "coverage", "coverage_spread",
-    "species_coverage", "width", "error_interval", "skill_interval",
+    "coverage_interval", "species_coverage", "width", "error_interval", "skill_interval",
 }  # fmt: skip
 
 

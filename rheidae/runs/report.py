@@ -183,7 +183,8 @@ def coverage_table(entries: Sequence[Entry]) -> str:
     """How many of the errors lie within the model's own 90 % interval, by species; empty if it gives none."""
     lines = [
         [
-            entry["group"], entry["role"], with_doubt(one["coverage"], one["coverage_spread"], None, 3),
+            entry["group"], entry["role"],
+            with_doubt(one["coverage"], one["coverage_spread"], one["coverage_interval"], 3),
             *(f"{value:.2f}" for value in one["species_coverage"].values()), with_doubt(one["width"], None, None, 1),
         ]
         for entry in entries

@@ -35,6 +35,7 @@ class Tally:
         self._sums: dict[str, dict[str, Numbers]] = {}
         self._largest: dict[str, Numbers] = {}
         self._errors: dict[str, list[Numbers]] = {}
+        self._covered: list[Numbers] = []
         self._simulations: list[NDArray[Any]] = []
 
     def add(self, scored: Scored, chosen: NDArray[np.bool_]) -> Tally:
@@ -58,6 +59,7 @@ class Tally:
             }
             if scheme == "model" and scored.std is not None:
                 difference, std = np.abs(F[:, chosen] - scored.F_seen[chosen]), scored.std[:, chosen]
+                self._covered.append((difference <= DEVIATIONS * std).mean(axis=(0, 2, 3)))
                 sums |= {
                     "covered": np.array([count * coverage(*pair) for pair in zip(difference, std, strict=True)]),
                     "species covered": count
@@ -73,6 +75,7 @@ class Tally:
         """Count all rows of another tally in; return itself."""
         self.rows += other.rows
         self._simulations += other._simulations
+        self._covered += other._covered
         for scheme, sums in other._sums.items():
             self._take(scheme, sums, other._largest[scheme], other._errors[scheme])
         return self
@@ -105,8 +108,8 @@ class Tally:
             - ``flavor_sum_change``, ``lepton_number_change``: the largest of all rows and seeds;
             - ``physical_fraction`` of the four-fluxes, to rounding;
             - ``coverage``: the fraction of the 24 numbers that lie within the model's 90 % interval, mu and tau as they
-              are; ``coverage_spread``; ``species_coverage``; and ``width``, half of the interval over the error,
-              medians to 0.1 %.
+              are; ``coverage_spread``; ``coverage_interval``, bootstrap over simulations; ``species_coverage``; and
+              ``width``, half of the interval over the error, medians to 0.1 %.
         """
         schemes, simulation = {}, np.concatenate(self._simulations)
         reference, box_errors = self._sums["box3d"]["error"][0], np.concatenate(self._errors["box3d"])
@@ -127,6 +130,7 @@ class Tally:
                 "physical_fraction": float(mean["physical"]),
                 "coverage": None,
                 "coverage_spread": None,
+                "coverage_interval": None,
                 "species_coverage": None,
                 "width": None,
                 "error_interval": ratio_interval(row_errors, np.ones_like(row_errors), simulation, resamples),
@@ -136,10 +140,11 @@ class Tally:
             ratio = ratio_interval(row_errors, box_errors, simulation, resamples) if measured else None
             one["skill_interval"] = None if ratio is None else [1 - ratio[1], 1 - ratio[0]]
             if "covered" in mean:
-                middle = _median(sums["difference"])
+                middle, covered = _median(sums["difference"]), np.concatenate(self._covered)
                 one |= {
                     "coverage": float(mean["covered"].mean()),
                     "coverage_spread": seed_deviation(mean["covered"]),
+                    "coverage_interval": ratio_interval(covered, np.ones_like(covered), simulation, resamples),
                     "species_coverage": dict(zip(fourflux.SPECIES, mean["species covered"].tolist(), strict=True)),
                     "width": DEVIATIONS * _median(sums["std"]) / middle if middle > 0 else None,
                 }

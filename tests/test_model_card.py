@@ -147,7 +147,7 @@ def test_limits_name_where_the_model_is_worst_and_too_sure_of_itself(trained):
     worst = min(skills, key=lambda group: float(skills[group].split()[0]))
     assert f"worst on {worst.replace(' | ', ' (')}): skill {skills[worst]}, " in limits
     stated = card[card.index("within the 90 % interval") :]
-    covered = {group: float(cells(stated, group)[0]) for group in groups}
+    covered = {group: float(cells(stated, group)[0].split()[0]) for group in groups}
     assert covered["three_d | unseen family"] < 0.8  # where this was written: 0.4
     for group, part in covered.items():
         name = group.replace(" | ", " (") + ")"

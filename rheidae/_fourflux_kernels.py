@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from rheidae.system.numba import kernel, scalar_kernel
 
 
@@ -43,3 +45,25 @@ def unphysical_rows(F, tolerance, out):
         out[row] = bad
         count += bad
     return count
+
+
+@kernel
+def _least_margin(F):
+    """The smallest ``N - |F|`` of the species of ``F (6, 4)``, over the total density."""
+    total, least = 0.0, np.inf
+    for s in range(6):
+        total += F[s, 3]
+        least = min(least, F[s, 3] - np.sqrt(F[s, 0] ** 2 + F[s, 1] ** 2 + F[s, 2] ** 2))
+    return least / total if total > 0.0 else least
+
+
+@kernel
+def mark_changes(F, G, edge, changed, met):
+    """Mark rows of ``G (n, 6, 4)`` that differ from ``F``, and those of them that have met ``N = |F|`` to `edge`."""
+    for row in range(F.shape[0]):
+        differs = False
+        for s in range(6):
+            for k in range(4):
+                differs = differs or F[row, s, k] != G[row, s, k]
+        changed[row] = differs
+        met[row] = differs and _least_margin(G[row]) <= edge < _least_margin(F[row])

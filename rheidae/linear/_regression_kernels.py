@@ -126,15 +126,18 @@ def _features(plus, minus, out):
 
 
 @kernel
-def _network(x, W, b, v, c):
-    """``c + v . tanh(W x + b)``, with W ``(FEATURES, hidden)``."""
+def _network(x, W, b, v, c, hidden):
+    """``c + v . tanh(W x + b)``, with W ``(FEATURES, hidden)``; ``hidden`` is scratch."""
+    simd_function()
+    for h in range(np.uint64(b.shape[0])):
+        hidden[h] = b[h]
+    for k in range(FEATURES):
+        for h in range(np.uint64(b.shape[0])):
+            hidden[h] += x[k] * W[k, h]
     total = c
-    for h in range(b.shape[0]):
-        s = b[h]
-        for k in range(FEATURES):
-            s += x[k] * W[k, h]
+    for h in range(np.uint64(b.shape[0])):
         # tanh s = 1 - 2/(exp(2 s) + 1)
-        t = min(max(2.0 * LOG2_E * s, -60.0), 60.0)
+        t = min(max(2.0 * LOG2_E * hidden[h], -60.0), 60.0)
         total += v[h] * (1.0 - 2.0 / (pow2(t) + 1.0))
     return total
 
@@ -168,6 +171,7 @@ def _difference(F, a, b, half, weights, g):
 def rates(F, half, weights, W, b, v, c, out):
     """Growth rates in the unit of ``F (n, 6, 4)``; of unlike mu and tau the largest of three pairs."""
     g, plus, minus, x = np.empty(2 * half.shape[1]), np.empty(10), np.empty(10), np.empty(FEATURES)
+    hidden = np.empty(b.shape[0])
     for r in range(F.shape[0]):
         total, apart = 0.0, 0.0
         for s in range(6):
@@ -183,5 +187,5 @@ def rates(F, half, weights, W, b, v, c, out):
             _sums(g, half, plus, minus)
             scale = _features(plus, minus, x)
             if scale > 1e-12 * total:
-                best = max(best, scale * np.exp(_network(x, W, b, v, c)))
+                best = max(best, scale * np.exp(_network(x, W, b, v, c, hidden)))
         out[r] = best

@@ -760,6 +760,31 @@ def asymptotic_rows(F, table, narrow, fine, finer, out, start, stop):
                     out[i, s, 3] = length + EDGE * total
 
 
+@kernel
+def _sides_alike(species, sign, x, y, z, w):
+    """I+ and I- of a row with mu = tau and without beams; the arithmetic is that of `_fill_pairs`."""
+    simd_function()
+    e, g, f, h = species[0], species[1], species[2], species[3]
+    ea, fa, ga, ha = LOG2_E * e[3], LOG2_E * f[3], LOG2_E * g[3], LOG2_E * h[3]
+    ex, ey, ez, eA = ea * e[0], ea * e[1], ea * e[2], e[4] / FOUR_PI * z_over_sinh(e[3])
+    fx, fy, fz, fA = fa * f[0], fa * f[1], fa * f[2], f[4] / FOUR_PI * z_over_sinh(f[3])
+    gx, gy, gz, gA = ga * g[0], ga * g[1], ga * g[2], g[4] / FOUR_PI * z_over_sinh(g[3])
+    hx, hy, hz, hA = ha * h[0], ha * h[1], ha * h[2], h[4] / FOUR_PI * z_over_sinh(h[3])
+    large = small = 0.0
+    for i in range(np.uint64(x.shape[0])):
+        p, q, r, v = x[i], y[i], z[i], w[i]
+        e1, e2 = pow2_pair(ex * p + ey * q + ez * r)
+        f1, f2 = pow2_pair(fx * p + fy * q + fz * r)
+        g1, g2 = pow2_pair(gx * p + gy * q + gz * r)
+        h1, h2 = pow2_pair(hx * p + hy * q + hz * r)
+        d1 = sign * ((eA * e1 - gA * g1) - (fA * f1 - hA * h1))
+        d2 = sign * ((eA * e2 - gA * g2) - (fA * f2 - hA * h2))
+        b1, b2 = abs(d1), abs(d2)
+        large += v * (b1 + d1 + b2 + d2)
+        small += v * (b1 - d1 + b2 - d2)
+    return 0.5 * large, 0.5 * small
+
+
 @driver
 def crossing_rows(F, table, narrow, sides, start, stop):
     """I+ and I- of the three pairs, over the total density, into ``sides (n, 3, 2)``."""
@@ -773,11 +798,22 @@ def crossing_rows(F, table, narrow, sides, start, stop):
         if not total > 0.0:
             continue
         if flavors == 2:
-            out = scratch[7]
-            _values(beams, species, moments, Q, table, narrow, scratch, work, out)
-            larger = 0 if moments[0, 3] - moments[1, 3] - moments[2, 3] + moments[3, 3] >= 0.0 else 1
+            net = moments[0, 3] - moments[1, 3] - moments[2, 3] + moments[3, 3]
+            larger, sign = (0, 1.0) if net >= 0.0 else (1, -1.0)
+            if beams > 0:
+                n = fill_nodes(4, beams, species, moments, Q, table, narrow, scratch, work)
+                fill_values(
+                    sign, work[WEIGHT, :n], work[VALUES, :n], work[VALUES + 1, :n], work[VALUES + 2, :n],
+                    work[VALUES + 3, :n], work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n], scratch[7],
+                )  # fmt: skip
+                large, small = scratch[7, 0], scratch[7, 1]
+            else:
+                half = table.shape[1] // 2
+                large, small = _sides_alike(
+                    species, sign, table[0, :half], table[1, :half], table[2, :half], table[3, :half]
+                )
             for pair in range(2):
-                sides[i, pair, larger], sides[i, pair, 1 - larger] = out[0], out[1]
+                sides[i, pair, larger], sides[i, pair, 1 - larger] = large, small
         else:
             n = fill_nodes(6, beams, species, moments, Q, table, narrow, scratch, work)
             _lepton_numbers(n, work)

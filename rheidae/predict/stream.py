@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rheidae
-from rheidae import fourflux
+from rheidae._fourflux_kernels import mark_changes
 from rheidae.cells import Cells
 from rheidae.linear import growth_rate
 from rheidae.mixing.asymptotic import PAIRS, crossings
@@ -210,9 +210,8 @@ def _write(file: h5py.File, snapshot: Snapshot, block: Block, solved: _Solved) -
 
 def _flags(cells: Cells, answer: Answer) -> NDArray[np.uint8]:
     """`FLAGS` of each row."""
-    start, end = _least_margin(cells.rows), _least_margin(answer.F)
-    changed = (cells.rows != answer.F).any(axis=(1, 2))
-    shortened = changed & (end <= _ON_THE_EDGE) & (start > _ON_THE_EDGE)
+    changed, shortened = np.empty((2, len(answer.F)), dtype=np.bool_)
+    mark_changes(cells.rows, answer.F, _ON_THE_EDGE, changed, shortened)
     outside = changed & answer.outside if answer.outside is not None else np.zeros_like(changed)
     return (
         FLAGS["vacuum"] * cells.vacuum
@@ -220,11 +219,3 @@ def _flags(cells: Cells, answer: Answer) -> NDArray[np.uint8]:
         + FLAGS["shortened to stay physical"] * (shortened & ~cells.invalid)
         + FLAGS["outside the training domain"] * (outside & ~cells.invalid)
     ).astype(np.uint8)
-
-
-def _least_margin(F: Array) -> Array:
-    """The smallest ``N - |F|`` of a row's species, over the total density."""
-    margin = F[:, :, fourflux.T] - np.sqrt((F[:, :, : fourflux.T] ** 2).sum(axis=2))
-    total = fourflux.total_density(F)
-    least: Array = margin.min(axis=1) / np.where(total > 0, total, 1.0)
-    return least

@@ -46,7 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         "--order", type=_order, metavar="N", help="Lebedev order of --scheme (default: 41, 23, 31 for the three)"
     )
     parser.add_argument(
-        "--full", action="store_true", help="give growth rate, crossings and transition matrices too (default model)"
+        "--full",
+        action="store_true",
+        help="give growth rate, crossings, transition matrices and standard deviations too (default model)",
     )
     parser.set_defaults(with_box3d=True)
     arguments = parser.parse_args(argv)

@@ -14,7 +14,7 @@ from tests.states import random_states
 SIDE = int(os.environ.get("RHEIDAE_BENCH_SIDE", "96"))
 
 
-@pytest.mark.parametrize("scheme", ["box3d", "power", "asymptotic"])
+@pytest.mark.parametrize("scheme", ["box3d", "power", "asymptotic", "pretrained"])
 def test_cells_per_second(scheme, tmp_path):
     F = random_states(1 << 14)
     F[:, 2], F[:, 4], F[:, 5] = F[:, 1], F[:, 1], F[:, 1]

@@ -350,6 +350,13 @@ def test_what_is_not_finite_stays_in_its_row(exported):
     F[2, 1, 0] = np.nan
     found = model.predict(F, invalid="pass")
     assert np.isnan(found[2]).all()
+    # The file by itself, as C and Fortran have it: of a flux, of a density.
+    for place in ((2, 1, 0), (2, 0, 3)):
+        F[2] = 1.0
+        F[place] = np.nan
+        (bare,) = model._function(F.reshape(4, 24))
+        assert np.isnan(bare[2]).all()
+        np.testing.assert_array_equal(bare[[0, 1, 3]], expected[[0, 1, 3]].reshape(3, 24))
     np.testing.assert_array_equal(found[[0, 1, 3]], expected[[0, 1, 3]])
 
 

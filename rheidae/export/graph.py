@@ -104,7 +104,8 @@ class FluxGraph(nn.Module):
         change = (known[0] if self.instability is not None else known).double()
         base = F_box if self.adds_to_box3d and F_box is not None else F_init
         final = base + scale * change
-        final = torch.where(total > 0.0, final, F_init)
+        # A NaN among the densities is one of the whole row, as it is of the estimator.
+        final = torch.where(total > 0.0, final, F_init + 0.0 * total)
         final = keep_physical(F_init, final, scale)
         if self.instability is None or self.errors is None:
             return final

@@ -214,7 +214,7 @@ def _title(column: Column) -> str:
 
 
 def learning_curve(learned: Sequence[tuple[Variant, Scores]], rows: int, path: Path) -> None:
-    """Skill over the number of training rows, a panel per column.
+    """Skill over the number of training rows, a panel per column, four beside each other.
 
     Parameters
     ----------
@@ -231,8 +231,13 @@ def learning_curve(learned: Sequence[tuple[Variant, Scores]], rows: int, path: P
             name = variant.section.partition(": ")[2]
             curves.setdefault(name, []).append((variant.rows or rows, scores))
     panels = list(learned[0][1])
-    with saved_figure(path, 2.6 * len(panels), 3.0, dpi=90) as figure:
-        for axes, column in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    across = min(len(panels), 4)
+    down = -(-len(panels) // across)
+    with saved_figure(path, 2.6 * across, 2.6 * down, dpi=80) as figure:
+        grid = figure.subplots(down, across, squeeze=False).ravel()
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        for axes, column in zip(grid, panels, strict=False):
             for name, points in curves.items():
                 known = [(size, *scores[column]) for size, scores in points]
                 sizes: NDArray[Any] = np.array([size for size, _, _ in known])
@@ -241,6 +246,7 @@ def learning_curve(learned: Sequence[tuple[Variant, Scores]], rows: int, path: P
                 axes.errorbar(sizes, means, spreads, fmt="o-", ms=4, lw=1.5, capsize=2, label=name)
             axes.axhline(0, color="k", lw=1)
             axes.set(xscale="log", xlabel="rows trained on", title=_title(column), ylim=(-0.6, 1.0))
+            axes.xaxis.set_minor_formatter("")
             axes.title.set_fontsize("small")
             axes.grid(alpha=0.3)
         figure.axes[0].set_ylabel("skill")

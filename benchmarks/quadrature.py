@@ -3,16 +3,21 @@
 python -m benchmarks.quadrature errors --states 20000     # of the asymptotic scheme, mu = tau, against `converged`
 python -m benchmarks.quadrature box3d --states 1000000    # unphysical answers, and what turns with the frame
 python -m benchmarks.quadrature paths --paths 200         # the largest jump along paths between random states
+python -m benchmarks.quadrature exports --states 100000   # the model that ships, as a file, beside the estimator
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
+import rheidae
 from benchmarks import converged
 from rheidae import box3d_flux, mix
+from rheidae.export import export_regressor, load_exported
 from tests.states import conservation_error, random_rotation, turn
 
 SCHEMES = {
@@ -69,6 +74,24 @@ def box3d(count):
             )
 
 
+def exports(count):
+    """Print how far the ONNX file of the model that ships is from the estimator, by kind of state."""
+    model, each = rheidae.pretrained(), count // len(converged.KINDS)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_regressor(model, path)
+        file = load_exported(path)
+    for kind in converged.KINDS:
+        F = converged.states(kind, each, seed=1)
+        found = np.concatenate([file.predict(rows) for rows in np.array_split(F, max(1, each // 64))])
+        error = np.abs(found - model.predict(F)).max(axis=(1, 2))
+        print(
+            f"{kind:14s} p99 {np.percentile(error, 99):.1e}  largest {error.max():.1e}  above 1e-6: "
+            f"{(error > 1e-6).sum()} of {each}  outside {outside(found).max():.0e}",
+            flush=True,
+        )
+
+
 def paths(count):
     """Print the largest jump along paths from one random state to another, refined 32-fold nine times."""
     for name, scheme in SCHEMES.items():
@@ -85,7 +108,7 @@ def jump(scheme, start, end):
     low, high = 0.0, 1.0
     for _ in range(9):
         t = np.linspace(low, high, 33)
-        F = start + t[:, None, None] * (end - start)
+        F = (1 - t)[:, None, None] * start + t[:, None, None] * end
         change = scheme(F) - F
         steps = distance(change[1:], change[:-1])
         low, high = t[steps.argmax()], t[steps.argmax() + 1]
@@ -94,10 +117,10 @@ def jump(scheme, start, end):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["errors", "box3d", "paths"])
+    parser.add_argument("what", choices=["errors", "box3d", "paths", "exports"])
     parser.add_argument("--states", type=int, default=20_000)
     parser.add_argument("--paths", type=int, default=200)
     options = parser.parse_args()
-    {"errors": errors, "box3d": box3d}.get(options.what, paths)(
+    {"errors": errors, "box3d": box3d, "exports": exports}.get(options.what, paths)(
         options.paths if options.what == "paths" else options.states
     )

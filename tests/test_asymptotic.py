@@ -5,15 +5,18 @@ from importlib import resources
 import h5py
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
 import rheidae
+from benchmarks import converged
 from rheidae import fourflux
 from rheidae.datasets import SETTLED
 from rheidae.exceptions import FourFluxError
+from rheidae.export.graph import FluxGraph
 from rheidae.mixing import _asymptotic_kernels as kernels
 from rheidae.mixing import reference
 from rheidae.mixing.asymptotic import (
@@ -27,6 +30,7 @@ from rheidae.mixing.asymptotic import (
     crossings,
 )  # fmt: skip
 from rheidae.mixing.quadrature import lebedev
+from rheidae.mixing.survival import calm
 from rheidae.preprocess.trainingset import evaluate
 from rheidae.scoring.metrics import flux_error, skill
 from tests.rawfiles import config_for
@@ -402,3 +406,39 @@ def test_preprocessing_sees_the_crossings_of_every_pair(tmp_path):
     arrays = evaluate(F * 1e33, F * 1e33, config_for(tmp_path, "a", schemes=["box3d", "asymptotic"]))
     np.testing.assert_allclose(arrays["F_asymptotic"], asymptotic_flux(F, order=31) * 1e33, rtol=1e-6, atol=1e25)
     assert arrays["has_crossing"][0]
+
+
+def test_models_and_their_graphs_on_beams(pretrained_graph):
+    """Up to a flux factor of 1 - 1e-12: the model is the scheme there, turns with the state, and so does its graph."""
+    for kind in ("mixed", "stream", "nearly empty"):
+        F = converged.states(kind, 40, seed=2)
+        after = rheidae.pretrained().predict(F)
+        assert (np.linalg.norm(after[..., :3], axis=2) <= after[..., 3] + 1e-15).all()
+        assert conservation_error(F, after) < 3e-13
+        narrow = (calm(F) < 1e-3) & (np.linalg.norm(F[..., :3], axis=2) > 0.9 * F[..., 3]).any(axis=1)
+        assert distance(after, asymptotic_flux(F), F)[narrow].max() < 2e-3
+        assert distance(pretrained_graph(F), after, F).max() < 1e-6
+
+
+@given(states(max_flux_factor=0.99), st.integers(0, 1000))
+@settings(max_examples=15)
+def test_symmetries_of_models_and_their_graphs(pretrained_graph, F, seed):
+    F[:, 2], F[:, 5] = F[:, 1], F[:, 4]
+    rotation = random_rotation(seed)
+    for answer in (rheidae.pretrained().predict, pretrained_graph):
+        after = answer(F)
+        for turned in (rotation, -rotation):
+            assert distance(answer(turn(F, turned)), turn(after, turned), F).max() < 1e-6
+        assert distance(answer(F[:, [3, 4, 5, 0, 1, 2]]), after[:, [3, 4, 5, 0, 1, 2]], F).max() < 1e-6
+        assert distance(answer(3e33 * F) / 3e33, after, F).max() < 1e-6
+
+
+@pytest.fixture(scope="module")
+def pretrained_graph():
+    graph = FluxGraph(rheidae.pretrained()).eval()
+
+    def answer(F):
+        with torch.no_grad():
+            return graph(torch.from_numpy(F.reshape(-1, 24))).numpy().reshape(F.shape)
+
+    return answer

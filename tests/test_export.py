@@ -35,7 +35,7 @@ from rheidae.export.states import made_states, sample_states
 from rheidae.linear import growth_rate
 from rheidae.mixing.asymptotic import crossings
 from rheidae.mixing.physical import keep_physical as keep_physical_of_kernels
-from rheidae.mixing.survival import invariants, mixing_change
+from rheidae.mixing.survival import calm, invariants, mixing_change
 from rheidae.runs import folder as runs
 from rheidae.runs import train
 from tests.runs import PARMS, config_for
@@ -93,7 +93,7 @@ def test_continuous_mixing(order):
     theta = parameters(len(F))
     numbers, change = change_by_graph(F, theta, order)
     np.testing.assert_allclose(numbers, invariants(F, order=order), atol=1e-7)
-    np.testing.assert_allclose(change, mixing_change(F, theta, order=order, tolerance=1e-12).D, atol=3e-7)
+    np.testing.assert_allclose(change, mixing_change(F, theta, order=order, tolerance=1e-12, beams=False).D, atol=3e-7)
 
 
 @given(states())
@@ -102,7 +102,7 @@ def test_continuous_mixing_of_any_state(F):
     F = F / total(F)[:, None, None]
     theta = parameters(1, int(1e6 * abs(F).sum()) % 1000)
     _, change = change_by_graph(F, theta, 17)
-    np.testing.assert_allclose(change, mixing_change(F, theta, order=17, tolerance=1e-12).D, atol=5e-7)
+    np.testing.assert_allclose(change, mixing_change(F, theta, order=17, tolerance=1e-12, beams=False).D, atol=5e-7)
 
 
 @pytest.mark.parametrize("crossing", ["shared", "sharp"])
@@ -146,7 +146,8 @@ def test_schemes(scheme):
         assert np.quantile(off, [0.5, 0.95, 0.99]) == pytest.approx(0, abs=2e-4)
         assert np.isnan(refused).all()
     else:
-        assert off.max() < 1e-10
+        # The graph of power leaves beams alone.
+        assert off[(calm(F) == 1)[1:] | (scheme == "box3d")].max() < 1e-10
         assert difference(unlike, refused.reshape(-1, 6, 4), mix(unlike, scheme)) < 1e-10
 
 

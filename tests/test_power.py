@@ -175,7 +175,7 @@ def test_torch_sees_these_derivatives():
     theta = torch.from_numpy(random_theta(4)).requires_grad_()
     # The function is computed to 1e-7, so the step of the comparison has to be larger than usual.
     assert torch.autograd.gradcheck(
-        lambda t: _Mixing.apply(t, F, 17), (theta,), eps=1e-3, atol=1e-4, rtol=1e-3, nondet_tol=0
+        lambda t: _Mixing.apply(t, F, 17, torch.float64), (theta,), eps=1e-3, atol=1e-4, rtol=1e-3, nondet_tol=0
     )
 
 
@@ -299,10 +299,10 @@ def test_beams_stay_physical(axial):
     F = beams(3000)
     after = power_flux(F, axial=axial)
     raw = F[:, 0] - mixing_change(F, random_theta(3000), power_law=True).D[:, :4] * total(F)[:, 0]
-    assert (raw[:, 3] < -0.1 * total(F)[:, 0, 0]).any()  # what the quadrature alone would say
+    assert (np.linalg.norm(raw[:, :3], axis=1) < raw[:, 3] + 1e-13 * total(F)[:, 0, 0]).all()  # without the limiter
     assert (after[..., 3] >= 0).all()
     assert (np.linalg.norm(after[..., :3], axis=2) <= after[..., 3] * (1 + 1e-12)).all()
-    assert conservation_error(F, after) < 1e-13
+    assert conservation_error(F, after) < 3e-13  # what a species may be moved by, off the edge
     assert np.abs(after - F).max() > 0.1
 
 

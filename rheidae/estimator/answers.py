@@ -175,7 +175,8 @@ class Answering(FluxNet):
         """Answers ``(n, outputs)`` for rows that are known to be good; messages count them from `first` on."""
         if not len(table):
             return np.empty((0, self._layout.n_outputs or self.n_outputs_), table.dtype)
-        x, _ = self._layout.scaled(table, None)
+        doubles = getattr(self.module_, "takes_doubles", False) and torch.device(self._device).type != "mps"
+        x, _ = self._layout.scaled(table, None, np.float64 if doubles else np.float32)
         if self.module_.training:
             self._set_training(False)
         with limited(self.threads), torch.no_grad():

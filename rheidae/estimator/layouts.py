@@ -95,8 +95,8 @@ class Layout:
     def compare(self, X: Table, y: Table) -> None:
         """Raise where X and y cannot belong together."""
 
-    def scaled(self, X: Table, y: Table | None) -> tuple[Table, Table | None]:
-        """Return the network's inputs and targets, C-contiguous float32."""
+    def scaled(self, X: Table, y: Table | None, dtype: Any = np.float32) -> tuple[Table, Table | None]:
+        """Return the network's inputs, of type `dtype` if it takes doubles, and targets, C-contiguous float32."""
         return tuple(None if table is None else _single(table, name) for table, name in ((X, "X"), (y, "y")))  # type: ignore[return-value]
 
     def final(self, x: Tensor, output: Tensor, module: nn.Module) -> Tensor:
@@ -236,10 +236,10 @@ class FourFlux(Layout):
                 raise FourFluxError(f"X, row {row}: the total number density is {total[row]:g}; it must be positive")
         return table
 
-    def scaled(self, X: Table, y: Table | None) -> tuple[Table, Table | None]:
+    def scaled(self, X: Table, y: Table | None, dtype: Any = np.float32) -> tuple[Table, Table | None]:
         """Divide by the total density; average targets over mu and tau where nothing tells them apart."""
         total = _total(X)
-        x = np.ascontiguousarray(X / total, dtype=np.float32)
+        x = np.ascontiguousarray(X / total, dtype=dtype)
         if y is None:
             return x, None
         target = y / total

@@ -39,9 +39,12 @@ def exporting() -> Iterator[None]:
 
 def trace_rows(module: torch.nn.Module, tables: Sequence[Tensor]) -> torch.fx.GraphModule:
     """Record a module on tables of `ROWS` rows."""
+    from torch import _guards, _subclasses
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    with exporting(), torch.no_grad():
+    # One mode for all notes that torch takes; else each has its own, for most of the time.
+    notes = _guards.TracingContext(_subclasses.FakeTensorMode(allow_fallback_kernels=True))
+    with exporting(), torch.no_grad(), _guards.tracing(notes):
         recorded: torch.fx.GraphModule = make_fx(module, tracing_mode="real")(*tables)
     return recorded
 
@@ -249,7 +252,6 @@ def _graph(scope: _Scope, inputs: Any, outputs: Any) -> Any:
     return helper.make_graph(scope.nodes, "g", starts, ends)
 
 
-# Numbers of TensorProto
 _TYPES = {torch.float32: 1, torch.int64: 7, torch.bool: 9, torch.float64: 11, torch.int32: 6}
 
 # Rules
@@ -438,9 +440,7 @@ def _transpose(w: _Writer, result: Tensor, x: _Value, a: int, b: int) -> str:
     return _permute(w, result, x, dims)
 
 
-@_rule(aten.t.default)
-def _t(w: _Writer, result: Tensor, x: _Value) -> str:
-    return _permute(w, result, x, (1, 0))
+_RULES[aten.t.default] = lambda w, r, x: _permute(w, r, x, (1, 0))
 
 
 def _reduction(kind: str) -> Callable[..., str]:

@@ -50,7 +50,7 @@ class Box3DTerms(nn.Module):
 
     def _sharp(self, state: Tensor) -> Tensor:
         """What nu_e and nubar_e lose, ``(n, 2, 4)``."""
-        vectors, Z, density = exponents(moments_of(state))
+        vectors, Z, density, _ = exponents(moments_of(state))
         g = distributions(vectors, Z, density * peak(Z) / kernels.FOUR_PI, self.nodes)
         difference = g[:, :2] - g[:, 2:]
         plus = difference[:, 0] > difference[:, 1]
@@ -66,7 +66,7 @@ class Box3DTerms(nn.Module):
         moments = moments_of(state)
         total = moments[:, :, 3].sum(dim=1)[:, None, None]
         moments = moments / torch.where(total > 0.0, total, 1.0)
-        vectors, Z, density = exponents(moments)
+        vectors, Z, density, _ = exponents(moments)
         vectors = vectors * (kernels.SHARED_Z / Z.clamp(min=kernels.SHARED_Z))[..., None]
         Z = Z.clamp(max=kernels.SHARED_Z)
         g = distributions(vectors, Z, density * peak(Z) / kernels.FOUR_PI, self.nodes)

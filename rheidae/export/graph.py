@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rheidae.estimator.tensors.control import branch, repeat
 from rheidae.estimator.tensors.uncertainty import ErrorTerms
 from rheidae.exceptions import ExportError
 from rheidae.export.box3d import Box3DTerms
 from rheidae.export.instability import Instability
+from rheidae.mixing import _physical_kernels as limits
 
 OUTPUTS = {
     "F_final": (24, "row, 4 * species + component; in the unit of the input"),
@@ -67,9 +69,11 @@ class FluxGraph(nn.Module):
         self.network: nn.Module = module.export_graph(branches, full) if offers else module
         self.instability = Instability() if full else None
         self.errors = ErrorTerms(regressor.error_scale_) if full else None
+        self.branches = branches
         self.needs_box3d: bool = getattr(module, "needs_box3d", True)
         # Sizes are its tensors' affair alone.
         self.plain = self.network is not module
+        self.takes_doubles: bool = getattr(module, "takes_doubles", False)
         self.refuses_unlike: bool = getattr(self.network, "refuses_unlike", False)
         self.box3d = box3d if self.needs_box3d else None
         self.adds_to_box3d = regressor._layout.base(module) == "F_box"
@@ -87,12 +91,7 @@ class FluxGraph(nn.Module):
     def forward(self, F_init: Tensor, F_box: Tensor | None = None) -> Any:
         """Return final four-fluxes ``(n, 24)`` in the unit of `F_init`, and the rest of `OUTPUTS` if it is `full`."""
         state = F_init.reshape(-1, 6, 4)
-        N = state[:, :, 3]
-        # In the order of the estimator's sum: a last bit may turn the frame of a state that has hardly one.
-        rest = N[:, 1]
-        for species in range(2, 6):
-            rest = rest + N[:, species]
-        total = (N[:, 0] + rest)[:, None]
+        total = total_of(state)
         scale = torch.where(total > 0.0, total, 1.0)
         columns = F_init
         if self.needs_box3d:
@@ -100,19 +99,20 @@ class FluxGraph(nn.Module):
                 F_box = self.box3d(state).reshape(-1, 24)
             assert F_box is not None
             columns = torch.cat([F_init, F_box], dim=1)
-        known = self.network((columns / scale).float())
+        columns = columns / scale
+        known = self.network(columns if self.takes_doubles else columns.float())
         change = (known[0] if self.instability is not None else known).double()
         base = F_box if self.adds_to_box3d and F_box is not None else F_init
         final = base + scale * change
         # A NaN among the densities is one of the whole row, as it is of the estimator.
         final = torch.where(total > 0.0, final, F_init + 0.0 * total)
-        final = keep_physical(F_init, final, scale)
+        final = keep_physical(F_init, final, scale, self.branches)
         if self.instability is None or self.errors is None:
             return final
         start = F_init / scale
         rate, crossing = self.instability(start.reshape(-1, 6, 4))
         _, matrices, change, sizes = known
-        far = keep_physical(start, start + change, torch.ones_like(scale))
+        far = keep_physical(start, start + change, torch.ones_like(scale), self.branches)
         std, outside = self.errors(*(table.reshape(-1, 6, 4) for table in (start, final / scale, far)), sizes)
         # NaN where a number is, or where there is no answer.
         number = 0.0 * F_init.sum(dim=1, keepdim=True)
@@ -120,20 +120,65 @@ class FluxGraph(nn.Module):
         return final, rate * total + number, crossing + number, matrices + number, std, outside + number
 
 
-def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor) -> Tensor:
+def total_of(state: Tensor) -> Tensor:
+    """Total densities ``(n, 1)``, in the order of the estimator's sum: on a last bit hangs how wide a beam is."""
+    N = state[:, :, 3]
+    rest = N[:, 1]
+    for species in range(2, 6):
+        rest = rest + N[:, species]
+    return (N[:, 0] + rest)[:, None]
+
+
+def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor, branches: bool = True) -> Tensor:
     """Shorten each row's change ``(n, 24)``, of size `scale`, as `rheidae.mixing.physical.keep_physical` does."""
     start, end = (F_init / scale).reshape(-1, 6, 4), (F_final / scale).reshape(-1, 6, 4)
-    step = end - start
-    inside = (start[..., 3].square() - start[..., :3].square().sum(dim=2)).clamp(min=0.0)
-    half = (start[..., :3] * step[..., :3]).sum(dim=2) - start[..., 3] * step[..., 3]
-    square = step[..., 3].square() - step[..., :3].square().sum(dim=2)
-    root = (half.square() - square * inside).clamp(min=0.0).sqrt()
-    outwards, falling = half > 0.0, square < 0.0
-    t = torch.where(falling, (half - root) / torch.where(falling, square, 1.0), 0.0)
-    t = torch.where(outwards, inside / torch.where(outwards, half + root, 1.0), t).clamp(min=0.0)
-    physical = (end[..., 3] >= 0.0) & (end[..., 3].square() >= end[..., :3].square().sum(dim=2))
-    factor = torch.where(physical, 1.0, t.clamp(max=1.0)).amin(dim=1, keepdim=True)
-    return torch.where(factor < 1.0, F_init + factor * (1.0 - 1e-9) * (F_final - F_init), F_final)
+    # What is outside by rounding, unless the species stayed as it was.
+    length = _length(end)
+    out = length - end[..., 3]
+    moved = (F_final - F_init).reshape(-1, 6, 4).abs().amax(dim=2) > 0.0
+    edge = ((out < limits.ROUNDING) & (out > -limits.EDGE) & moved)[..., None]
+    inside = torch.cat([end[..., :3], (length + limits.EDGE)[..., None]], dim=2)
+    last = torch.cat([torch.zeros_like(end[..., :3]), torch.ones_like(end[..., 3:])], dim=2) > 0.0
+    F_final = torch.where((edge & last).reshape(-1, 24), scale * inside.reshape(-1, 24), F_final)
+    end = torch.where(edge, inside, end)
+    room = (_length(start) - start[..., 3]).clamp(min=0.0)
+
+    def shorten(F_final: Tensor, start: Tensor, end: Tensor, room: Tensor, F_init: Tensor) -> Tensor:
+        low, high = 0.0 * room, 0.0 * room + 1.0
+        factor = torch.where(_fits(start, end, room, high), high, low)
+        bound = repeat(None if branches else _HALVINGS, _unfinished, _halve, (low, high), (start, end, room))
+        factor = torch.maximum(factor, bound).amin(dim=1, keepdim=True)
+        return torch.where(factor < 1.0, F_init + factor * (1.0 - 1e-9) * (F_final - F_init), F_final)
+
+    def leave(F_final: Tensor, *given: Tensor) -> Tensor:
+        return F_final.clone()
+
+    fits = _fits(start, end, room, 0.0 * room + 1.0)
+    return branch(branches, (~fits).any(), shorten, leave, (F_final, start, end, room, F_init))
+
+
+_HALVINGS = 54
+
+
+def _length(F: Tensor) -> Tensor:
+    x, y, z = F[..., 0], F[..., 1], F[..., 2]
+    return (x * x + y * y + z * z).sqrt()
+
+
+def _fits(start: Tensor, end: Tensor, room: Tensor, t: Tensor) -> Tensor:
+    here = start + t[..., None] * (end - start)
+    return here[..., 3] + room >= _length(here)
+
+
+def _unfinished(low: Tensor, high: Tensor, *given: Tensor) -> Tensor:
+    return (high - low > 1e-16).any()
+
+
+def _halve(low: Tensor, high: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+    start, end, room = given
+    middle = 0.5 * (low + high)
+    fits = _fits(start, end, room, middle)
+    return torch.where(fits, middle, low), torch.where(fits, high, middle)
 
 
 def transitions(regressor: Any) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:

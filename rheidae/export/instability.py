@@ -60,7 +60,7 @@ class Instability(nn.Module):
         size = state[..., :3].square().sum(dim=2, keepdim=True).sqrt()
         # Narrower beams as the narrowest.
         flux = state[..., :3] * (most * N / size.clamp(min=1e-30)).clamp(max=1.0)
-        vectors, Z, density = exponents(torch.cat([flux, N], dim=2))
+        vectors, Z, density, _ = exponents(torch.cat([flux, N], dim=2))
         cut = Z.clamp(min=1e-4)
         peak = density / (4.0 * np.pi) * torch.where(Z > 1e-4, 2.0 * cut / (1.0 - torch.exp(-2.0 * cut)), 1.0 + Z)
         shape = (vectors.reshape(-1, 3) @ nodes).reshape(-1, 6, nodes.shape[1])

@@ -10,18 +10,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rheidae import fourflux
+from rheidae.estimator.tensors.asymptotic import AsymptoticMixing
 from rheidae.estimator.tensors.control import repeat
-from rheidae.estimator.tensors.survival import SurvivalMixing
+from rheidae.estimator.tensors.survival import Nodes, SurvivalMixing
 from rheidae.export.box3d import Box3DTerms
-from rheidae.export.graph import keep_physical
+from rheidae.export.graph import keep_physical, total_of
 from rheidae.mixing import _survival_kernels as kernels
+from rheidae.mixing.asymptotic import asymptotic_flux
 from rheidae.mixing.box3d import box3d_flux
 from rheidae.mixing.physical import keep_physical as keep_rows_physical
 from rheidae.mixing.power import LITERATURE
-from rheidae.mixing.survival import ASYMPTOTIC, mixing_change
+from rheidae.mixing.survival import ASYMPTOTIC, calm, mixing_change
 
 SCHEME_ORDERS = {"asymptotic": 41, "box3d": 23, "power": 31}
-"""Lebedev orders of the schemes' graphs. That of the asymptotic one has no nodes that follow a beam."""
+"""Lebedev orders of the schemes' graphs. Beams have nodes of their own in the asymptotic one alone."""
 
 
 # Densities over the total.
@@ -53,7 +55,7 @@ class SchemeGraph(nn.Module):
 
     def forward(self, F_init: Tensor) -> Tensor:
         """Return final four-fluxes ``(n, 24)`` in the unit of `F_init`."""
-        total = F_init.reshape(-1, 6, 4)[:, :, 3].sum(dim=1, keepdim=True)
+        total = total_of(F_init.reshape(-1, 6, 4))
         scale = torch.where(total > 0.0, total, 1.0)
         final = F_init + scale * self.change(F_init / scale)
         final = torch.where(total > 0.0, final, F_init)
@@ -82,7 +84,8 @@ class _Continuous(SurvivalMixing):
     """Whether less changes where a beam on a node makes more of G than there is, as in the kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        nodes = self.prepare(x.reshape(-1, 6, 4))
+        state = x.reshape(-1, 6, 4)
+        nodes = self.prepare(state)
         G, small = nodes.G[:, : self.sphere], nodes.small[:, :1]
         square = (G * self.inverse_weights[: self.sphere]).square() + 1e-30
         crossing = small > kernels.NOISE
@@ -93,8 +96,12 @@ class _Continuous(SurvivalMixing):
         D = self.change(nodes, h, torch.cat([(2.0 / 3.0) * fade, torch.zeros_like(fade)], dim=1))
         # Densities that are rounding would make the limiter act where a species is empty.
         density = torch.where(D[:, :, 3:].abs() < _ROUNDING, 0.0, D[:, :, 3:])
-        D = torch.cat([D[:, :, :3], density], dim=2)[:, :, None]
+        D = self.lost(nodes, state, torch.cat([D[:, :, :3], density], dim=2))[:, :, None]
         return torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 24)
+
+    def lost(self, nodes: Nodes, state: Tensor, D: Tensor) -> Tensor:
+        """What nu_e and nubar_e lose, ``(n, 2, 4)``, from what they lose on these nodes."""
+        return D
 
     def survival(self, G: Tensor, square: Tensor, small: Tensor, crossing: Tensor) -> Tensor:
         """1.5 (1 - P) ``(n, nodes)`` of weighted G and its square at the nodes."""
@@ -119,10 +126,20 @@ class _Power(_Continuous):
 class _Asymptotic(_Continuous):
     """``u = s^2``, ``K = sum W |G|/sqrt(G^2 + u)``, W the weighted |G|, half of it on the smaller side; ``g = 1/K^2``.
 
-    Goal: ``I_large - I_small``. Rows whose mu and tau differ are NaN.
+    Goal: ``I_large - I_small``. Rows with beams have nodes that follow them; those whose mu and tau differ are NaN.
     """
 
     bounded = True
+
+    def __init__(self, order: int) -> None:
+        super().__init__(order)
+        self.beams = AsymptoticMixing()
+
+    def lost(self, nodes: Nodes, state: Tensor, D: Tensor) -> Tensor:
+        """As in the base."""
+        beams = nodes.calm[:, :, None] < 1.0
+        found = self.beams(state, beams[:, 0]).reshape(-1, 2, 4)
+        return torch.where(beams, found + nodes.calm[:, :, None] * (D - found), D)
 
     def survival(self, G: Tensor, square: Tensor, small: Tensor, crossing: Tensor) -> Tensor:
         """As in the base."""
@@ -168,8 +185,13 @@ def scheme_answer(scheme: str, F: fourflux.Float, order: int) -> NDArray[np.floa
     if scheme == "box3d":
         return box3d_flux(F, order=order)
     theta = np.tile(ASYMPTOTIC if scheme == "asymptotic" else LITERATURE, (len(F), 1))
-    D = mixing_change(F, theta, power_law=scheme == "power", order=order, tolerance=1e-12).D
+    D = mixing_change(F, theta, power_law=scheme == "power", order=order, tolerance=1e-12, beams=False).D
     D[:, 3::4] *= np.abs(D[:, 3::4]) >= _ROUNDING
+    trust = calm(F)
+    if scheme == "asymptotic" and (beams := trust < 1.0).any():
+        state = F[beams] / fourflux.total_density(F[beams])[:, None, None]
+        found = (state - asymptotic_flux(state, levels=1))[:, [0, 3]].reshape(-1, 8)
+        D[beams] = found + trust[beams, None] * (D[beams] - found)
     out = np.empty(F.shape)
     kernels.share_change(F, D, out, 0, len(F))
     keep_rows_physical(F, out)

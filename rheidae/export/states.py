@@ -42,7 +42,7 @@ def made_states() -> NDArray[np.float64]:
     direction /= np.linalg.norm(direction, axis=2, keepdims=True)
     factor = rng.uniform(0.0, 0.8, (60, 6))
     factor[:10] = 0.0
-    factor[10:20] = 1 - 10 ** rng.uniform(-4, -1, (10, 6))
+    factor[10:20] = 1 - 10 ** rng.uniform(-12, -1, (10, 6))
     F[..., :3] = (factor * F[..., 3])[..., None] * direction
     F[20:30] *= rng.integers(0, 2, (10, 6))[:, :, None]
     F[20:30, 0, 3] += 0.1

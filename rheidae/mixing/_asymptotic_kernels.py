@@ -87,8 +87,6 @@ from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
 DOUBT = 2e-3
 #: Flux factors between which a species comes to have a rule of its own there.
 FINE = (0.05, 0.3)
-#: A species may be outside by this part of the total density before the whole row's change is shortened.
-ROUNDING, EDGE = 1e-13, 5e-16
 _TINY = 1e-280
 # Rows of `work`: two flavors use four behind the weights, three flavors those of the distances and six more.
 _NU, _NUBAR, _G, _PART = 4, 5, 6, 7
@@ -725,16 +723,17 @@ def _mix(flavors, beams, species, moments, Q, table, narrow, scratch, work, chan
 
 @driver
 def asymptotic_rows(F, table, narrow, fine, finer, out, start, stop):
-    """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``."""
+    """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``; without nodes in `fine`, on the first level alone."""
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
     scratch, change, better = np.empty((11, 12)), np.empty((6, 4)), np.empty((6, 4))
-    work = np.empty((_ROWS, fine.shape[1] + 6 * finer.shape[1]))
+    size = max(table.shape[1] + 6 * narrow.shape[1], fine.shape[1] + 6 * finer.shape[1])
+    work = np.empty((_ROWS, size))
     for i in range(start, stop):
         total, flavors, beams = enter(F[i], 0, moments, Q, axes, species)
         changes = False
         if total > 0.0:
             doubts = np.sqrt(_mix(flavors, beams, species, moments, Q, table, narrow, scratch, work, change))
-            if doubts > DOUBT:
+            if doubts > DOUBT and fine.shape[1] > 0:
                 beams = give_rules(flavors, species, FINE[0], FINE[1])
                 _mix(flavors, beams, species, moments, Q, fine, finer, scratch, work, better)
                 share = min(doubts / DOUBT - 1.0, 1.0)
@@ -753,11 +752,6 @@ def asymptotic_rows(F, table, narrow, fine, finer, out, start, stop):
                 for k in range(3):
                     out[i, s, k] += x * axes[0, k] + y * axes[1, k] + z * axes[2, k]
                 out[i, s, 3] += t
-                # Rounding of the sums, and of the limiter's: a mixture of positive distributions is physical.
-                length = np.sqrt(out[i, s, 0] ** 2 + out[i, s, 1] ** 2 + out[i, s, 2] ** 2)
-                moved = x != 0.0 or y != 0.0 or z != 0.0 or t != 0.0
-                if moved and -EDGE * total < length - out[i, s, 3] < ROUNDING * total:
-                    out[i, s, 3] = length + EDGE * total
 
 
 @kernel

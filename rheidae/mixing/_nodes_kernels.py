@@ -31,8 +31,10 @@ Moments
 With rules for beams the moments of a distribution are off by up to 1e-2. It is multiplied by ``1 + b.(1, u, v, 1 -
 mu)``, u and v across the flux, such that they are (N, F). Where that factor is negative (narrow species of a tiny part
 of the total) it is 0, and only theta of the species is represented, the largest theta <= 1 with ``F - theta M``
-physical; the rest stays as it is. So final distributions are convex mixtures of positive measures on the nodes, plus a
-physical rest: rows are physical and what is known exactly, int G, is exact, at every flux factor.
+physical, M what its moments are then; the rest stays as it is. The equations for b are regularised by `RIDGE`, and
+refined once, so that nothing jumps where they become singular. So final distributions are convex mixtures of positive
+measures on the nodes, plus a physical rest: rows are physical and what is known exactly, int G, is exact, at every flux
+factor.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ import numpy as np
 
 from rheidae.mixing._box3d_kernels import FOUR_PI
 from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, pow2
-from rheidae.system.numba import kernel, scalar_kernel, simd_function
+from rheidae.system.numba import exact_kernel, kernel, scalar_kernel, simd_function
 
 #: Circles of latitude, of four nodes each, of a beam's own rule.
 LATITUDES = 128
@@ -55,6 +57,11 @@ VANISHING = 1e-5
 ALIKE = 1e-12
 #: Square of the size of a node's cell over its weight, for the doubt.
 CELL = 0.5
+#: Of the trace, off the diagonal of Q: where Jacobi's rotations end. Of its largest eigenvalue: where the middle one
+#: is found again.
+TURNED, NARROW = 1e-11, 1e-4
+#: Of the trace: what is added to the diagonal of the equations for the moments; moments off by this are right.
+RIDGE, RIGHT = 1e-9, 1e-9
 #: Columns of `species`: direction (3), Z, density, value at the peak, share of its own rule, c, flux factor.
 COLUMNS = 9
 #: Rows of `work` that `fill_nodes` fills: nodes, distances of six species (scratch), distributions of six species.
@@ -99,14 +106,15 @@ def spiral_rule(latitudes):
 def principal_axes(Q, axes):
     """Turn Q to diagonal form in place; rows of `axes` are the axes, by growing eigenvalue. Jacobi's rotations.
 
-    They converge quadratically; what the last leaves turns the rule by 1e-9, and its error of 1e-4 with it.
+    They converge quadratically; what the last leaves turns the rule by 1e-9, and its error of 1e-4 with it. Eigenvalues
+    below `NARROW` of the trace have to be found again, by `turn_plane`.
     """
     for i in range(3):
         for j in range(3):
             axes[i, j] = 1.0 if i == j else 0.0
     for _ in range(8):
         trace = Q[0, 0] + Q[1, 1] + Q[2, 2]
-        if not abs(Q[0, 1]) + abs(Q[0, 2]) + abs(Q[1, 2]) > 1e-9 * trace:
+        if not abs(Q[0, 1]) + abs(Q[0, 2]) + abs(Q[1, 2]) > TURNED * trace:
             break
         for p, q in ((0, 1), (0, 2), (1, 2)):
             b = Q[p, q]
@@ -131,6 +139,35 @@ def principal_axes(Q, axes):
             Q[i, i], Q[j, j] = Q[j, j], Q[i, i]
             for k in range(3):
                 axes[i, k], axes[j, k] = axes[j, k], axes[i, k]
+
+
+@kernel
+def turn_plane(flavors, moments, Q, axes):
+    """Turn the two lesser axes, and ``moments`` that are in the frame already, by the moments across the third.
+
+    With all fluxes nearly on one line, Q of any other frame has lost what is across it to what is along it.
+    """
+    fill_tensor(flavors, moments, Q)
+    half, b = 0.5 * (Q[1, 1] - Q[0, 0]), Q[0, 1]
+    c, s = 1.0, 0.0
+    if b != 0.0:
+        t = b / (half + np.copysign(np.sqrt(half * half + b * b), half))
+        c = 1.0 / np.sqrt(1.0 + t * t)
+        s = t * c
+        Q[0, 0] -= t * b
+        Q[1, 1] += t * b
+    for i in range(2 * flavors):
+        x, y = moments[i, 0], moments[i, 1]
+        moments[i, 0], moments[i, 1] = c * x - s * y, s * x + c * y
+    for k in range(3):
+        x, y = axes[0, k], axes[1, k]
+        axes[0, k], axes[1, k] = c * x - s * y, s * x + c * y
+    if Q[0, 0] > Q[1, 1]:
+        Q[0, 0], Q[1, 1] = Q[1, 1], Q[0, 0]
+        for i in range(2 * flavors):
+            moments[i, 0], moments[i, 1] = moments[i, 1], moments[i, 0]
+        for k in range(3):
+            axes[0, k], axes[1, k] = axes[1, k], axes[0, k]
 
 
 @kernel
@@ -173,6 +210,20 @@ def fill_tensor(flavors, moments, Q):
             Q[i, j] = Q[j, i] = own + 3.0 * product - sum_i * sum_j
 
 
+# The width of a beam is what its flux leaves of its density: graphs have to have the same last digits.
+@exact_kernel
+def _length(x, y, z):
+    return np.sqrt(x * x + y * y + z * z)
+
+
+@exact_kernel
+def _total(F):
+    return (
+        np.float64(F[0, 3]) + np.float64(F[1, 3]) + np.float64(F[2, 3]) + np.float64(F[3, 3]) + np.float64(F[4, 3])
+        + np.float64(F[5, 3])
+    )  # fmt: skip
+
+
 @scalar_kernel
 def _peak(Z):
     """Return the Minerbo distribution at its peak, times 4 pi/N."""
@@ -180,17 +231,20 @@ def _peak(Z):
 
 
 @kernel
-def fill_species(flavors, moments, axes, species):
-    """Turn the moments into the frame whose axes are given and describe the species there; returns how many are beams.
-
-    ``species (6, COLUMNS)``.
-    """
+def _fill_species(flavors, moments, Q, axes, species):
+    """Turn the moments into the frame and describe the species ``(6, COLUMNS)`` there; returns how many are beams."""
     for s in range(2 * flavors):
-        m, own = moments[s], species[s]
-        x, y, z, N = m[0], m[1], m[2], m[3]
+        m = moments[s]
+        x, y, z = m[0], m[1], m[2]
+        species[s, 0] = _length(x, y, z)
         for k in range(3):
             m[k] = axes[k, 0] * x + axes[k, 1] * y + axes[k, 2] * z
-        flux = np.sqrt(x * x + y * y + z * z)
+    if Q[1, 1] < NARROW * Q[2, 2]:
+        turn_plane(flavors, moments, Q, axes)
+    Q[0, 1] = Q[1, 0] = Q[0, 2] = Q[2, 0] = Q[1, 2] = Q[2, 1] = 0.0
+    for s in range(2 * flavors):
+        m, own = moments[s], species[s]
+        flux, N = own[0], m[3]
         f = min(flux / N, 1.0) if N > 0.0 else 0.0
         inverse = 1.0 / flux if flux > 0.0 else 0.0
         own[0], own[1], own[2] = m[0] * inverse, m[1] * inverse, m[2] * inverse
@@ -225,9 +279,7 @@ def enter(F, flavors, moments, Q, axes, species):
     `flavors`: 2 or 3, or 0 to decide by the state. ``moments (6, 4)``: the four-fluxes of the species in the frame,
     over the total.
     """
-    total = 0.0
-    for s in range(6):
-        total += np.float64(F[s, 3])
+    total = _total(F)
     if not total > 0.0:
         return 0.0, 2, 0
     if flavors == 0:
@@ -235,7 +287,7 @@ def enter(F, flavors, moments, Q, axes, species):
     take_moments(F, flavors, total, moments)
     fill_tensor(flavors, moments, Q)
     principal_axes(Q, axes)
-    return total, flavors, fill_species(flavors, moments, axes, species)
+    return total, flavors, _fill_species(flavors, moments, Q, axes, species)
 
 
 # Nodes
@@ -374,55 +426,57 @@ def _gram(own, axes, x, y, z, weight, t, g, sums):
 
 
 @kernel
-def _correct(own, axes, x, y, z, weight, t, b, g):
-    """Multiply ``g`` by ``max(1 + b.(1, u, v, 1 - mu), 0)``; returns the lowest ``weight g`` without max."""
+def _correct(own, axes, x, y, z, weight, t, b, g, sums):
+    """Multiply ``g`` by ``max(1 + b.(1, u, v, 1 - mu), 0)``; its moments, as `_gram` has them, into ``sums[:4]``."""
     simd_function()
     scale = 1.0 + own[3]
     root = np.sqrt(scale)
     ux, uy, uz, vx, vy, vz = axes[0, 0], axes[0, 1], axes[0, 2], axes[1, 0], axes[1, 1], axes[1, 2]
-    # The part linear in n as one vector.
-    b3, p, q = b[3] * scale, b[1] * root, b[2] * root
-    cx, cy, cz = p * ux + q * vx, p * uy + q * vy, p * uz + q * vz
-    constant = 1.0 + b[0] - cx * own[0] - cy * own[1] - cz * own[2]
-    lowest = 0.0
+    ux, uy, uz, vx, vy, vz = root * ux, root * uy, root * uz, root * vx, root * vy, root * vz
+    hx, hy, hz = own[0], own[1], own[2]
+    constant, p, q, m = 1.0 + b[0], b[1], b[2], b[3]
+    s0 = s1 = s2 = s3 = 0.0
     for i in range(np.uint64(x.shape[0])):
-        value = g[i] * (constant + (cx * x[i] + cy * y[i] + cz * z[i] + b3 * t[i]))
-        lowest = min(lowest, weight[i] * value)
-        g[i] = max(value, 0.0)
-    return lowest
+        a, e, c = x[i] - hx, y[i] - hy, z[i] - hz
+        u, v, r = a * ux + e * uy + c * uz, a * vx + e * vy + c * vz, scale * t[i]
+        value = max(g[i] * (constant + (p * u + q * v + m * r)), 0.0)
+        g[i] = value
+        value *= weight[i]
+        s0 += value
+        s1 += value * u
+        s2 += value * v
+        s3 += value * r
+    sums[0], sums[1], sums[2], sums[3] = s0, s1, s2, s3
 
 
 @kernel
-def _cholesky(s, goal, b):
-    """Solve the 4x4 system of the Gram matrix; False where it is singular."""
-    least = 1e-6 * s[0]
-    if not s[0] > 1e-30:
-        return False
-    l00 = np.sqrt(s[0])
+def _solve_gram(s, goal, b):
+    """Solve the 4x4 system of the Gram matrix (10 numbers), regularised, by Cholesky's method, and refine it once."""
+    ridge = RIDGE * (s[0] + s[4] + s[7] + s[9])
+    l00 = np.sqrt(s[0] + ridge)
     l10, l20, l30 = s[1] / l00, s[2] / l00, s[3] / l00
-    d = s[4] - l10 * l10
-    if not d > least:
-        return False
-    l11 = np.sqrt(d)
+    l11 = np.sqrt(max(s[4] - l10 * l10, 0.0) + ridge)
     l21, l31 = (s[5] - l20 * l10) / l11, (s[6] - l30 * l10) / l11
-    d = s[7] - l20 * l20 - l21 * l21
-    if not d > least:
-        return False
-    l22 = np.sqrt(d)
+    l22 = np.sqrt(max(s[7] - l20 * l20 - l21 * l21, 0.0) + ridge)
     l32 = (s[8] - l30 * l20 - l31 * l21) / l22
-    d = s[9] - l30 * l30 - l31 * l31 - l32 * l32
-    if not d > least:
-        return False
-    l33 = np.sqrt(d)
-    y0 = goal[0] / l00
-    y1 = (goal[1] - l10 * y0) / l11
-    y2 = (goal[2] - l20 * y0 - l21 * y1) / l22
-    y3 = (goal[3] - l30 * y0 - l31 * y1 - l32 * y2) / l33
-    b[3] = y3 / l33
-    b[2] = (y2 - l32 * b[3]) / l22
-    b[1] = (y1 - l21 * b[2] - l31 * b[3]) / l11
-    b[0] = (y0 - l10 * b[1] - l20 * b[2] - l30 * b[3]) / l00
-    return True
+    l33 = np.sqrt(max(s[9] - l30 * l30 - l31 * l31 - l32 * l32, 0.0) + ridge)
+    r0, r1, r2, r3 = goal[0], goal[1], goal[2], goal[3]
+    b0 = b1 = b2 = b3 = 0.0
+    for _ in range(2):
+        y0 = r0 / l00
+        y1 = (r1 - l10 * y0) / l11
+        y2 = (r2 - l20 * y0 - l21 * y1) / l22
+        y3 = (r3 - l30 * y0 - l31 * y1 - l32 * y2) / l33
+        y3 /= l33
+        y2 = (y2 - l32 * y3) / l22
+        y1 = (y1 - l21 * y2 - l31 * y3) / l11
+        y0 = (y0 - l10 * y1 - l20 * y2 - l30 * y3) / l00
+        b0, b1, b2, b3 = b0 + y0, b1 + y1, b2 + y2, b3 + y3
+        r0 = goal[0] - (s[0] * b0 + s[1] * b1 + s[2] * b2 + s[3] * b3)
+        r1 = goal[1] - (s[1] * b0 + s[4] * b1 + s[5] * b2 + s[6] * b3)
+        r2 = goal[2] - (s[2] * b0 + s[5] * b1 + s[7] * b2 + s[8] * b3)
+        r3 = goal[3] - (s[3] * b0 + s[6] * b1 + s[8] * b2 + s[9] * b3)
+    b[0], b[1], b[2], b[3] = b0, b1, b2, b3
 
 
 @kernel
@@ -451,13 +505,15 @@ def _represent(own, m, Q, weight, t, g, scratch, work, n):
     _gram(own, axes, x, y, z, weight, t, g, sums)
     deficit = own[4] * (1.0 - own[8])
     goal[0], goal[1], goal[2], goal[3] = own[4] - sums[0], -sums[1], -sums[2], (1.0 + own[3]) * deficit - sums[3]
-    solved = _cholesky(sums, goal, b)
-    if solved and not _correct(own, axes, x, y, z, weight, t, b, g) < -1e-18:
+    if not sums[0] > 1e-30:
         return
-    _gram(own, axes, x, y, z, weight, t, g, sums)
-    factor = _represented(own, sums, deficit)
-    for i in range(n):
-        g[i] *= factor
+    _solve_gram(sums, goal, b)
+    _correct(own, axes, x, y, z, weight, t, b, g, sums)
+    off = abs(own[4] - sums[0]) + abs(sums[1]) + abs(sums[2]) + abs((1.0 + own[3]) * deficit - sums[3])
+    if off > RIGHT * own[4]:
+        factor = _represented(own, sums, deficit)
+        for i in range(n):
+            g[i] *= factor
 
 
 @kernel

@@ -6,6 +6,10 @@ import numpy as np
 
 from rheidae.system.numba import kernel
 
+#: A species may be outside by this part of the total density before the whole row's change is shortened: it is put
+#: `EDGE` inside by its density.
+ROUNDING, EDGE = 1e-13, 5e-16
+
 
 @kernel
 def _inside(F, out, scale, slack, t):
@@ -18,13 +22,26 @@ def _inside(F, out, scale, slack, t):
 
 
 @kernel
+def _put_on_edge(F, out, total):
+    """Move what is outside by rounding a hair inside, by the density, unless the species stayed as it was."""
+    square = 0.0
+    for k in range(3):
+        square += out[k] * out[k]
+    length = np.sqrt(square)
+    moved = out[0] != F[0] or out[1] != F[1] or out[2] != F[2] or out[3] != F[3]
+    if moved and -EDGE * total < length - out[3] < ROUNDING * total:
+        out[3] = length + EDGE * total
+
+
+@kernel
 def limit_rows(F, out, start, stop):
     """Shorten the change ``out - F`` of each row as far as keeps every species physical, by one factor for all six.
 
     Physical four-fluxes form a convex cone, so along the way from a physical F there is one place where it is left.
     Bisection finds it: its quadratic equation loses all digits where F lies at the cone's edge and goes along it. A
     common factor keeps every linear conservation law. Rows that are physical already are not touched; a species that
-    starts outside the cone, by rounding or more, does not get further from it.
+    starts outside the cone, by rounding or more, does not get further from it. A mixture of positive distributions is
+    physical but for rounding, which must not cost the row its change where a species has no width: see `ROUNDING`.
     """
     for i in range(start, stop):
         total = 0.0
@@ -35,6 +52,7 @@ def limit_rows(F, out, start, stop):
         scale = 1.0 / total
         factor = 1.0
         for s in range(6):
+            _put_on_edge(F[i, s], out[i, s], total)
             if _inside(F[i, s], out[i, s], scale, 0.0, factor):
                 continue
             square = 0.0

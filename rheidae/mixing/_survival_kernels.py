@@ -34,6 +34,14 @@ A quadrature node that crosses to the smaller side does so with its whole weight
 ``1 - exp(-I_small/(FADE N_total))``, and beta by ``1 - exp(-(|int G n| / (AXIS int |Gbar|))^2)``, because the axis
 loses its meaning with the net flux. Neither breaks a conservation law.
 
+Beams
+-----
+A species narrower than the rule has to be kept from it: a node that it falls on would make any number of it. Rows with
+one are calm by the product of ``1 - smoothstep(f in CALM) N/(N + VANISHING)``. For what is missing to 1 they take the
+nodes of `_nodes_kernels` (the axis, which has none of these, fades out), or the caller takes another answer: the mixing
+network takes the asymptotic scheme's. Traces that are beams leave a row calm, and fade out of the plain rule with ``f
+in FADED``.
+
 Parameters of a row: ``theta = (log 1.5 q0, log p, log a, b, rho, beta, log p_axial, log a_axial)``. All directions are
 taken in the frame (across, across, axis) of the state, so the rule turns with it and rotated states give rotated
 answers to rounding.
@@ -47,6 +55,7 @@ from scipy.special import ive
 
 from rheidae.mixing._box3d_kernels import FOUR_PI, NOISE
 from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, log2, pow2
+from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS, VALUES, VANISHING, WEIGHT, X, Y, Z, enter, fill_nodes
 from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
 
 LN2 = 0.6931471805599453
@@ -57,6 +66,8 @@ AXIS = 0.1
 NO_DIRECTION = 1e-7
 #: Both ratios to int |Gbar| are at most 1; a quadrature that misses a beam would make them anything.
 UNSEEN = 10.0
+#: Flux factors between which a species stops to be resolved, and those between which it is left out.
+CALM, FADED = (0.8, 0.9), (0.9, 0.95)
 PARAMETERS = 8
 FEATURES = 5
 # Value, and derivatives by log p, log a, lift and rho.
@@ -155,11 +166,17 @@ def _peak(length):
     return 1.0 + LN2 * length
 
 
+@scalar_kernel
+def _step(f, low, high):
+    x = min(max((f - low) / (high - low), 0.0), 1.0)
+    return x * x * (3.0 - 2.0 * x)
+
+
 @kernel
 def _enter(F, moments, basis, species):
-    """Set the frame of a state ``F (6, 4)`` and its species in it; returns total density, ``int G`` and ``|int G n|``.
+    """Set the frame of a state ``F (6, 4)`` and its species in it; returns ``int G``, ``|int G n|`` and how calm it is.
 
-    The last is zero where it is too small to have a direction.
+    The second is zero where it is too small to have a direction; the last is 1 without beams, 0 with one.
 
     ``moments (4, 4)``: e, ebar, x, xbar over the total density. ``basis (3, 3)``: rows across, across, axis. ``species
     (4, 5)``: exponent vector ``log2(e) Z Fhat`` in the frame, its length, and the peak value A.
@@ -203,6 +220,7 @@ def _enter(F, moments, basis, species):
     for k in range(3):
         m, n = (k + 1) % 3, (k + 2) % 3
         basis[1, k] = basis[2, m] * basis[0, n] - basis[2, n] * basis[0, m]
+    calm = 1.0
     for s in range(4):
         N = moments[s, 3]
         factor = 1.0 / N if N > 0.0 else 0.0
@@ -214,7 +232,10 @@ def _enter(F, moments, basis, species):
         length = ratio * f
         species[s, 3] = length
         species[s, 4] = N * _peak(length) / FOUR_PI
-    return total, net, net_flux
+        if f > CALM[0]:
+            species[s, 4] *= 1.0 - _step(f, FADED[0], FADED[1])
+            calm *= 1.0 - _step(f, CALM[0], CALM[1]) * N / (N + VANISHING)
+    return net, net_flux, calm
 
 
 # Both components
@@ -254,6 +275,38 @@ def _on_sphere(species, rule, sign, terms, G, L):
         large += max(weighted, 0.0)
         small += max(-weighted, 0.0)
     return _turn_sides(G, large, small)
+
+
+@kernel
+def _on_nodes(n, nodes, sign, terms, G, L):
+    """The same at the nodes that `fill_nodes` left."""
+    simd_function()
+    x, y, z, w = nodes[X], nodes[Y], nodes[Z], nodes[WEIGHT]
+    e, g, f, h = nodes[VALUES], nodes[VALUES + 1], nodes[VALUES + 2], nodes[VALUES + 3]
+    large = small = 0.0
+    for j in range(np.uint64(n)):
+        density = sign * ((e[j] - g[j]) - (f[j] - h[j]))
+        nu, nubar = w[j] * (e[j] - g[j]), w[j] * (f[j] - h[j])
+        terms[0, j], terms[1, j], terms[2, j], terms[3, j] = x[j] * nu, y[j] * nu, z[j] * nu, nu
+        terms[4, j], terms[5, j], terms[6, j], terms[7, j] = x[j] * nubar, y[j] * nubar, z[j] * nubar, nubar
+        L[j] = log2(max(abs(density), _TINY))
+        weighted = w[j] * density
+        G[j] = weighted
+        large += max(weighted, 0.0)
+        small += max(-weighted, 0.0)
+    return _turn_sides(G[:n], large, small)
+
+
+@kernel
+def _change_frame(axes, basis, sums):
+    """Turn eight sums, in place, from the frame of `axes` into that of `basis`."""
+    for first in (0, 4):
+        x, y, z = sums[first], sums[first + 1], sums[first + 2]
+        a = axes[0, 0] * x + axes[1, 0] * y + axes[2, 0] * z
+        b = axes[0, 1] * x + axes[1, 1] * y + axes[2, 1] * z
+        c = axes[0, 2] * x + axes[1, 2] * y + axes[2, 2] * z
+        for k in range(3):
+            sums[first + k] = basis[k, 0] * a + basis[k, 1] * b + basis[k, 2] * c
 
 
 @kernel
@@ -489,21 +542,30 @@ def _trust(net_flux, both):
 
 
 @driver
-def survival_rows(F, theta, settled, sphere, axial, tolerance, with_derivatives, D, J, scales, start, stop):
+def survival_rows(
+    F, theta, settled, sphere, upright, narrow, axial, tolerance, with_derivatives, D, J, scales, start, stop
+):  # fmt: skip
     """Mixing of rows ``start:stop`` of ``F (n, 6, 4)`` by the family if `settled`, else by its power law.
+
+    Beams have nodes by the rules `upright` and `narrow` of `_nodes_kernels`; without any in the latter they fade out.
 
     ``theta (n, 8)`` -> ``D (n, 8)``, what nu_e and nubar_e lose, each ``(x, y, z, t)``, over the total density;
     ``J (n, 8, 8)``, its derivatives by theta, if asked for (else any 3d array); ``scales (n, 2)``, log2 of s on the
     sphere and on the axis over the total density, NaN where there is no crossing or no such component.
     """
-    m = max(sphere.shape[1], axial.shape[1])
     K, M = sphere.shape[1], axial.shape[1]
+    wide = upright.shape[1] + 4 * narrow.shape[1]
+    m = max(K, M, wide)
     moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((4, 5))
-    terms_s, terms_a, even = np.empty((8, K)), np.empty((8, M)), np.empty((4, M))
+    own, Q, axes, described = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
+    nodes, scratch = np.empty((NODE_ROWS, wide)), np.empty((5, 12))
+    terms_s, terms_a, even = np.empty(8 * max(K, wide)), np.empty((8, M)), np.empty((4, M))
     G, L, where, work = np.empty(m), np.empty(m), np.empty(m, np.int64), np.empty((9, m))
     on_sphere, on_axis, change = np.zeros((_SUMS, 8)), np.zeros((_SUMS, 8)), np.empty((1 + PARAMETERS, 8))
+    on_nodes = np.zeros((_SUMS, 8))
     for i in range(start, stop):
-        _, net, net_flux = _enter(F[i], moments, basis, species)
+        net, net_flux, calm = _enter(F[i], moments, basis, species)
+        with_beams = calm < 1.0 and narrow.shape[1] > 0
         sign = 1.0 if net >= 0.0 else -1.0
         q0, b, rho, beta = 2.0 / 3.0 * np.exp(theta[i, 0]), theta[i, 3], theta[i, 4], theta[i, 5]
         lift = b * (1.0 - q0) / q0 if b != 0.0 else 0.0
@@ -513,7 +575,7 @@ def survival_rows(F, theta, settled, sphere, axial, tolerance, with_derivatives,
         trust = 1.0
         if beta != 0.0 or with_derivatives:
             large, small = _on_axis(species, axial, sign, terms_a, G[:M], L[:M], even)
-            trust = _trust(net_flux, large + small)
+            trust = _trust(net_flux, large + small) * (calm if with_beams else 1.0)
             shape = (np.exp(theta[i, 6]), np.exp(theta[i, 7]), lift, rho)
             scales[i, 1] = _component(
                 terms_a, G[:M], L[:M], large, small, shape, settled, tolerance, with_derivatives, where, work, on_axis
@@ -522,11 +584,26 @@ def survival_rows(F, theta, settled, sphere, axial, tolerance, with_derivatives,
                 _turn_odd(species, on_axis[k])
         beta *= trust
         if beta != 1.0 or with_derivatives:
-            large, small = _on_sphere(species, sphere, sign, terms_s, G[:K], L[:K])
+            terms = terms_s[: 8 * K].reshape(8, K)
+            large, small = _on_sphere(species, sphere, sign, terms, G[:K], L[:K])
             shape = (np.exp(theta[i, 1]), np.exp(theta[i, 2]), lift, rho)
             scales[i, 0] = _component(
-                terms_s, G[:K], L[:K], large, small, shape, settled, tolerance, with_derivatives, where, work, on_sphere
+                terms, G[:K], L[:K], large, small, shape, settled, tolerance, with_derivatives, where, work, on_sphere
             )
+            if with_beams:
+                _, _, beams = enter(F[i], 2, own, Q, axes, described)
+                n = fill_nodes(4, beams, described, own, Q, upright, narrow, scratch, nodes)
+                terms = terms_s[: 8 * n].reshape(8, n)
+                large, small = _on_nodes(n, nodes, sign, terms, G, L)
+                # A beam has no width to hide an error of s in.
+                tight = min(tolerance, 1e-13)
+                scales[i, 0] = _component(
+                    terms, G[:n], L[:n], large, small, shape, settled, tight, with_derivatives, where, work, on_nodes
+                )
+                for k in range(_SUMS):
+                    _change_frame(axes, basis, on_nodes[k])
+                    for m in range(8):
+                        on_sphere[k, m] = on_nodes[k, m] + calm * (on_sphere[k, m] - on_nodes[k, m])
         alpha = 1.0 - beta
         for k in range(8):
             change[0, k] = q0 * (alpha * on_sphere[0, k] + beta * on_axis[0, k])
@@ -565,7 +642,7 @@ def survival_features(F, sphere, axial, out, start, stop):
     moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((4, 5))
     terms, even, G, L = np.empty((8, m)), np.empty((4, M)), np.empty(m), np.empty(m)
     for i in range(start, stop):
-        _, net, net_flux = _enter(F[i], moments, basis, species)
+        net, net_flux, _ = _enter(F[i], moments, basis, species)
         sign = 1.0 if net >= 0.0 else -1.0
         large, small = _on_sphere(species, sphere, sign, terms, G[:K], L[:K])
         out[i, 1] = np.log(small / max(large, _TINY) + 1e-3)
@@ -578,6 +655,14 @@ def survival_features(F, sphere, axial, out, start, stop):
         out[i, 2] = min(abs(net) / both, UNSEEN)
         out[i, 3] = min(net_flux / both, UNSEEN)
         out[i, 4] = out[i, 2] * quadrupole / both
+
+
+@driver
+def calm_rows(F, out):
+    """How calm each row is: 1 without beams, 0 with one."""
+    moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((4, 5))
+    for i in range(F.shape[0]):
+        out[i] = _enter(F[i], moments, basis, species)[2]
 
 
 @driver

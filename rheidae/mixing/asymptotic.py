@@ -27,7 +27,9 @@ PAIRS = ("e-mu", "e-tau", "mu-tau")
 """Columns of `crossings`."""
 
 
-def asymptotic_flux(F_init: ArrayLike, *, order: int = ORDER, threads: int | None = None) -> fourflux.Float:
+def asymptotic_flux(
+    F_init: ArrayLike, *, order: int = ORDER, levels: int = 2, threads: int | None = None
+) -> fourflux.Float:
     r"""Final four-fluxes of the settled fast flavor instability.
 
     Parameters
@@ -36,6 +38,8 @@ def asymptotic_flux(F_init: ArrayLike, *, order: int = ORDER, threads: int | Non
         Initial four-fluxes, any one unit, usually 1/cm^3; mu and tau may differ.
     order : int
         Order of the Lebedev rule, one of `rheidae.mixing.quadrature.LEBEDEV_ORDERS`.
+    levels : int
+        1: without the second level, which states in doubt have else; models take beams so, as their exported forms do.
     threads : int, optional
         Threads to share the rows among; the result does not depend on it.
 
@@ -89,7 +93,8 @@ def asymptotic_flux(F_init: ArrayLike, *, order: int = ORDER, threads: int | Non
     array([0.56, 0.52, 0.52, 0.46, 0.52, 0.52])
     """
     F, exact = _checked(F_init)
-    out, tables, fine = np.empty(F.shape), _tables(order), _tables(max(order, FINE_ORDER), FINE_LATITUDES)
+    out, tables = np.empty(F.shape), _tables(order)
+    fine = _tables(max(order, FINE_ORDER), FINE_LATITUDES) if levels > 1 else (np.empty((4, 0)), np.empty((4, 0)))
     share_rows(lambda start, stop: kernels.asymptotic_rows(exact, *tables, *fine, out, start, stop), len(F), threads)
     keep_physical(exact, out, threads)
     return out.astype(F.dtype, copy=False)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rheidae import fourflux
 from rheidae.mixing import _survival_kernels as kernels
+from rheidae.mixing._nodes_kernels import LATITUDES, spiral_rule, symmetric_rule
 from rheidae.mixing.quadrature import lebedev
 from rheidae.system.threads import share_rows
 
@@ -58,6 +59,12 @@ def _rules(order: int) -> tuple[Array, Array]:
     return kernels.sphere_rule(*lebedev(order)), kernels.axial_rule(AXIAL_POINTS)
 
 
+@cache
+def _beam_rules(order: int, beams: bool) -> tuple[Array, Array]:
+    """Nodes of rows with beams; none if they have no nodes."""
+    return (symmetric_rule(*lebedev(order)), spiral_rule(LATITUDES)) if beams else (np.empty((4, 0)), np.empty((4, 0)))
+
+
 def mixing_change(
     F: fourflux.Float,
     theta: Array,
@@ -66,6 +73,7 @@ def mixing_change(
     derivatives: bool = False,
     order: int = _ORDER,
     tolerance: float = TOLERANCE,
+    beams: bool = True,
     threads: int | None = None,
 ) -> Change:
     r"""Change by mixing and its derivatives by the parameters, in one pass.
@@ -84,6 +92,9 @@ def mixing_change(
         Order of the Lebedev rule; threads to share the rows among.
     tolerance : float
         Relative error of lepton number before it is made exact.
+    beams : bool
+        Whether species with a flux factor above 0.8 bring nodes of their own; the axial component fades out with them.
+        Else they fade out of the distributions, from 0.9 to 0.95, and `calm` says how far the answer is to be trusted.
 
     Returns
     -------
@@ -102,11 +113,11 @@ def mixing_change(
     theta = np.ascontiguousarray(theta, dtype=np.float64)
     D, scales = np.empty((n, 8)), np.empty((n, 2))
     J = np.empty((n, kernels.PARAMETERS, 8) if derivatives else (0, 0, 0))
-    sphere, axial = _rules(order)
+    (sphere, axial), rules = _rules(order), _beam_rules(order, beams)
     # The tolerance holds for the logarithm to base 2.
     share_rows(
         lambda start, stop: kernels.survival_rows(
-            F, theta, not power_law, sphere, axial, 1.4 * tolerance, derivatives, D, J, scales, start, stop
+            F, theta, not power_law, sphere, *rules, axial, 1.4 * tolerance, derivatives, D, J, scales, start, stop
         ),
         n,
         threads,
@@ -130,11 +141,32 @@ def invariants(F: fourflux.Float, *, order: int = _ORDER, threads: int | None = 
     ndarray, shape (n, 5)
         In the order of `INVARIANTS`, of ``G`` and its azimuthal mean ``Gbar`` with ``A = int |Gbar|``: depth of the
         crossing in Gbar and in G, ``log(I_small/I_large + 1e-3)``; ``|int G|/A``; ``|int G n|/A``; and ``|int G|/A``
-        times the quadrupole ``int Gbar P2(zeta)/A``, zeta counted towards the larger side.
+        times the quadrupole ``int Gbar P2(zeta)/A``, zeta counted towards the larger side. Species fade out of all but
+        net number and net flux as they become beams, from a flux factor of 0.9 to 0.95.
     """
     out = np.empty((len(F), kernels.FEATURES))
     sphere, axial = _rules(order)
     share_rows(lambda start, stop: kernels.survival_features(F, sphere, axial, out, start, stop), len(F), threads)
+    return out
+
+
+def calm(F: fourflux.Float) -> Array:
+    """How far a rule that does not follow beams is to be trusted, from 0 to 1.
+
+    Parameters
+    ----------
+    F : ndarray, shape (n, 6, 4)
+        Initial four-fluxes, C-contiguous, any one unit; not checked. mu and tau enter as their mean.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+        1 where no flux factor is above 0.8, 0 where that of a species with more than a trace is above 0.9: the product
+        of ``1 - smoothstep(f in [0.8, 0.9]) n/(n + 1e-5)``, n over the total density, over e, x and their
+        antineutrinos.
+    """
+    out = np.empty(len(F))
+    kernels.calm_rows(F, out)
     return out
 
 

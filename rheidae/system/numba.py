@@ -94,6 +94,9 @@ inlined_kernel = _compile(fastmath=FASTMATH, forceinline=True, _nrt=False)
 # Arithmetic that relies on the order in which it is written; contraction only forms fused multiply-adds.
 scalar_kernel = _compile(fastmath={"contract"}, forceinline=True, _nrt=False)
 
+# Bit for bit what any other language makes of it.
+exact_kernel = _compile(fastmath=False, forceinline=True, _nrt=False)
+
 # Outermost functions, which allocate work arrays once per call.
 driver = _compile(fastmath=FASTMATH, forceinline=False, _nrt=True)
 

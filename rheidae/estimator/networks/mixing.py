@@ -32,25 +32,25 @@ class _Mixing(torch.autograd.Function):
     """The change of all six species by `rheidae.mixing.survival.mixing_change`, with its derivative in one pass."""
 
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, F: Any, order: int) -> Tensor:
+    def forward(ctx: Any, theta: Tensor, F: Any, order: int, dtype: torch.dtype) -> Tensor:
         from rheidae.mixing.survival import mixing_change
 
         change = mixing_change(
             F, theta.detach().cpu().double().numpy(), derivatives=ctx.needs_input_grad[0], order=order,
-            tolerance=1e-7, threads=1,
+            tolerance=1e-7, beams=False, threads=1,
         )  # fmt: skip
         if change.jacobian is not None:
             ctx.save_for_backward(torch.from_numpy(change.jacobian).to(theta))
         moved = change.D.reshape(-1, 2, 1, 4) * _SHARES
-        return torch.from_numpy(moved.reshape(-1, FLAT)).to(theta)
+        return torch.from_numpy(moved.reshape(-1, FLAT)).to(theta.device, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (jacobian,) = ctx.saved_tensors
         electron, mu, tau = gradients[0].reshape(-1, 2, 3, 4).unbind(dim=2)
-        by_D = (0.5 * (mu + tau) - electron).reshape(-1, 8, 1)
+        by_D = (0.5 * (mu + tau) - electron).reshape(-1, 8, 1).to(jacobian.dtype)
         # A product of matrices, since einsum does not take the gradients of several tasks at once.
-        return (jacobian @ by_D).squeeze(-1), None, None
+        return (jacobian @ by_D).squeeze(-1), None, None, None
 
 
 class Members(nn.Module):
@@ -114,11 +114,14 @@ class MixingModel(nn.Module):
     by the training rows (`prepare`). Beyond three standard deviations they are cut, and the parameters fall back to the
     scheme's with the distance, so that far from the training data the answer is the scheme's.
 
-    The networks know mu and tau by their mean. Where they differ, the answer is the scheme's for three flavors, plus
-    what the networks change on the mean heavy flavor, times `rheidae.mixing.survival.likeness`.
+    The networks know mu and tau by their mean, and order 17 knows no beams. Where mu and tau differ, or a flux factor
+    is above 0.8, which no simulation trained on has, the answer is the scheme's, plus what the networks change on the
+    mean heavy flavor, times `rheidae.mixing.survival.likeness` and `rheidae.mixing.survival.calm`.
     """
 
     adds_to = "initial"
+    #: Beams want every digit of the state, and give a change that does.
+    takes_doubles = True
     needs_box3d = False
     falls_back_to = "asymptotic"
     mean: Tensor
@@ -169,10 +172,14 @@ class MixingModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(n, 48)``, in units of the total density, to the change of the initial state ``(n, 24)``."""
+        from rheidae.mixing.survival import calm
+
         state = _as_states(x)
-        change = _Mixing.apply(self._theta(self._invariants(state, x)), state, self.order)
+        change = _Mixing.apply(self._theta(self._invariants(state)), state, self.order, x.dtype)
         unlike = np.abs(state[:, 1::3] - state[:, 2::3]).max(axis=(1, 2), initial=0.0) > ALIKE
-        return self._three_flavors(change, state, unlike) if unlike.any() else change
+        trust = calm(state)
+        apart = unlike | (trust < 1.0)
+        return self._with_scheme(change, state, trust, unlike, apart) if apart.any() else change
 
     def last_shared_parameters(self) -> list[Tensor]:
         """For GradNorm."""
@@ -183,12 +190,12 @@ class MixingModel(nn.Module):
         return self._theta(self._features(x))
 
     def _features(self, x: Tensor) -> Tensor:
-        return self._invariants(_as_states(x), x)
+        return self._invariants(_as_states(x))
 
-    def _invariants(self, state: Any, like: Tensor) -> Tensor:
+    def _invariants(self, state: Any) -> Tensor:
         from rheidae.mixing.survival import invariants
 
-        return torch.from_numpy(invariants(state, order=self.order, threads=1)).to(like)
+        return torch.from_numpy(invariants(state, order=self.order, threads=1)).to(self.mean)
 
     def _theta(self, features: Tensor) -> Tensor:
         inside, near = self._nearby(features)
@@ -217,21 +224,25 @@ class MixingModel(nn.Module):
         inside = z.clamp(-CUT, CUT)
         return inside, torch.exp(-0.5 * ((z - inside) / WIDTH).square().sum(dim=1, keepdim=True))
 
-    def _three_flavors(self, change: Tensor, state: Any, unlike: Any) -> Tensor:
-        """The change ``(n, 24)`` of rows whose mu and tau differ, from that on their mean."""
+    def _with_scheme(self, change: Tensor, state: Any, trust: Any, unlike: Any, apart: Any) -> Tensor:
+        """The change ``(n, 24)`` with rows that are `apart` made of the scheme's and of that on their mean flavor."""
         from rheidae.mixing.asymptotic import asymptotic_flux
         from rheidae.mixing.survival import likeness
 
-        F = state[unlike]
+        F, unlike, weight = state[apart], unlike[apart], trust[apart]
         mean = F.copy()
         for nu in (1, 4):
             mean[:, nu : nu + 2] = mean[:, nu : nu + 2].mean(axis=1, keepdims=True)
-        scheme, on_mean = (asymptotic_flux(G, threads=1) - G for G in (F, mean))
-        rows = torch.from_numpy(unlike).to(change.device)
-        w = torch.from_numpy(likeness(F, order=self.order))[:, None].to(change)
-        flat = [torch.from_numpy(table.reshape(-1, FLAT)).to(change) for table in (scheme, on_mean)]
+        scheme = on_mean = asymptotic_flux(mean, levels=1, threads=1) - mean
+        if unlike.any():
+            on_mean[unlike] = asymptotic_flux(mean[unlike], threads=1) - mean[unlike]
+            scheme = on_mean.copy()
+            scheme[unlike] = asymptotic_flux(F[unlike], threads=1) - F[unlike]
+            weight[unlike] *= likeness(F[unlike], order=self.order)
+        rows = torch.from_numpy(apart).to(change.device)
+        flat = [torch.from_numpy(t.reshape(len(F), -1)).to(change) for t in (scheme, on_mean, weight)]
         out = change.clone()
-        out[rows] = flat[0] + w * (change[rows] - flat[1])
+        out[rows] = flat[0] + flat[2] * (change[rows] - flat[1])
         return out
 
 

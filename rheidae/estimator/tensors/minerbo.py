@@ -61,15 +61,21 @@ def moments_of(state: Tensor) -> Tensor:
     )
 
 
-def exponents(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Exponent vectors ``Z Fhat (n, s, 3)``, their lengths ``(n, s)`` and densities ``(n, s)`` of four-fluxes."""
+def smoothstep(x: Tensor, low: float, high: float) -> Tensor:
+    """0 below `low`, 1 above `high`, with a continuous slope between."""
+    t = ((x - low) / (high - low)).clamp(0.0, 1.0)
+    return t * t * (3.0 - 2.0 * t)
+
+
+def exponents(moments: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Exponent vectors ``Z Fhat (n, s, 3)``, their lengths, densities and flux factors ``(n, s)`` of four-fluxes."""
     density = moments[..., 3]
     filled = density > 0.0
     inverse = torch.where(filled, 1.0 / torch.where(filled, density, 1.0), 0.0)
     factor = moments[..., :3] * inverse[..., None]
     f = factor.square().sum(dim=-1).sqrt()
     ratio = langevin_ratio(f)
-    return factor * ratio[..., None], f * ratio, density
+    return factor * ratio[..., None], f * ratio, density, f
 
 
 def distributions(vectors: Tensor, Z: Tensor, amplitude: Tensor, nodes: Tensor) -> Tensor:

@@ -28,8 +28,9 @@ from scipy.special import ive
 from torch import Tensor, nn
 
 from rheidae.estimator.tensors.control import branch, repeat
-from rheidae.estimator.tensors.minerbo import exponents, four_vectors, moments_of, peak
+from rheidae.estimator.tensors.minerbo import exponents, four_vectors, moments_of, peak, smoothstep
 from rheidae.mixing import _survival_kernels as kernels
+from rheidae.mixing._nodes_kernels import VANISHING
 from rheidae.mixing.quadrature import lebedev
 from rheidae.mixing.survival import AXIAL_POINTS
 
@@ -76,6 +77,8 @@ class Nodes(NamedTuple):
     net_flux: Tensor
     net: Tensor
     """Sizes of the net flux and of the net number, ``(n, 1)``."""
+    calm: Tensor
+    """See `rheidae.mixing.survival.calm`; ``(n, 1)``."""
 
 
 class SurvivalMixing(nn.Module):
@@ -141,10 +144,13 @@ class SurvivalMixing(nn.Module):
         net_flux = net[:, :3].square().sum(dim=1, keepdim=True).sqrt()
         basis = _frame(moments, torch.where(net[:, 3:] >= 0.0, 1.0, -1.0) * net[:, :3])
         net_flux = torch.where(net_flux > _LEAST, net_flux, 0.0)
-        vectors, Z, density = exponents(moments)
+        vectors, Z, density, f = exponents(moments)
+        resolved = 1.0 - smoothstep(f, *kernels.FADED)
+        seen = smoothstep(f, *kernels.CALM) * (density / (density + VANISHING))
+        calm = (1.0 - seen[:, :2]) * (1.0 - seen[:, 2:])
         vectors = (vectors[:, :, None] * basis[:, None]).sum(dim=3).transpose(0, 1)
         # Peak and Z go into the exponent; log 0 must not meet an infinity there.
-        offset = ((density * peak(Z) / kernels.FOUR_PI).log().clamp(min=-1e5) - Z).T[..., None]
+        offset = ((density * resolved * peak(Z) / kernels.FOUR_PI).log().clamp(min=-1e5) - Z).T[..., None]
         across = vectors[..., :2].square().sum(dim=2, keepdim=True).sqrt()
         table = torch.cat([vectors, across, offset], dim=2).reshape(-1, 5)
         on_sphere = torch.exp(torch.addmm(self.log_weights[: self.sphere], table, self.to_sphere))
@@ -167,6 +173,7 @@ class SurvivalMixing(nn.Module):
             basis=basis, g=g, moved=moved, odd=odd, directions=vectors[..., :2] / across.clamp(min=_TINY),
             along=vectors / Z.T[..., None].clamp(min=_TINY), G=G, small=small, both=2.0 * small + sums[:, :2].abs(),
             quadrupole=sums[:, 2:] * flip[:, 1:], net_flux=net_flux, net=net[:, 3:].abs(),
+            calm=calm[:, :1] * calm[:, 1:],
         )  # fmt: skip
 
     def _bessel(self, across: Tensor) -> tuple[Tensor, Tensor]:

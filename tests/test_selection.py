@@ -42,6 +42,7 @@ from rheidae.scoring.metrics import (
     get_scorer,
     physicality_rate,
 )
+from rheidae.scoring.tally import Tally
 from tests.states import conservation_error as conservation_error_of_states
 from tests.states import random_states
 
@@ -328,7 +329,7 @@ def test_metrics_agree_with_the_evaluation(rows, data):
     pred = model.predict(X)
     every = np.arange(len(X))
     scored = evaluation.score(Bunch(data=X, target=y, groups=rows[2]), every, rows[2], every, pred[None])
-    report = evaluation.summary(scored, np.ones(len(X), dtype=bool), resamples=10)["schemes"]["model"]
+    report = Tally().add(scored, np.ones(len(X), dtype=bool)).summary(resamples=10)["schemes"]["model"]
     assert get_scorer("box3d_skill_score")(model, X, y) == pytest.approx(report["skill"])
     assert -get_scorer("neg_flux_error")(model, X, y) == pytest.approx(report["error"])
     assert get_scorer("physicality_rate")(model, X, y) == report["physical_fraction"]

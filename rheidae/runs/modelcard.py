@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import rheidae
 from rheidae import fourflux
 from rheidae.fourflux import SPECIES
+from rheidae.mixing.asymptotic import crossings
 from rheidae.mixing.survival import INVARIANTS, invariants
 from rheidae.runs.folder import Run, installed_versions
 from rheidae.runs.report import coverage_table, entries, report_on, score_table
@@ -201,7 +202,7 @@ def _symmetries(run: Run, data: NDArray[Any], entries: list[dict[str, Any]]) -> 
 
     rotation = _rotation()
     mirror = rotation * [[1.0], [1.0], [-1.0]]
-    quiet = (X[:, 24:] == X[:, :24]).all(axis=1)
+    quiet = ~crossings(fourflux.unflatten(X[:, :24]), threads=1).any(axis=1)  # of no pair of flavors
     # A bare isotropic state in the unit of the rows never has a crossing.
     still = np.zeros((1, 12, 4))
     still[:, :, fourflux.T] = float(total.mean()) / 6

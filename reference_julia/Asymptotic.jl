@@ -46,12 +46,14 @@ function root(f, near=0.0)
     low = high = near
     f_low = f_high = f(near)
     width = 0.5
-    while f_low * f_high > 0
+    while sign(f_low) == sign(f_high) != 0
         low == -40 && high == 40 && return abs(f_low) < abs(f_high) ? low : high
         low, high = max(near - width, -40.0), min(near + width, 40.0)
         f_low, f_high = f(low), f(high)
         width *= 4
     end
+    f_low == 0 && return low
+    f_high == 0 && return high
     for _ in 1:60
         middle = (low + high) / 2
         f_middle = f(middle)
@@ -60,7 +62,7 @@ function root(f, near=0.0)
         f_x = f(x)
         f_x == 0 && return x
         ends = sort([(low, f_low), (middle, f_middle), (x, f_x), (high, f_high)])
-        k = findfirst(k -> ends[k][2] * ends[k+1][2] < 0, 1:3)
+        k = findfirst(k -> sign(ends[k][2]) != sign(ends[k+1][2]), 1:3)
         (low, f_low), (high, f_high) = ends[k], ends[k+1]
         high - low < 1e-12 && break
     end

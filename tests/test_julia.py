@@ -280,7 +280,7 @@ class TestLive:
         F_init[:7, [2, 5]] = F_init[:7, [1, 4]]
         stdout, _ = julia("asymptotic", "--points", 32, stdin=F_init.astype("<f8").tobytes())
         expected = np.frombuffer(stdout, dtype="<f8").reshape(F_init.shape)
-        # Any state may come: a few in a thousand with unlike mu and tau are off by 2e-3, on one side or the other.
+        # Any state may come, and now and then one is off by more than 1e-3.
         for order in (ORDER, 131):
             error = relative_error(asymptotic_flux(F_init, order=order), expected, F_init)
             assert np.median(error) < 2e-4, seed

@@ -108,7 +108,8 @@ class Answering(FluxNet):
                 if part.start == 0:
                     answers.append(np.empty((len(X), *table.shape[1:]), table.dtype))
                 elif table.dtype != answers[k].dtype and table.dtype == np.float64:
-                    answers[k] = answers[k].astype(np.float64)
+                    so_far, answers[k] = answers[k][: part.start], np.empty(answers[k].shape)
+                    answers[k][: part.start] = so_far
                 answers[k][part] = table
         return tuple(answers)
 

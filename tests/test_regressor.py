@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from skorch.dataset import ValidSplit
 
-from rheidae import FluxRegressor, box3d_flux
+from rheidae import FluxRegressor, box3d_flux, mix
 from rheidae.estimator.networks import MixingModel, ResidualFFIModel
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.mixing.survival import ASYMPTOTIC, mixing_change
@@ -267,3 +267,17 @@ def test_blocks_change_no_answer(small):
         model.predict(X)
     answer = model.predict(X, invalid="pass")
     assert np.isnan(answer).all(axis=1).tolist() == [row == 17 for row in range(len(X))]
+
+
+@pytest.mark.parametrize("empty", [slice(3, 6), slice(0, 3)])
+def test_species_that_are_not_there_do_not_stop_the_others(small, empty):
+    """The last digits of a root would ask of them what they do not have, and the limiter stop the whole row."""
+    F = random_states(200, 6, alike=True)
+    F[:, empty] = 0.0
+    model = FluxRegressor(max_epochs=1, random_state=0).fit(*small)
+    changed, expected = (
+        np.abs(G - F).max(axis=(1, 2)) / F[:, :, 3].sum(axis=1) for G in (model.predict(F), mix(F, "asymptotic"))
+    )
+    moving = expected > 1e-3
+    assert moving.sum() > 50
+    assert (changed[moving] > 1e-4).mean() > 0.98

@@ -8,7 +8,7 @@ from rheidae.system.numba import kernel
 
 #: A species may be outside by this part of the total density before the whole row's change is shortened: it is put
 #: `EDGE` inside by its density.
-ROUNDING, EDGE = 1e-12, 5e-16
+ROUNDING, EDGE = 1e-13, 5e-16
 
 
 @kernel

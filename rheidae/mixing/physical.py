@@ -20,7 +20,7 @@ def keep_physical(F_init: NDArray[np.float64], F_final: NDArray[np.float64], thr
         Likewise; becomes ``F_init + t (F_final - F_init)`` with the largest t in [0, 1] that keeps all six species
         physical. One t for the row, so that every linear conservation law survives. Rows that are physical stay as they
         are, bit for bit; a species that `F_init` has outside, by rounding or more, does not get further out. One that
-        is outside by less than 1e-12 of the total density is put inside by that much density instead.
+        is outside by less than 1e-13 of the total density is put inside by that much density instead.
     threads : int, optional
         To share the rows among.
     """

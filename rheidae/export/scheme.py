@@ -26,10 +26,6 @@ SCHEME_ORDERS = {"asymptotic": 41, "box3d": 23, "power": 31}
 """Lebedev orders of the schemes' graphs. Beams have nodes of their own in the asymptotic one alone."""
 
 
-# Densities over the total.
-_ROUNDING = 1e-11
-
-
 class SchemeGraph(nn.Module):
     """What `rheidae.mix` does by one scheme, in double precision; has the face of `rheidae.export.graph.FluxGraph`.
 
@@ -94,9 +90,7 @@ class _Continuous(SurvivalMixing):
         if self.bounded:
             fade = fade / nodes.both[:, :1].clamp(min=1.0)
         D = self.change(nodes, h, torch.cat([(2.0 / 3.0) * fade, torch.zeros_like(fade)], dim=1))
-        # Densities that are rounding would make the limiter act where a species is empty.
-        density = torch.where(D[:, :, 3:].abs() < _ROUNDING, 0.0, D[:, :, 3:])
-        D = self.lost(nodes, state, torch.cat([D[:, :, :3], density], dim=2))[:, :, None]
+        D = self.lost(nodes, state, D)[:, :, None]
         return torch.cat([-D, 0.5 * D, 0.5 * D], dim=2).reshape(-1, 24)
 
     def lost(self, nodes: Nodes, state: Tensor, D: Tensor) -> Tensor:
@@ -186,7 +180,6 @@ def scheme_answer(scheme: str, F: fourflux.Float, order: int) -> NDArray[np.floa
         return box3d_flux(F, order=order)
     theta = np.tile(ASYMPTOTIC if scheme == "asymptotic" else LITERATURE, (len(F), 1))
     D = mixing_change(F, theta, power_law=scheme == "power", order=order, tolerance=1e-12, beams=False).D
-    D[:, 3::4] *= np.abs(D[:, 3::4]) >= _ROUNDING
     trust = calm(F)
     if scheme == "asymptotic" and (beams := trust < 1.0).any():
         state = F[beams] / fourflux.total_density(F[beams])[:, None, None]

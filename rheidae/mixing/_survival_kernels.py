@@ -608,6 +608,9 @@ def survival_rows(
         for k in range(8):
             change[0, k] = q0 * (alpha * on_sphere[0, k] + beta * on_axis[0, k])
         _leave(change[0], basis, D[i])
+        # The root's last digits must not ask of an empty species what it does not have.
+        least, most = -2.0 * min(moments[2, 3], moments[3, 3]), min(moments[0, 3], moments[1, 3])
+        D[i, 3] = D[i, 7] = min(max(D[i, 3], least), most)
         if with_derivatives:
             for k in range(8):
                 lifted = alpha * on_sphere[3, k] + beta * on_axis[3, k]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rheidae.estimator.networks.layers import activation_of
-from rheidae.fourflux import ALIKE, FLAT, INPUT, T
+from rheidae.fourflux import ALIKE, FLAT, INPUT
 from rheidae.mixing.survival import PARAMETERS
 
 N_INVARIANTS, N_PARAMETERS = 5, 8
@@ -41,11 +41,7 @@ class _Mixing(torch.autograd.Function):
         )  # fmt: skip
         if change.jacobian is not None:
             ctx.save_for_backward(torch.from_numpy(change.jacobian).to(theta))
-        D, N = change.D.reshape(-1, 2, 4), F[:, :, T]
-        # The root's last digits must not ask of an empty species what it does not have.
-        least, most = -(N[:, 1::3] + N[:, 2::3]).min(axis=1), N[:, ::3].min(axis=1)
-        D[:, :, T] = D[:, :, T].clip(least[:, None], most[:, None])
-        moved = D[:, :, None] * _SHARES
+        moved = change.D.reshape(-1, 2, 1, 4) * _SHARES
         return torch.from_numpy(moved.reshape(-1, FLAT)).to(theta.device, dtype)
 
     @staticmethod

@@ -42,7 +42,7 @@ class MixingGraph(nn.Module):
             """With the scheme's in rows with beams."""
             return torch.where(beams, found + nodes.calm * (answer - found), answer)
 
-        change = _of_all(right(_bounded(self.mixing.change(nodes, h, factor), state).reshape(-1, 8), scheme[:, :8]))
+        change = _of_all(right(self.mixing.change(nodes, h, factor).reshape(-1, 8), scheme[:, :8]))
         nu, nubar = (state[:, s] - state[:, s + 1] for s in (1, 4))
         unlike = torch.cat([nu, nubar], dim=1).abs().amax(dim=1, keepdim=True)
         refused = unlike > ALIKE
@@ -54,15 +54,6 @@ class MixingGraph(nn.Module):
         matrices = torch.where(refused, float("nan"), matrices_of(torch.stack([number.T, along.T])))
         around = neighbours(self.mixing, nodes)
         return change, matrices, _of_all(right(around.D.reshape(-1, 8), scheme[:, :8])), around.sizes
-
-
-def _bounded(D: Tensor, state: Tensor) -> Tensor:
-    """`D` whose densities are such as there are, as in the estimator's module."""
-    N = state[:, :, 3:]
-    least = -torch.minimum(N[:, 1] + N[:, 2], N[:, 4] + N[:, 5])
-    most = torch.minimum(N[:, 0], N[:, 3])
-    density = torch.minimum(torch.maximum(D[:, :, 3], least), most)
-    return torch.cat([D[:, :, :3], density[:, :, None]], dim=2)
 
 
 def _of_all(D: Tensor) -> Tensor:

@@ -79,6 +79,9 @@ class Nodes(NamedTuple):
     """Sizes of the net flux and of the net number, ``(n, 1)``."""
     calm: Tensor
     """See `rheidae.mixing.survival.calm`; ``(n, 1)``."""
+    least: Tensor
+    most: Tensor
+    """Bounds of the density that e and ebar can lose, ``(n, 1)``."""
 
 
 class SurvivalMixing(nn.Module):
@@ -173,7 +176,8 @@ class SurvivalMixing(nn.Module):
             basis=basis, g=g, moved=moved, odd=odd, directions=vectors[..., :2] / across.clamp(min=_TINY),
             along=vectors / Z.T[..., None].clamp(min=_TINY), G=G, small=small, both=2.0 * small + sums[:, :2].abs(),
             quadrupole=sums[:, 2:] * flip[:, 1:], net_flux=net_flux, net=net[:, 3:].abs(),
-            calm=calm[:, :1] * calm[:, 1:],
+            calm=calm[:, :1] * calm[:, 1:], least=-2.0 * moments[:, 2:, 3].amin(dim=1, keepdim=True),
+            most=moments[:, :2, 3].amin(dim=1, keepdim=True),
         )  # fmt: skip
 
     def _bessel(self, across: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,7 +227,8 @@ class SurvivalMixing(nn.Module):
         across = (nodes.odd * h[:, self.sphere :]).sum(dim=2, keepdim=True) * nodes.directions
         by_axis = torch.cat([across[:2] - across[2:], by_axis], dim=2)
         total = factor[:, :1] * by_sphere + factor[:, 1:] * by_axis
-        density = total[..., 3:].mean(dim=0)
+        # As in the kernel: what an empty species does not have is not asked of it.
+        density = torch.minimum(torch.maximum(total[..., 3:].mean(dim=0), nodes.least), nodes.most)
         flux = (total[..., :3, None] * nodes.basis).sum(dim=2)
         return torch.stack([torch.cat([flux[nu], density], dim=1) for nu in (0, 1)], dim=1)
 

@@ -1,7 +1,7 @@
 """Standard deviations as tensor operations: `rheidae.estimator.uncertainty` where mu and tau are alike.
 
 Neighbours of the scheme (`rheidae.mixing._variation_kernels`) are taken on the nodes that the answer has, which know no
-rules for beams: of random states with flux factors from 0.9 to 0.97, 96 of 100 deviations are within a sixth.
+rules for beams: from a flux factor of 0.9 on, what comes out is not to be relied on (``docs/export.md``).
 """
 
 from __future__ import annotations

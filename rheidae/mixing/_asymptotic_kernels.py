@@ -171,16 +171,21 @@ def solve_scale(c, G, goal, limit, moment, out):
 
 # mu = tau
 # --------
+@scalar_kernel
+def _exponent(s):
+    """Length of the exponent vector, to base 2; the vector; and the geometric mean of the distribution at antipodes."""
+    a = LOG2_E * s[3]
+    return a, a * s[0], a * s[1], a * s[2], s[4] / FOUR_PI * z_over_sinh(s[3])
+
+
 @kernel
 def _fill_pairs(species, sign, x, y, z, w, nu, nu2, nubar, nubar2, G, G2, c, c2, slope, slope2, out):
     """Without beams, by antipodal pairs: ``W (g_e - g_x)``, of antineutrinos, G and ``c``; ``out``: I+, I-, sum c G."""
     simd_function()
-    e, g, f, h = species[0], species[1], species[2], species[3]
-    ea, fa, ga, ha = LOG2_E * e[3], LOG2_E * f[3], LOG2_E * g[3], LOG2_E * h[3]
-    ex, ey, ez, eA = ea * e[0], ea * e[1], ea * e[2], e[4] / FOUR_PI * z_over_sinh(e[3])
-    fx, fy, fz, fA = fa * f[0], fa * f[1], fa * f[2], f[4] / FOUR_PI * z_over_sinh(f[3])
-    gx, gy, gz, gA = ga * g[0], ga * g[1], ga * g[2], g[4] / FOUR_PI * z_over_sinh(g[3])
-    hx, hy, hz, hA = ha * h[0], ha * h[1], ha * h[2], h[4] / FOUR_PI * z_over_sinh(h[3])
+    ea, ex, ey, ez, eA = _exponent(species[0])
+    fa, fx, fy, fz, fA = _exponent(species[2])
+    ga, gx, gy, gz, gA = _exponent(species[1])
+    ha, hx, hy, hz, hA = _exponent(species[3])
     large = small = moment = 0.0
     for i in range(np.uint64(x.shape[0])):
         p, q, r, v = x[i], y[i], z[i], w[i]
@@ -758,12 +763,10 @@ def asymptotic_rows(F, table, narrow, fine, finer, out, start, stop):
 def _sides_alike(species, sign, x, y, z, w):
     """I+ and I- of a row with mu = tau and without beams; the arithmetic is that of `_fill_pairs`."""
     simd_function()
-    e, g, f, h = species[0], species[1], species[2], species[3]
-    ea, fa, ga, ha = LOG2_E * e[3], LOG2_E * f[3], LOG2_E * g[3], LOG2_E * h[3]
-    ex, ey, ez, eA = ea * e[0], ea * e[1], ea * e[2], e[4] / FOUR_PI * z_over_sinh(e[3])
-    fx, fy, fz, fA = fa * f[0], fa * f[1], fa * f[2], f[4] / FOUR_PI * z_over_sinh(f[3])
-    gx, gy, gz, gA = ga * g[0], ga * g[1], ga * g[2], g[4] / FOUR_PI * z_over_sinh(g[3])
-    hx, hy, hz, hA = ha * h[0], ha * h[1], ha * h[2], h[4] / FOUR_PI * z_over_sinh(h[3])
+    _, ex, ey, ez, eA = _exponent(species[0])
+    _, fx, fy, fz, fA = _exponent(species[2])
+    _, gx, gy, gz, gA = _exponent(species[1])
+    _, hx, hy, hz, hA = _exponent(species[3])
     large = small = 0.0
     for i in range(np.uint64(x.shape[0])):
         p, q, r, v = x[i], y[i], z[i], w[i]

@@ -281,8 +281,6 @@ def export_regressor(
     expected = regressor.predict(np.concatenate([states, F_box], axis=1))
     inside = Box3DTerms(**used) if with_box3d else None
     graph = FluxGraph(regressor, inside, FORMATS[format].branches, full).eval()
-    if graph.refuses_unlike:
-        expected[unlike_heavy(states)] = np.nan
     tables = {"F_init": states, "F_box": F_box}
     about = {**_describe(graph, **_network(regressor, graph, used)), **(about or {})}
     return _write(graph, path, format, [tables[name] for name in graph.inputs], expected, about, tolerance)
@@ -314,9 +312,10 @@ def export_scheme(scheme: str, path: str | Path, *, order: int | None = None) ->
 
     Notes
     -----
-    Box3D and the power scheme are those of `rheidae.mix`. The asymptotic scheme stands on the nodes of the network,
-    which do not follow beams, and answers NaN where mu and tau differ. How far that is from ``mix(F, "asymptotic")``
-    stands in ``docs/export.md``.
+    Box3D and the power scheme are those of `rheidae.mix` but for beams, of which power has no nodes here. The
+    asymptotic scheme stands on the nodes of the network, on those of the first level of `rheidae.mix` where there are
+    beams, and answers NaN where mu and tau differ. How far that is from ``mix(F, "asymptotic")`` stands in
+    ``docs/export.md``.
     """
     from rheidae.export.scheme import SCHEME_ORDERS, SchemeGraph, scheme_answer
 
@@ -327,8 +326,6 @@ def export_scheme(scheme: str, path: str | Path, *, order: int | None = None) ->
     graph = SchemeGraph(scheme, order).eval()
     states = np.concatenate([sample_states(), made_states()])
     expected = fourflux.flatten(scheme_answer(scheme, fourflux.unflatten(states), order))
-    if graph.refuses_unlike:
-        expected[unlike_heavy(states)] = np.nan
     about = _describe(graph, scheme={"name": scheme, "lebedev_order": order})
     return _write(graph, path, "onnx", [states], expected, about, TOLERANCE)
 
@@ -353,7 +350,9 @@ def _write(
     about: Metadata,
     tolerance: float,
 ) -> Metadata:
-    """Write a graph and its metadata, if what was written answers `given` as `expected`."""
+    """Write a graph and its metadata, if what was written answers `given` as `expected`, or NaN as it says it does."""
+    if graph.refuses_unlike:
+        expected = np.where(unlike_heavy(given[0])[:, None], np.nan, expected)
     made = FORMATS[format].convert(graph)
     metadata = {**about, "format": format}
     with Outputs() as outputs:

@@ -42,6 +42,7 @@ from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import RunError
 from rheidae.runs.build import build_regressor
 from rheidae.runs.files import DIGESTED, FILES
+from rheidae.scoring.splits import linear_hash
 from rheidae.system.archives import require_small
 from rheidae.system.outputs import Outputs, make_folder, only_writer, sync, write_text
 
@@ -97,9 +98,8 @@ def row_keys(data: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[
     ndarray of uint64, shape (n,)
         A random linear function of the bits of the 48 numbers, modulo 2^64.
     """
-    factors = np.random.default_rng(0x5EED).integers(2**63, size=48, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     numbers = np.concatenate([data[:, :24], target], axis=1).astype(np.float32, copy=False)
-    return (np.ascontiguousarray(numbers).view(np.uint32).astype(np.uint64) * factors).sum(axis=1, dtype=np.uint64)
+    return linear_hash(np.ascontiguousarray(numbers).view(np.uint32), 0x5EED)
 
 
 def data_fingerprint(data: Any) -> str:

@@ -54,7 +54,7 @@ def simulation_labels(data: Any) -> NDArray[np.intp]:
 def simulation_keys(data: Any, first: int = 0) -> NDArray[np.uint64]:
     """Return a number per simulation that is the same in every part of a file, whose first row is the file's `first`.
 
-    A random linear function of the letters of group and name, modulo 2^64; the number of a row without a name.
+    A hash of group and name; of a row without a name, its number.
     """
     rows = np.arange(first, first + len(data.groups), dtype=np.uint64)
     dirname = data.get("dirname")
@@ -62,9 +62,14 @@ def simulation_keys(data: Any, first: int = 0) -> NDArray[np.uint64]:
         return rows
     names = np.char.add(np.char.add(data.groups, "/"), dirname)
     letters = np.ascontiguousarray(names).view(np.uint32).reshape(len(names), -1)
-    factors = np.random.default_rng(0x51).integers(2**63, size=letters.shape[1], dtype=np.uint64) * np.uint64(2)
-    keys = (letters * (factors + np.uint64(1))).sum(axis=1, dtype=np.uint64)
-    return np.where(dirname == "", rows, keys)
+    return np.where(dirname == "", rows, linear_hash(letters, 0x51))
+
+
+def linear_hash(words: NDArray[np.uint32], seed: int) -> NDArray[np.uint64]:
+    """Return a random linear function of rows ``(n, k)``, modulo 2^64; zeros behind a row do not change it."""
+    factors = np.random.default_rng(seed).integers(2**63, size=words.shape[1], dtype=np.uint64) * np.uint64(2)
+    keys: NDArray[np.uint64] = (words * (factors + np.uint64(1))).sum(axis=1, dtype=np.uint64)
+    return keys
 
 
 # --- cross-validation ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from rheidae.mixing.variation import VARIATIONS, variations
 from rheidae.scoring.metrics import COVERAGE, DEVIATIONS
 
 # Rows that the scale is learned from, at most; it has two dozen coefficients.
-_ROWS = 20_000
+_ROWS = 4_000
 _STEPS = 200
 # Part of the rows seen that are near each other, and differences of densities over the total that are none.
 _NEAR, _BLUR = 0.95, 0.02
@@ -207,11 +207,11 @@ def _variance_of(error: Array, terms: Array) -> Array:
         x = np.concatenate([x, one], axis=3).reshape(-1, x.shape[3] + 2)
         y, weight = y.reshape(-1), np.tile(_COMPONENTS, y.size // 2)
         told = np.asarray(x.any(axis=0))
-        x, c = x[:, told], np.zeros(len(told))
-        part = (weight @ y + _TINY) / (weight @ x)
+        x, c = np.ascontiguousarray(x[:, told].T), np.zeros(len(told))
+        y, part = weight * y, (weight @ y + _TINY) / (x @ weight)
         for _ in range(_STEPS):
-            v = x @ part + _TINY
-            part *= np.sqrt((weight * y / v**2) @ x / ((weight / v) @ x))
+            inverse = 1 / (part @ x + _TINY)
+            part *= np.sqrt(x @ (y * inverse**2) / (x @ (weight * inverse)))
         c[told] = part
         c[_LAST - 1] = max(c[_LAST - 1], _SHALLOW**2)
         if not told[_LAST]:

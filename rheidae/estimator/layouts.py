@@ -22,7 +22,6 @@ from rheidae.exceptions import FourFluxError
 from rheidae.fourflux import INPUT, TARGET
 from rheidae.mixing.box3d import box3d_flux
 from rheidae.mixing.physical import keep_physical
-from rheidae.mixing.schemes import mix
 
 Table = NDArray[Any]
 
@@ -278,23 +277,21 @@ class FourFlux(Layout):
     def error_scale(self, X: Table, y: Table, answer: Table, module: nn.Module) -> ErrorScale | None:
         """Learn from the errors of `answer`, and of what the network falls back to: Box3D, if it does not say."""
         init, true, predicted = (self._states(X, table) for table in (X[:, INPUT["F_init"]], y, answer))
-        return ErrorScale.fit(init, predicted, true, self._far(X, init, predicted, module))
+        return ErrorScale.fit(init, predicted, true, self._far(X, module))
 
     def std(self, scale: ErrorScale, X: Table, answer: Table, module: nn.Module) -> Table:
         """Return the standard deviation of each number of the answer, in its unit."""
         init, predicted = (self._states(X, table) for table in (X[:, INPUT["F_init"]], answer))
-        std = scale.std(init, predicted, self._far(X, init, predicted, module))
+        std = scale.std(init, predicted, self._far(X, module))
         return (fourflux.flatten(std) * _total(X)).astype(answer.dtype, copy=False)
 
     def outside(self, scale: ErrorScale, X: Table) -> NDArray[np.bool_]:
         """Return which rows lie outside of those that were trained on."""
         return scale.outside(self._states(X, X[:, INPUT["F_init"]]))
 
-    def _far(self, X: Table, init: Table, predicted: Table, module: nn.Module) -> Table:
-        """The answer that counts far from the rows trained on: the network's choice, else Box3D's."""
-        scheme = getattr(module, "falls_back_to", None)
-        far = self._states(X, X[:, INPUT["F_box"]]) if scheme is None else mix(init, scheme, threads=1, invalid="pass")
-        return np.where(np.isfinite(far), far, predicted)
+    def _far(self, X: Table, module: nn.Module) -> Table | None:
+        """The answer that counts far from the rows trained on: Box3D's, or None for the asymptotic scheme's."""
+        return None if getattr(module, "falls_back_to_scheme", False) else self._states(X, X[:, INPUT["F_box"]])
 
     @staticmethod
     def _states(X: Table, table: Table) -> Table:

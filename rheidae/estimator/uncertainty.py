@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from rheidae import fourflux
 from rheidae.mixing.schemes import mix
-from rheidae.mixing.variation import VARIATIONS, variations
+from rheidae.mixing.variation import VARIATIONS, neighbours
 from rheidae.scoring.metrics import COVERAGE, DEVIATIONS
 
 # Rows that the scale is learned from, at most; it has two dozen coefficients.
@@ -28,6 +28,8 @@ _HEAVY = (fourflux.NU_MU, fourflux.NU_TAU, fourflux.NUBAR_MU, fourflux.NUBAR_TAU
 _CLASSES = ((fourflux.NU_E, fourflux.NUBAR_E), _HEAVY)
 # Densities count once, fluxes by their three components.
 _COMPONENTS = np.array([3.0, 1.0])
+# Of what e loses, to each flavor.
+_SHARES = np.array([-1.0, 0.5, 0.5])[:, None]
 Array = NDArray[np.float64]
 
 
@@ -58,7 +60,7 @@ class ErrorScale:
 
     @classmethod
     def fit(
-        cls, F_init: fourflux.Float, F_pred: fourflux.Float, F_true: fourflux.Float, F_far: fourflux.Float
+        cls, F_init: fourflux.Float, F_pred: fourflux.Float, F_true: fourflux.Float, F_far: fourflux.Float | None = None
     ) -> ErrorScale:
         """Learn from rows whose answer is known.
 
@@ -66,7 +68,8 @@ class ErrorScale:
         ----------
         F_init, F_pred, F_true, F_far : ndarray, shape (n, 6, 4)
             Initial four-fluxes, and final ones: predicted, simulated (mu and tau as they are) and of the scheme, in
-            units of the row's total density.
+            units of the row's total density. Without the last, the scheme is the asymptotic one on the nodes on which
+            it is varied, where mu and tau are alike.
 
         Returns
         -------
@@ -74,12 +77,13 @@ class ErrorScale:
         """
         if len(F_init) > _ROWS:
             chosen = np.sort(np.random.default_rng(0).choice(len(F_init), _ROWS, replace=False))
-            F_init, F_pred, F_true, F_far = (F[chosen] for F in (F_init, F_pred, F_true, F_far))
+            F_init, F_pred, F_true = (F[chosen] for F in (F_init, F_pred, F_true))
+            F_far = None if F_far is None else F_far[chosen]
         arrays = _nearness(_description(F_init))
         mixed = (F_pred != F_init).any(axis=(1, 2))
         mixed |= not mixed.any()
-        F_init, F_pred, F_true, F_far = (F[mixed] for F in (F_init, F_pred, F_true, F_far))
-        terms = _terms(F_init)
+        F_init, F_pred, F_true = (F[mixed] for F in (F_init, F_pred, F_true))
+        terms, F_far = _terms(F_init, F_pred, None if F_far is None else F_far[mixed])
         arrays["near"], arrays["far"] = (_variance_of(F_true - F, terms) for F in (F_pred, F_far))
         # One factor to the mixture, so that it covers what it promises; half of that is the scheme's.
         _, learned, other = cls({**arrays, "odd": np.zeros(1)})._parts(F_init, F_pred, F_far, terms)
@@ -91,9 +95,10 @@ class ErrorScale:
             arrays["near"][list(species)] *= max(np.quantile(wanted[:, species], level), 0.0)
         return cls({**arrays, "odd": np.array([odd])})
 
-    def std(self, F_init: fourflux.Float, F_pred: fourflux.Float, F_far: fourflux.Float) -> Array:
+    def std(self, F_init: fourflux.Float, F_pred: fourflux.Float, F_far: fourflux.Float | None = None) -> Array:
         """Standard deviations ``(n, 6, 4)`` of `F_pred`; all as of `fit`."""
-        share, learned, other = self._parts(F_init, F_pred, F_far, _terms(F_init))
+        terms, F_far = _terms(F_init, F_pred, F_far)
+        share, learned, other = self._parts(F_init, F_pred, F_far, terms)
         std = np.sqrt(share * learned + (1 - share) * other)
         # Where nothing changes, nothing is in doubt.
         std[(F_pred == F_init).all(axis=(1, 2))] = 0.0
@@ -163,22 +168,28 @@ def _nearness(numbers: Array) -> dict[str, Array]:
     return {"mean": mean, "whitening": np.ascontiguousarray(whitening), "distance": np.quantile(distance, [_NEAR])}
 
 
-def _terms(F: Array) -> Array:
-    """Squares of what each variation changes, and unlike mu and tau, ``(n, 6, 2, 3)``: species, flux and density."""
+def _terms(F: Array, F_pred: Array, F_far: Array | None) -> tuple[Array, Array]:
+    """Squares of what each variation changes, and unlike mu and tau, ``(n, 6, 2, 4)``: species, flux and density.
+
+    And the scheme's answer: `F_far`, or else the asymptotic scheme's, the prediction where that is none.
+    """
     F = np.ascontiguousarray(F)
-    e_mu, e_tau, mu_tau = np.moveaxis(variations(F, threads=1), 1, 0)
+    sizes, lost = neighbours(F, threads=1)
+    e_mu, e_tau, mu_tau = np.moveaxis(sizes, 1, 0)
     flavors = np.stack([e_mu + e_tau, e_mu + mu_tau, e_tau + mu_tau], axis=1)  # n, flavor, kind, nu or nubar, component
     terms = np.zeros((len(F), 6, 2, _LAST + 1))
     terms[..., :_LAST] = np.square(0.5 * flavors).transpose(0, 3, 1, 4, 2).reshape(-1, 6, 2, _LAST)
+    far = F + (lost[:, :, None] * _SHARES).reshape(F.shape)
     rows = (F[:, 1::3] != F[:, 2::3]).any(axis=(1, 2))
     if rows.any():
         unlike, mean = F[rows], F[rows]
         for mu in (fourflux.NU_MU, fourflux.NUBAR_MU):
             mean[:, mu : mu + 2] = mean[:, mu : mu + 2].mean(axis=1, keepdims=True)
-        changes = [_settled(state) - state for state in (unlike, mean)]
-        square = _mean_square(np.nan_to_num(changes[0] - changes[1])).reshape(-1, 2, 3, 2)
-        terms[rows, :, :, _LAST] = np.repeat(square.mean(axis=2), 3, axis=1)
-    return terms
+        far[rows] = _settled(unlike)
+        change = np.nan_to_num(far[rows] - unlike - (_settled(mean) - mean))
+        terms[rows, :, :, _LAST] = np.repeat(_mean_square(change).reshape(-1, 2, 3, 2).mean(axis=2), 3, axis=1)
+    far = far if F_far is None else F_far
+    return terms, np.where(np.isfinite(far), far, F_pred)
 
 
 def _settled(F: Array) -> Array:

@@ -51,10 +51,11 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.polynomial import chebyshev
-from scipy.special import ive
+from scipy.special import iv, ive
 
+from rheidae.mixing._asymptotic_kernels import inverse_sqrt
 from rheidae.mixing._box3d_kernels import FOUR_PI, NOISE
-from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, log2, pow2
+from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, log2, pow2, pow2_pair
 from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS, VALUES, VANISHING, WEIGHT, X, Y, Z, enter, fill_nodes
 from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
 
@@ -76,23 +77,40 @@ _TINY = 1e-300
 
 
 def sphere_rule(nodes, weights):
-    """Return the ``(4, m)`` table ``x, y, z, w``, padded with empty nodes to a multiple of 8."""
-    table = np.vstack([nodes, weights])
-    pad = -table.shape[1] % 8
-    return np.ascontiguousarray(np.pad(table, ((0, 0), (0, pad))))
+    """Return the ``(4, m)`` table ``x, y, z, w`` of a rule with antipodes, which are its second half.
+
+    Padded with empty nodes, so that a half is a multiple of 8.
+    """
+    x, y, z = nodes
+    half = (z > 1e-12) | ((np.abs(z) <= 1e-12) & ((y > 1e-12) | ((np.abs(y) <= 1e-12) & (x > 0))))
+    table = np.pad(np.vstack([nodes, weights])[:, half], ((0, 0), (0, -int(half.sum()) % 8)))
+    return np.ascontiguousarray(np.hstack([table, [[-1.0], [-1.0], [-1.0], [1.0]] * table]))
 
 
 def axial_rule(points):
-    """Return the ``(3, points)`` table ``zeta, 2 pi w, sqrt(1 - zeta^2)`` of Gauss and Legendre."""
+    """Return the ``(3, points)`` table ``zeta, 2 pi w, sqrt(1 - zeta^2)`` of Gauss and Legendre.
+
+    The upper half of the axis stands before the lower one, which mirrors it.
+    """
     zeta, weights = np.polynomial.legendre.leggauss(points)
+    zeta, weights = (np.concatenate([table[points // 2 :], table[: points // 2][::-1]]) for table in (zeta, weights))
     return np.ascontiguousarray([zeta, 2 * np.pi * weights, np.sqrt(1 - zeta**2)])
 
 
 # Scalar functions
 # ----------------
-# exp(-x) I0(x) and exp(-x) I1(x): polynomials in x/4 - 1 up to x = 8, above it in 16/x - 1 times 1/sqrt(x); 2e-10.
-def _fit(function, degree=19):
+# I0(x) and I1(x)/x: polynomials in x^2/32 - 1 up to x = 8, 1e-11. Above it, times exp(-x), in 16/x - 1 times 1/sqrt(x);
+# 2e-10.
+def _fit(function, degree):
     return tuple(float(c) for c in chebyshev.cheb2poly(chebyshev.chebinterpolate(function, degree)))
+
+
+def _fit_near(order):
+    def reduced(u):
+        x = np.sqrt(32 * np.maximum(u + 1, 1e-12))
+        return iv(order, x) / x**order
+
+    return _fit(reduced, 15)
 
 
 def _fit_far(order):
@@ -103,7 +121,7 @@ def _fit_far(order):
     return _fit(scaled, 11)
 
 
-_NEAR_0, _NEAR_1 = _fit(lambda u: ive(0, 4 * (u + 1))), _fit(lambda u: ive(1, 4 * (u + 1)))
+_NEAR_0, _NEAR_1 = _fit_near(0), _fit_near(1)
 _FAR_0, _FAR_1 = _fit_far(0), _fit_far(1)
 
 
@@ -116,16 +134,15 @@ def _polynomial(u, c):
 
 
 @scalar_kernel
-def _tail(u, c):
-    return c[0] + u * (c[1] + u * (c[2] + u * (c[3] + u * (c[4] + u * (c[5] + u * (c[6] + u * c[7]))))))
-
-
-@scalar_kernel
 def _bessel_near(x):
-    u = 0.25 * x - 1.0
-    twelfth = u**12
+    """Return ``I0(x)`` and ``I1(x)`` for ``0 <= x <= 8``."""
+    u = 0.03125 * x * x - 1.0
+    fourth = (u * u) * (u * u)
+    twelfth = fourth * fourth * fourth
     zero, one = _polynomial(u, _NEAR_0[:12]), _polynomial(u, _NEAR_1[:12])
-    return zero + twelfth * _tail(u, _NEAR_0[12:]), one + twelfth * _tail(u, _NEAR_1[12:])
+    zero += twelfth * (_NEAR_0[12] + u * (_NEAR_0[13] + u * (_NEAR_0[14] + u * _NEAR_0[15])))
+    one += twelfth * (_NEAR_1[12] + u * (_NEAR_1[13] + u * (_NEAR_1[14] + u * _NEAR_1[15])))
+    return zero, x * one
 
 
 @scalar_kernel
@@ -138,7 +155,11 @@ def _bessel_far(x):
 @scalar_kernel
 def scaled_bessel(x):
     """Return ``exp(-x) I0(x)`` and ``exp(-x) I1(x)`` for ``x >= 0``, to 2e-10."""
-    return _bessel_near(x) if x <= 8.0 else _bessel_far(x)
+    if x > 8.0:
+        return _bessel_far(x)
+    zero, one = _bessel_near(x)
+    scale = pow2(-LOG2_E * x)
+    return scale * zero, scale * one
 
 
 # The frame
@@ -173,13 +194,23 @@ def _step(f, low, high):
 
 
 @kernel
+def _describe(f, ratio, peak):
+    """Exponents ``log2(e) Z`` over flux factors, and distributions at their peak times ``4 pi/N``."""
+    simd_function()
+    for s in range(np.uint64(f.shape[0])):
+        ratio[s] = LOG2_E * langevin_ratio(f[s])
+        peak[s] = _peak(ratio[s] * f[s])
+
+
+@kernel
 def _enter(F, moments, basis, species):
     """Set the frame of a state ``F (6, 4)`` and its species in it; returns ``int G``, ``|int G n|`` and how calm it is.
 
     The second is zero where it is too small to have a direction; the last is 1 without beams, 0 with one.
 
     ``moments (4, 4)``: e, ebar, x, xbar over the total density. ``basis (3, 3)``: rows across, across, axis. ``species
-    (4, 5)``: exponent vector ``log2(e) Z Fhat`` in the frame, its length, and the peak value A.
+    (7, 6)``: exponent vector ``log2(e) Z Fhat`` in the frame, its length, the peak value A, and ``A 2^-length``, the
+    geometric mean at antipodes. The vector is zero where A is. The last three rows are scratch.
     """
     total = 0.0
     for s in range(6):
@@ -220,29 +251,35 @@ def _enter(F, moments, basis, species):
     for k in range(3):
         m, n = (k + 1) % 3, (k + 2) % 3
         basis[1, k] = basis[2, m] * basis[0, n] - basis[2, n] * basis[0, m]
-    calm = 1.0
+    f, ratio, peak = species[4, :4], species[5, :4], species[6, :4]
     for s in range(4):
         N = moments[s, 3]
         factor = 1.0 / N if N > 0.0 else 0.0
         x, y, z = factor * moments[s, 0], factor * moments[s, 1], factor * moments[s, 2]
-        f = np.sqrt(x * x + y * y + z * z)
-        ratio = LOG2_E * langevin_ratio(f)
+        f[s] = np.sqrt(x * x + y * y + z * z)
         for k in range(3):
-            species[s, k] = ratio * (x * basis[k, 0] + y * basis[k, 1] + z * basis[k, 2])
-        length = ratio * f
-        species[s, 3] = length
-        species[s, 4] = N * _peak(length) / FOUR_PI
-        if f > CALM[0]:
-            species[s, 4] *= 1.0 - _step(f, FADED[0], FADED[1])
-            calm *= 1.0 - _step(f, CALM[0], CALM[1]) * N / (N + VANISHING)
+            species[s, k] = x * basis[k, 0] + y * basis[k, 1] + z * basis[k, 2]
+    _describe(f, ratio, peak)
+    calm = 1.0
+    for s in range(4):
+        own, N = species[s], moments[s, 3]
+        own[4] = N * peak[s] / FOUR_PI
+        if f[s] > CALM[0]:
+            own[4] *= 1.0 - _step(f[s], FADED[0], FADED[1])
+            calm *= 1.0 - _step(f[s], CALM[0], CALM[1]) * N / (N + VANISHING)
+        factor = ratio[s] if own[4] > 0.0 else 0.0
+        for k in range(3):
+            own[k] *= factor
+        own[3] = factor * f[s]
+        own[5] = own[4] * pow2(-own[3])
     return net, net_flux, calm
 
 
 # Both components
 # ---------------
-# ``terms (8, m)`` holds at every node the integrands of the eight moments, weights included, and ``G (m)`` the weighted
-# G, positive on the larger side; ``L (m)`` is log2 |G| without weight. What the eight are is the component's own affair
-# until `_leave_*` turns their sums into the change in the frame.
+# ``terms`` holds at every node what is moved, weights included: of the sphere ``g_e - g_x`` and that of antineutrinos,
+# of the axis the integrands of the eight moments, which are the component's own affair until `_turn_odd`. ``G (m)`` is
+# the weighted G, positive on the larger side; ``size (m)`` is abs(G) without weight.
 @kernel
 def _turn_sides(G, large, small):
     """Make the larger side of the quadrature the positive one; returns both integrals in this order."""
@@ -254,42 +291,54 @@ def _turn_sides(G, large, small):
 
 
 @kernel
-def _on_sphere(species, rule, sign, terms, G, L):
-    """Fill for G(n); returns the integrals over the larger and the smaller side."""
+def fill_pairs(species, x, y, z, w, sign, nu, nu2, nubar, nubar2, G, G2, size, size2):
+    """Fill for G(n) by antipodal pairs, of species without beams; returns ``int |G|`` and ``int G``."""
     simd_function()
-    a, b, c, d = species[0], species[1], species[2], species[3]
-    large = small = 0.0
-    for j in range(rule.shape[1]):
-        x, y, z, w = rule[0, j], rule[1, j], rule[2, j], rule[3, j]
-        e = a[4] * pow2(max(a[0] * x + a[1] * y + a[2] * z - a[3], -1000.0))
-        f = b[4] * pow2(max(b[0] * x + b[1] * y + b[2] * z - b[3], -1000.0))
-        g = c[4] * pow2(max(c[0] * x + c[1] * y + c[2] * z - c[3], -1000.0))
-        h = d[4] * pow2(max(d[0] * x + d[1] * y + d[2] * z - d[3], -1000.0))
-        density = sign * ((e - g) - (f - h))
-        nu, nubar = w * (e - g), w * (f - h)
-        terms[0, j], terms[1, j], terms[2, j], terms[3, j] = x * nu, y * nu, z * nu, nu
-        terms[4, j], terms[5, j], terms[6, j], terms[7, j] = x * nubar, y * nubar, z * nubar, nubar
-        L[j] = log2(max(abs(density), _TINY))
-        weighted = w * density
-        G[j] = weighted
-        large += max(weighted, 0.0)
-        small += max(-weighted, 0.0)
-    return _turn_sides(G, large, small)
+    ex, ey, ez, eA = species[0, 0], species[0, 1], species[0, 2], species[0, 5]
+    fx, fy, fz, fA = species[1, 0], species[1, 1], species[1, 2], species[1, 5]
+    gx, gy, gz, gA = species[2, 0], species[2, 1], species[2, 2], species[2, 5]
+    hx, hy, hz, hA = species[3, 0], species[3, 1], species[3, 2], species[3, 5]
+    both = total = 0.0
+    for j in range(np.uint64(x.shape[0])):
+        p, q, r, v = x[j], y[j], z[j], w[j]
+        e1, e2 = pow2_pair(ex * p + ey * q + ez * r)
+        f1, f2 = pow2_pair(fx * p + fy * q + fz * r)
+        g1, g2 = pow2_pair(gx * p + gy * q + gz * r)
+        h1, h2 = pow2_pair(hx * p + hy * q + hz * r)
+        e1, e2, f1, f2 = eA * e1 - gA * g1, eA * e2 - gA * g2, fA * f1 - hA * h1, fA * f2 - hA * h2
+        g1, g2 = sign * (e1 - f1), sign * (e2 - f2)
+        nu[j], nu2[j], nubar[j], nubar2[j] = v * e1, v * e2, v * f1, v * f2
+        size[j], size2[j] = abs(g1), abs(g2)
+        g1, g2 = v * g1, v * g2
+        G[j], G2[j] = g1, g2
+        both += abs(g1) + abs(g2)
+        total += g1 + g2
+    return both, total
 
 
 @kernel
-def _on_nodes(n, nodes, sign, terms, G, L):
+def _on_sphere(species, rule, sign, terms, G, size):
+    """Fill for G(n); returns the integrals over the larger and the smaller side."""
+    n = rule.shape[1]
+    half = n // 2
+    both, total = fill_pairs(
+        species, rule[0, :half], rule[1, :half], rule[2, :half], rule[3, :half], sign,
+        terms[0, :half], terms[0, half:n], terms[1, :half], terms[1, half:n],
+        G[:half], G[half:n], size[:half], size[half:n],
+    )  # fmt: skip
+    return _turn_sides(G, 0.5 * (both + total), 0.5 * (both - total))
+
+
+@kernel
+def _on_nodes(n, nodes, sign, nu, nubar, G, size):
     """The same at the nodes that `fill_nodes` left."""
     simd_function()
-    x, y, z, w = nodes[X], nodes[Y], nodes[Z], nodes[WEIGHT]
-    e, g, f, h = nodes[VALUES], nodes[VALUES + 1], nodes[VALUES + 2], nodes[VALUES + 3]
+    w, e, g, f, h = nodes[WEIGHT], nodes[VALUES], nodes[VALUES + 1], nodes[VALUES + 2], nodes[VALUES + 3]
     large = small = 0.0
     for j in range(np.uint64(n)):
         density = sign * ((e[j] - g[j]) - (f[j] - h[j]))
-        nu, nubar = w[j] * (e[j] - g[j]), w[j] * (f[j] - h[j])
-        terms[0, j], terms[1, j], terms[2, j], terms[3, j] = x[j] * nu, y[j] * nu, z[j] * nu, nu
-        terms[4, j], terms[5, j], terms[6, j], terms[7, j] = x[j] * nubar, y[j] * nubar, z[j] * nubar, nubar
-        L[j] = log2(max(abs(density), _TINY))
+        nu[j], nubar[j] = w[j] * (e[j] - g[j]), w[j] * (f[j] - h[j])
+        size[j] = abs(density)
         weighted = w[j] * density
         G[j] = weighted
         large += max(weighted, 0.0)
@@ -310,37 +359,54 @@ def _change_frame(axes, basis, sums):
 
 
 @kernel
-def _azimuthal(s, rule, near, even, odd):
+def _azimuthal(s, zetas, weights, roots, near, even, even2, odd, odd2):
     """Weighted azimuthal integrals of one species: of g into ``even``, of its part across the axis into ``odd``."""
     simd_function()
     across = np.sqrt(s[0] * s[0] + s[1] * s[1])
-    for j in range(rule.shape[1]):
-        zeta, w, root = rule[0, j], rule[1, j], rule[2, j]
+    for j in range(np.uint64(zetas.shape[0])):
+        root = roots[j]
         rho = LN2 * across * root
-        value = w * s[4] * pow2(max(s[2] * zeta + across * root - s[3], -1000.0))
-        zero, one = _bessel_near(rho) if near else scaled_bessel(rho)
-        even[j] = value * zero
-        odd[j] = value * one * root
+        up, down = pow2_pair(s[2] * zetas[j])
+        if near:
+            zero, one = _bessel_near(rho)
+            value = weights[j] * s[5]
+        else:
+            zero, one = scaled_bessel(rho)
+            value = weights[j] * s[4] * pow2(across * root - s[3])
+        zero, one = value * zero, value * one * root
+        even[j], even2[j], odd[j], odd2[j] = zero * up, zero * down, one * up, one * down
 
 
 @kernel
-def _on_axis(species, rule, sign, terms, G, L, even):
-    """Fill for Gbar(zeta); returns the integrals over the larger and the smaller side."""
-    # The odd parts take four of the eight rows: they are along other directions for each species.
-    for s, row in ((0, 0), (2, 1), (1, 4), (3, 5)):
-        own = species[s]
-        near = LN2 * np.sqrt(own[0] * own[0] + own[1] * own[1]) <= 8.0
-        _azimuthal(own, rule, near, even[s], terms[row])
+def _axial_sides(rule, sign, even, terms, G, size):
+    simd_function()
     large = small = 0.0
-    for j in range(rule.shape[1]):
+    for j in range(np.uint64(rule.shape[1])):
         nu, nubar = even[0, j] - even[2, j], even[1, j] - even[3, j]
         terms[2, j], terms[3, j] = rule[0, j] * nu, nu
         terms[6, j], terms[7, j] = rule[0, j] * nubar, nubar
         weighted = sign * (nu - nubar)
         G[j] = weighted
-        L[j] = log2(max(abs(weighted) / rule[1, j], _TINY))
+        size[j] = abs(weighted) / rule[1, j]
         large += max(weighted, 0.0)
         small += max(-weighted, 0.0)
+    return large, small
+
+
+@kernel
+def _on_axis(species, rule, sign, terms, G, size, even):
+    """Fill for Gbar(zeta); returns the integrals over the larger and the smaller side."""
+    n = rule.shape[1]
+    half = n // 2
+    # The odd parts take four of the eight rows: they are along other directions for each species.
+    for s, row in ((0, 0), (2, 1), (1, 4), (3, 5)):
+        own = species[s]
+        near = LN2 * np.sqrt(own[0] * own[0] + own[1] * own[1]) <= 8.0
+        _azimuthal(
+            own, rule[0, :half], rule[1, :half], rule[2, :half], near,
+            even[s, :half], even[s, half:n], terms[row, :half], terms[row, half:n],
+        )  # fmt: skip
+    large, small = _axial_sides(rule, sign, even, terms, G, size)
     return _turn_sides(G, large, small)
 
 
@@ -359,179 +425,225 @@ def _turn_odd(species, sums):
 
 # The scale s
 # -----------
-# Nodes stand sorted: those of the larger side first. ``y = log2 x``, and everything is written in ``t = 2^-|y|``, so
-# that it holds for every y: the powers themselves leave the range of a double.
+# With ``v = [r (r + x)]^-P``, P = p on the larger side and, with z in place of x, 1 on the smaller, h is v there and
+# ``1 + lift (1 - v)`` here. So s solves ``A = sum W v = (1 + lift) I_small`` with the positive weights G and lift
+# abs(G). A goes like a power of s at both of its ends, and ``log(A/(sum W - A))`` is nearly linear in log s: Newton on
+# it, in a bracket, is at the root after two or three steps. Its last error is about the square of the last step: h
+# follows that one along its derivative, by which ``int h G`` is zero to rounding.
+#
+# ``place`` is log2 of x at s = 1, ``position`` is a log2 s, ``y = place - position``; everything is written in ``t =
+# 2^-|y|``, so that it holds for every y: the powers themselves leave the range of a double.
+#
+# A node's powers, root and logarithm wait for each other, and a processor looks ahead over some 250 instructions: loops
+# are cut where one chain ends, so that many nodes are under way at a time. What is between stays in the first cache.
 @kernel
-def _sort_sides(L, G, where, L_sorted, G_sorted):
-    """Put the nodes of the larger side in front; returns how many there are, ``where`` says which is which."""
-    count, last = 0, L.shape[0] - 1
-    for j in range(L.shape[0]):
-        larger = G[j] > 0.0
-        place = count if larger else last - j + count
-        L_sorted[place], G_sorted[place], where[place] = L[j], G[j], j
-        count += larger
-    return count
-
-
-@scalar_kernel
-def _fall(y, settled):
-    """Return log2 of ``r (r + x)``, or of ``1 + x`` if not `settled`, and its derivative by y."""
-    t = pow2(-min(abs(y), 1000.0))
-    if settled:
+def _fall(G, place, position, settled, base, part):
+    """Fill log2 of ``r (r + x)``, or on the larger side of ``1 + x`` if not `settled`, and its derivative by y."""
+    simd_function()
+    for j in range(np.uint64(G.shape[0])):
+        y = place[j] - position
+        base[j] = pow2(-min(abs(y), 1000.0))
+    for j in range(np.uint64(G.shape[0])):
+        t, above = base[j], place[j] > position
+        one = 1.0 if above else t
         square = 1.0 + t * t
-        r = np.sqrt(square)
-        part = (1.0 if y > 0.0 else t) * r
-        return 2.0 * max(y, 0.0) + log2(square + part), ((1.0 if y > 0.0 else t * t) + part) / square
-    return max(y, 0.0) + log2(1.0 + t), (1.0 if y > 0.0 else t) / (1.0 + t)
+        inverse = inverse_sqrt(square)
+        u = one * inverse
+        if settled:
+            base[j], part[j] = square + one * (square * inverse), u + u * u
+        else:
+            larger, plain = G[j] > 0.0, 1.0 + t
+            base[j] = plain if larger else square + one * (square * inverse)
+            part[j] = one / plain if larger else u + u * u
+    for j in range(np.uint64(G.shape[0])):
+        whole = max(place[j] - position, 0.0)
+        if settled:
+            base[j] = 2.0 * whole + log2(base[j])
+        else:
+            base[j] = (1.0 if G[j] > 0.0 else 2.0) * whole + log2(base[j])
+
+
+@kernel
+def _place(G, size, p, a, lift, rho, weight, place, power):
+    """Fill all three; returns ``sum W``, and the means under W of place and power times that."""
+    simd_function()
+    total = places = powers = 0.0
+    for j in range(np.uint64(G.shape[0])):
+        larger = G[j] > 0.0
+        w = G[j] if larger else -lift * G[j]
+        y = a * (log2(max(size[j], _TINY)) - (0.0 if larger else rho))
+        P = p if larger else 1.0
+        weight[j], place[j], power[j] = w, y, P
+        total += w
+        places += w * y
+        powers += w * P
+    return total, places, powers
+
+
+@kernel
+def _evaluate(weight, power, v, slope):
+    """Turn what `_fall` left in ``v`` and ``slope`` into v and its derivative by position; sums of both under W."""
+    simd_function()
+    total = rising = 0.0
+    for j in range(np.uint64(weight.shape[0])):
+        value = pow2(max(-power[j] * v[j], -1000.0))
+        by = LN2 * power[j] * slope[j] * value
+        v[j], slope[j] = value, by
+        total += weight[j] * value
+        rising += weight[j] * by
+    return total, rising
 
 
 @scalar_kernel
-def _rise(y):
-    """Return ``z/sqrt(1 + z^2)`` of ``z = 2^y``, and its derivative by ln z."""
-    t = pow2(-min(abs(y), 1000.0))
-    inverse = 1.0 / (1.0 + t * t)
-    u = (1.0 if y > 0.0 else t) * np.sqrt(inverse)
-    return u, u * inverse * (t * t if y > 0.0 else 1.0)
+def _start(logit, power, settled):
+    """Where place would be above position if it and the power were the same everywhere, by `logit` = log2(A/(W - A)).
 
-
-@kernel
-def _larger(L, G, log_s, p, a, settled, h):
-    """Fill ``h`` of the larger side; return ``int h G`` and its derivative by ``ln s``."""
-    simd_function()
-    total = slope = 0.0
-    for j in range(L.shape[0]):
-        base, part = _fall(a * (L[j] - log_s), settled)
-        value = pow2(max(-p * base, -1000.0))
-        h[j] = value
-        total += value * G[j]
-        slope += value * G[j] * part
-    return total, p * a * slope
-
-
-@kernel
-def _smaller(L, G, log_s, a, rho, lift, h):
-    """The same of the smaller side, of ``int h |G|``."""
-    simd_function()
-    total = slope = 0.0
-    for j in range(L.shape[0]):
-        u, part = _rise(a * (L[j] - log_s - rho))
-        h[j] = 1.0 + lift * u
-        total -= h[j] * G[j]
-        slope += part * G[j]
-    return total, a * lift * slope
-
-
-@kernel
-def _solve(L, G, count, large, small, shape, settled, tolerance, h):
-    """Return ``log2 s`` with ``int h G = 0``: Newton on the logarithms of both sides, in a bracket.
-
-    The start is exact where G >> s everywhere on the larger side and b = 0: there ``int h G ~ s^(a p)``.
+    The last line is a fit to random states, of what their spread adds.
     """
-    p, a, lift, rho = shape
-    # Wide enough for a and p of 0.01: there s^(a p) ~ small/large >= NOISE; s is large where both sides are alike.
-    low, high = -1e6, 1e4
-    log_s = log2(max(large, _TINY) / FOUR_PI) + (log2(small) - log2(max(large, _TINY))) / (a * p * (1.0 + settled))
-    log_s = min(max(log_s, low), high)
-    loss, falling = small, 0.0
-    h[count:] = 1.0
-    for _ in range(100):
-        gain, rising = _larger(L[:count], G[:count], log_s, p, a, settled, h[:count])
-        if lift != 0.0:
-            loss, falling = _smaller(L[count:], G[count:], log_s, a, rho, lift, h[count:])
-        error = log2(max(gain, _TINY)) - log2(loss)
-        if abs(error) < tolerance:
-            break
-        if error > 0.0:
-            high = log_s
-        else:
-            low = log_s
-        # A steep fall-off has no slope left to go by where every h is at its least.
-        slope = rising / max(gain, _TINY) - falling / loss
-        step = log_s - error / slope if slope > 1e-200 else low
-        if not low < step < high:
-            step = 0.5 * (low + high)
-        if step == log_s or high - low < 1e-12:
-            break
-        log_s = step
-    return log_s
+    # log2 of v^(-1/P); r (r + x) = (exp(2 asinh x) + 1)/2.
+    b = min((log2(1.0 + pow2(-min(abs(logit), 1000.0))) + max(-logit, 0.0)) / power, 1000.0)
+    if settled:
+        arc = 0.5 * (b + log2(2.0 - pow2(-b)))
+        y = arc + log2(max(0.5 - 0.5 * pow2(-2.0 * arc), 1e-18))
+    else:
+        y = b + log2(max(1.0 - pow2(-b), 1e-18))
+    inside = min(max(LN2 * logit, -12.0), 4.0)
+    return y, (0.04 + inside * (0.083 - 0.01 * inside)) / LN2
 
 
 @kernel
-def _sums(terms, h, out):
+def _solve(G, large, small, shape, settled, tolerance, work):
+    """Return ``a log2 s``, and the last step to it, which `_evaluate` did not see."""
+    p, a, lift, rho = shape
+    n = G.shape[0]
+    weight, place, power, v, slope = work[0, :n], work[1, :n], work[2, :n], work[3, :n], work[4, :n]
+    limit, places, powers = _place(G, work[5], p, a, lift, rho, weight, place, power)
+    goal = (1.0 + lift) * small
+    # Wide enough for a and p of 0.01: there s^(a p) ~ small/large >= NOISE; s is large where both sides are alike.
+    low, high = -1e6, 1e6
+    room = large - small
+    logit = log2(goal) - log2(room) if room > 1e-16 * limit else 60.0
+    y, shift = _start(logit, powers / limit, settled)
+    position = min(max(places / limit - y + a * shift, low), high)
+    # h goes like x^-2p.
+    steepest = 2.0 * max(p, 1.0)
+    for step in range(200):
+        _fall(G, place, position, settled, v, slope)
+        A, rising = _evaluate(weight, power, v, slope)
+        if goal > A:
+            low = position
+        else:
+            high = position
+        last = (goal - A) / rising if rising > 1e-200 else 1e6
+        close = abs(steepest * last)
+        if close * close < tolerance:
+            return position + last, last
+        if high - low < 1e-12 * max(abs(position), 1.0) or abs(goal - A) < 1e-16 * limit:
+            break
+        A, rest = max(A, _TINY), limit - A
+        new = low - 1.0
+        if rest > 0.0 and rising > 1e-200:
+            new = position - (log2(A) - log2(rest) - logit) * LN2 * A * rest / (rising * limit)
+        if not low < new < high or (step >= 8 and step % 2 == 0):
+            new = 0.5 * (low + high)
+        position = new
+    return position, 0.0
+
+
+@kernel
+def _survive(G, v, slope, last, lift, factor, h):
+    """``factor h`` from v."""
+    simd_function()
+    for j in range(np.uint64(G.shape[0])):
+        value = v[j] + last * slope[j]
+        h[j] = factor * (value if G[j] > 0.0 else 1.0 + lift * (1.0 - value))
+
+
+@kernel
+def _sums_of_terms(terms, h, out):
     simd_function()
     for k in range(8):
         term = terms[k]
         value = 0.0
-        for j in range(h.shape[0]):
+        for j in range(np.uint64(h.shape[0])):
             value += term[j] * h[j]
         out[k] = value
 
 
 @kernel
-def _derivatives(L, G, count, small, log_s, shape, settled, h, by):
-    """Derivatives of h by log p, log a, lift and rho into ``by[:4]``, with s moving along; ``by[4]``: by ``log2 s``.
-
-    ``d log2 s = -(dH/dtheta)/(dH/dlog2 s) dtheta`` of ``H = int h G``.
-    """
+def sums_on_nodes(x, y, z, nu, nubar, h, out):
+    """Moments of ``h nu`` and of ``h nubar`` into ``out (8)``, fluxes before the density."""
     simd_function()
-    p, a, lift, rho = shape
-    nodes = L.shape[0]
-    s0 = s1 = s2 = s3 = s4 = 0.0
-    for j in range(count):
-        above = L[j] - log_s
-        base, part = _fall(a * above, settled)
-        by[0, j], by[2, j], by[3, j] = -LN2 * p * base * h[j], 0.0, 0.0
-        by[4, j] = LN2 * p * a * part * h[j]
-        by[1, j] = -by[4, j] * above
-    for j in range(count, nodes):
-        above = L[j] - log_s - rho
-        u, part = _rise(a * above)
-        by[0, j], by[2, j], by[4, j] = 0.0, u, -LN2 * a * lift * part
-        by[1, j], by[3, j] = -by[4, j] * above, by[4, j]
-    for j in range(nodes):
-        s0 += G[j] * by[0, j]
-        s1 += G[j] * by[1, j]
-        s2 += G[j] * by[2, j]
-        s3 += G[j] * by[3, j]
-        s4 += G[j] * by[4, j]
-    # Between a beam and the rest int h G may not depend on s; then s stays.
-    inverse = 1.0 / s4 if s4 > 1e-12 * small else 0.0
-    s0, s1, s2, s3 = s0 * inverse, s1 * inverse, s2 * inverse, s3 * inverse
-    for j in range(nodes):
-        by[0, j] -= s0 * by[4, j]
-        by[1, j] -= s1 * by[4, j]
-        by[2, j] -= s2 * by[4, j]
-        by[3, j] -= s3 * by[4, j]
+    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = 0.0
+    for j in range(np.uint64(h.shape[0])):
+        d, b = nu[j] * h[j], nubar[j] * h[j]
+        a0 += d * x[j]
+        a1 += d * y[j]
+        a2 += d * z[j]
+        a3 += d
+        b0 += b * x[j]
+        b1 += b * y[j]
+        b2 += b * z[j]
+        b3 += b
+    out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7] = a0, a1, a2, a3, b0, b1, b2, b3
 
 
 @kernel
-def _component(terms, G, L, large, small, shape, settled, tolerance, with_derivatives, where, work, sums):
-    """Eight sums into ``sums[0]``, their derivatives by log p, log a, lift, rho into ``sums[1:]``; returns ``log2 s``.
+def _derivatives(G, place, power, position, base, part, a, lift, factor, by):
+    """Derivatives of ``factor h`` by log p, log a, lift and rho into ``by[:4]``, with s moving along.
 
-    ``where (m)`` and ``work (9, m)`` are scratch.
+    ``d position = -(dH/dtheta)/(dH/dposition) dtheta`` of ``H = int h G``. ``base`` and ``part`` are from `_fall`, and
+    ``by[4]`` is scratch.
     """
-    for i in range(_SUMS):
-        for k in range(8):
-            sums[i, k] = 0.0
+    simd_function()
+    s0 = s1 = s2 = s3 = s4 = both = 0.0
+    for j in range(np.uint64(G.shape[0])):
+        larger = G[j] > 0.0
+        v = pow2(max(-power[j] * base[j], -1000.0))
+        d = LN2 * factor * power[j] * v
+        b0 = -d * base[j] if larger else 0.0
+        b4 = (1.0 if larger else -lift) * d * part[j]
+        # y is a (log2 abs(G) - log2 s - rho), rho on the smaller side alone, and log2 s stays.
+        b1 = -b4 * (place[j] - position)
+        b2 = 0.0 if larger else factor * (1.0 - v)
+        b3 = 0.0 if larger else a * b4
+        by[0, j], by[1, j], by[2, j], by[3, j], by[4, j] = b0, b1, b2, b3, b4
+        s0 += G[j] * b0
+        s1 += G[j] * b1
+        s2 += G[j] * b2
+        s3 += G[j] * b3
+        s4 += G[j] * b4
+        both += max(-G[j], 0.0)
+    # Between a beam and the rest int h G may not depend on s; then s stays.
+    inverse = 1.0 / s4 if s4 * a > 1e-12 * factor * both else 0.0
+    s0, s1, s2, s3 = s0 * inverse, s1 * inverse, s2 * inverse, s3 * inverse
+    for j in range(np.uint64(G.shape[0])):
+        b4 = by[4, j]
+        by[0, j] -= s0 * b4
+        by[1, j] -= s1 * b4
+        by[2, j] -= s2 * b4
+        by[3, j] -= s3 * b4
+
+
+@kernel
+def _component(G, large, small, shape, settled, tolerance, with_derivatives, work):
+    """``h`` on the nodes into ``work[6]``, derivatives by log p, log a, lift, rho into ``work[7:11]``; returns log2 s.
+
+    ``work (12, m)`` holds abs(G) without weight in its row 5; NaN without a crossing.
+    """
     if not small > NOISE:
         return np.nan
-    nodes = L.shape[0]
-    L_sorted, G_sorted, everywhere = work[0, :nodes], work[1, :nodes], work[2, :nodes]
-    by, h = work[3:8, :nodes], work[8, :nodes]
-    count = _sort_sides(L, G, where, L_sorted, G_sorted)
-    log_s = _solve(L_sorted, G_sorted, count, large, small, shape, settled, tolerance, h)
-    if with_derivatives:
-        _derivatives(L_sorted, G_sorted, count, small, log_s, shape, settled, h, by)
+    _, a, lift, _ = shape
+    position, last = _solve(G, large, small, shape, settled, tolerance, work)
     fade = 1.0 - pow2(-min(LOG2_E * small / FADE, 1000.0))
     if settled:
         # int |G| is at most the total density, of which a beam on a node can make any number.
         fade /= max(large + small, 1.0)
-    for i in range(_SUMS if with_derivatives else 1):
-        values = h if i == 0 else by[i - 1]
-        for j in range(nodes):
-            everywhere[where[j]] = fade * values[j]
-        _sums(terms, everywhere, sums[i])
-    return log_s
+    _survive(G, work[3], work[4], last, lift, fade, work[6])
+    if with_derivatives:
+        _fall(G, work[1], position, settled, work[3], work[4])
+        _derivatives(G, work[1], work[2], position, work[3], work[4], a, lift, fade, work[7:12])
+    return position / a
 
 
 @kernel
@@ -556,13 +668,15 @@ def survival_rows(
     K, M = sphere.shape[1], axial.shape[1]
     wide = upright.shape[1] + 4 * narrow.shape[1]
     m = max(K, M, wide)
-    moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((4, 5))
+    moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((7, 6))
     own, Q, axes, described = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
     nodes, scratch = np.empty((NODE_ROWS, wide)), np.empty((5, 12))
-    terms_s, terms_a, even = np.empty(8 * max(K, wide)), np.empty((8, M)), np.empty((4, M))
-    G, L, where, work = np.empty(m), np.empty(m), np.empty(m, np.int64), np.empty((9, m))
+    terms, moved, even = np.empty((8, M)), np.empty((2, m)), np.empty((4, M))
+    G, work = np.empty(m), np.empty((12, m))
+    size = work[5]
     on_sphere, on_axis, change = np.zeros((_SUMS, 8)), np.zeros((_SUMS, 8)), np.empty((1 + PARAMETERS, 8))
     on_nodes = np.zeros((_SUMS, 8))
+    count = _SUMS if with_derivatives else 1
     for i in range(start, stop):
         net, net_flux, calm = _enter(F[i], moments, basis, species)
         with_beams = calm < 1.0 and narrow.shape[1] > 0
@@ -574,36 +688,42 @@ def survival_rows(
         scales[i, 0] = scales[i, 1] = np.nan
         trust = 1.0
         if beta != 0.0 or with_derivatives:
-            large, small = _on_axis(species, axial, sign, terms_a, G[:M], L[:M], even)
+            large, small = _on_axis(species, axial, sign, terms, G[:M], size[:M], even)
             trust = _trust(net_flux, large + small) * (calm if with_beams else 1.0)
             shape = (np.exp(theta[i, 6]), np.exp(theta[i, 7]), lift, rho)
-            scales[i, 1] = _component(
-                terms_a, G[:M], L[:M], large, small, shape, settled, tolerance, with_derivatives, where, work, on_axis
-            )
-            for k in range(_SUMS):
-                _turn_odd(species, on_axis[k])
+            scales[i, 1] = _component(G[:M], large, small, shape, settled, tolerance, with_derivatives, work)
+            if small > NOISE:
+                for k in range(count):
+                    _sums_of_terms(terms, work[6 + k, :M], on_axis[k])
+                    _turn_odd(species, on_axis[k])
         beta *= trust
         if beta != 1.0 or with_derivatives:
-            terms = terms_s[: 8 * K].reshape(8, K)
-            large, small = _on_sphere(species, sphere, sign, terms, G[:K], L[:K])
             shape = (np.exp(theta[i, 1]), np.exp(theta[i, 2]), lift, rho)
-            scales[i, 0] = _component(
-                terms, G[:K], L[:K], large, small, shape, settled, tolerance, with_derivatives, where, work, on_sphere
-            )
+            large, small = _on_sphere(species, sphere, sign, moved, G[:K], size[:K])
+            scales[i, 0] = _component(G[:K], large, small, shape, settled, tolerance, with_derivatives, work)
+            if small > NOISE:
+                for k in range(count):
+                    sums_on_nodes(
+                        sphere[0], sphere[1], sphere[2], moved[0, :K], moved[1, :K], work[6 + k, :K], on_sphere[k]
+                    )
             if with_beams:
                 _, _, beams = enter(F[i], 2, own, Q, axes, described)
                 n = fill_nodes(4, beams, described, own, Q, upright, narrow, scratch, nodes)
-                terms = terms_s[: 8 * n].reshape(8, n)
-                large, small = _on_nodes(n, nodes, sign, terms, G, L)
+                large, small = _on_nodes(n, nodes, sign, moved[0], moved[1], G, size)
                 # A beam has no width to hide an error of s in.
                 tight = min(tolerance, 1e-13)
-                scales[i, 0] = _component(
-                    terms, G[:n], L[:n], large, small, shape, settled, tight, with_derivatives, where, work, on_nodes
-                )
-                for k in range(_SUMS):
-                    _change_frame(axes, basis, on_nodes[k])
-                    for m in range(8):
-                        on_sphere[k, m] = on_nodes[k, m] + calm * (on_sphere[k, m] - on_nodes[k, m])
+                scales[i, 0] = _component(G[:n], large, small, shape, settled, tight, with_derivatives, work)
+                on_nodes[:] = 0.0
+                if small > NOISE:
+                    for k in range(count):
+                        sums_on_nodes(
+                            nodes[X, :n], nodes[Y, :n], nodes[Z, :n], moved[0, :n], moved[1, :n], work[6 + k, :n],
+                            on_nodes[k],
+                        )  # fmt: skip
+                        _change_frame(axes, basis, on_nodes[k])
+                for k in range(count):
+                    for j in range(8):
+                        on_sphere[k, j] = on_nodes[k, j] + calm * (on_sphere[k, j] - on_nodes[k, j])
         alpha = 1.0 - beta
         for k in range(8):
             change[0, k] = q0 * (alpha * on_sphere[0, k] + beta * on_axis[0, k])
@@ -640,16 +760,16 @@ def survival_features(F, sphere, axial, out, start, stop):
     Depth of the crossing on the axis and on the sphere, ``log(I_small/I_large + 1e-3)``; net number and net flux over
     ``A = int |Gbar|``; ``|int G| / A`` times ``int Gbar P2(zeta) / A``, P2 the Legendre polynomial.
     """
-    m = max(sphere.shape[1], axial.shape[1])
     K, M = sphere.shape[1], axial.shape[1]
-    moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((4, 5))
-    terms, even, G, L = np.empty((8, m)), np.empty((4, M)), np.empty(m), np.empty(m)
+    m = max(K, M)
+    moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((7, 6))
+    terms, moved, even, G, size = np.empty((8, M)), np.empty((2, K)), np.empty((4, M)), np.empty(m), np.empty(m)
     for i in range(start, stop):
         net, net_flux, _ = _enter(F[i], moments, basis, species)
         sign = 1.0 if net >= 0.0 else -1.0
-        large, small = _on_sphere(species, sphere, sign, terms, G[:K], L[:K])
+        large, small = _on_sphere(species, sphere, sign, moved, G[:K], size[:K])
         out[i, 1] = np.log(small / max(large, _TINY) + 1e-3)
-        large, small = _on_axis(species, axial, sign, terms, G[:M], L[:M], even)
+        large, small = _on_axis(species, axial, sign, terms, G[:M], size[:M], even)
         out[i, 0] = np.log(small / max(large, _TINY) + 1e-3)
         both = max(large + small, _TINY)
         quadrupole = 0.0
@@ -663,7 +783,7 @@ def survival_features(F, sphere, axial, out, start, stop):
 @driver
 def calm_rows(F, out):
     """How calm each row is: 1 without beams, 0 with one."""
-    moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((4, 5))
+    moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((7, 6))
     for i in range(F.shape[0]):
         out[i] = _enter(F[i], moments, basis, species)[2]
 
@@ -671,7 +791,7 @@ def calm_rows(F, out):
 @driver
 def likeness_rows(F, rule, out):
     """``max(0, 1 - 2 int |L_mu - L_tau| / int (|L_e - L_mu| + |L_e - L_tau|))`` of each row into ``out (n)``."""
-    moments, basis, means = np.empty((4, 4)), np.empty((3, 3)), np.empty((4, 5))
+    moments, basis, means = np.empty((4, 4)), np.empty((3, 3)), np.empty((7, 6))
     species, L = np.empty((6, 5)), np.empty(3)
     for i in range(F.shape[0]):
         _enter(F[i], moments, basis, means)

@@ -18,8 +18,10 @@ from __future__ import annotations
 import numpy as np
 
 from rheidae.mixing._asymptotic_kernels import fade, fill_values, inverse_sqrt, solve_scale
-from rheidae.mixing._box3d_kernels import NOISE
+from rheidae.mixing._box3d_kernels import FOUR_PI, NOISE
+from rheidae.mixing._closure_kernels import LOG2_E, z_over_sinh
 from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS, VALUES, WEIGHT, X, Y, Z, enter, fill_nodes
+from rheidae.mixing._survival_kernels import fill_pairs, sums_on_nodes
 from rheidae.system.numba import driver, kernel, simd_function
 
 #: Directions of variation.
@@ -27,97 +29,141 @@ KINDS = 3
 #: Depth of a crossing below which its whole change is in doubt.
 SHALLOW = 0.06
 _NU, _NUBAR, _G, _PART = NODE_ROWS, NODE_ROWS + 1, NODE_ROWS + 2, NODE_ROWS + 3
-_ROWS = NODE_ROWS + 4
+# By dq/dlog s, shape, rise and q itself; while s is not known, the first is abs(G).
+_KIND = NODE_ROWS + 4
+_ROWS = _KIND + 4
 
 
 @kernel
-def _varied(x, y, z, nu, G, square, out):
-    """Moments by dq/dlog s, shape, rise and q itself, into ``out (4, 4)``."""
+def _vary(G, square, slope, shape, rise, q):
     simd_function()
-    b0 = b1 = b2 = b3 = s0 = s1 = s2 = s3 = r0 = r1 = r2 = r3 = a0 = a1 = a2 = a3 = 0.0
-    for i in range(np.uint64(x.shape[0])):
+    for i in range(np.uint64(G.shape[0])):
         value = G[i]
         u = value * inverse_sqrt(value * value + square)
-        rise = (1.0 / 6.0) * (u - abs(u))
         kept = 0.5 * u + (1.0 / 6.0) * abs(u)
-        lost = nu[i] * (2.0 / 3.0 - kept)
-        both = nu[i] * kept * (1.0 - u * u)
-        shape = both * (1.0 - 2.0 * u * u)
-        rise *= nu[i]
-        b0 += both * x[i]
-        b1 += both * y[i]
-        b2 += both * z[i]
-        b3 += both
-        s0 += shape * x[i]
-        s1 += shape * y[i]
-        s2 += shape * z[i]
-        s3 += shape
-        r0 += rise * x[i]
-        r1 += rise * y[i]
-        r2 += rise * z[i]
-        r3 += rise
-        a0 += lost * x[i]
-        a1 += lost * y[i]
-        a2 += lost * z[i]
-        a3 += lost
-    out[0, 0], out[0, 1], out[0, 2], out[0, 3] = b0, b1, b2, b3
-    out[1, 0], out[1, 1], out[1, 2], out[1, 3] = s0, s1, s2, s3
-    out[2, 0], out[2, 1], out[2, 2], out[2, 3] = r0, r1, r2, r3
-    out[3, 0], out[3, 1], out[3, 2], out[3, 3] = a0, a1, a2, a3
+        steep = kept * (1.0 - u * u)
+        slope[i], shape[i], rise[i] = steep, steep * (1.0 - 2.0 * u * u), (1.0 / 6.0) * (u - abs(u))
+        q[i] = 2.0 / 3.0 - kept
 
 
 @kernel
-def _pair(n, a, b, flavors, sign, work, scratch, sums, size):
-    """Sizes ``(KINDS, 2, 2)`` of the variations of one pair: neutrinos and antineutrinos; flux and density."""
-    G, c, out = work[_G, :n], work[_PART, :n], scratch[0]
-    nu, nubar = VALUES, VALUES + flavors
-    fill_values(
-        sign, work[WEIGHT, :n], work[nu + a, :n], work[nu + b, :n], work[nubar + a, :n], work[nubar + b, :n],
-        work[_NU, :n], work[_NUBAR, :n], G, c, out,
+def _part(G, weighted, size, c):
+    """Turn the weighted G into G with its sign, and fill ``c``; returns ``sum c abs(G)``."""
+    simd_function()
+    moment = 0.0
+    for i in range(np.uint64(G.shape[0])):
+        value = weighted[i]
+        part = 0.5 * abs(value) + (1.0 / 6.0) * value
+        c[i] = part
+        moment += part * size[i]
+        G[i] = size[i] if value >= 0.0 else -size[i]
+    return moment
+
+
+@kernel
+def _fill_alike(species, sign, table, work, pairs):
+    """As `fill_values` for a row with mu = tau and without beams, by antipodal pairs."""
+    n = table.shape[1]
+    half = n // 2
+    # `fill_pairs` has antineutrinos behind neutrinos of one kind.
+    for s, k in ((0, 0), (1, 2), (2, 1), (3, 3)):
+        length = LOG2_E * species[s, 3]
+        for i in range(3):
+            pairs[k, i] = length * species[s, i]
+        pairs[k, 5] = species[s, 4] / FOUR_PI * z_over_sinh(species[s, 3])
+    nu, nubar, weighted, size = work[_NU], work[_NUBAR], work[_PART], work[_KIND]
+    both, total = fill_pairs(
+        pairs, table[X, :half], table[Y, :half], table[Z, :half], table[WEIGHT, :half], sign,
+        nu[:half], nu[half:n], nubar[:half], nubar[half:n], weighted[:half], weighted[half:n], size[:half], size[half:n]
     )  # fmt: skip
-    large, small, moment = out[0], out[1], out[2]
+    moment = _part(work[_G, :n], weighted, size, work[_PART])
+    return 0.5 * (both + total), 0.5 * (both - total), moment
+
+
+@kernel
+def _pair(nodes, large, small, moment, work, n, scratch, sums, size):
+    """Sizes ``(KINDS, 2, 2)`` of the variations of one pair: neutrinos and antineutrinos; flux and density.
+
+    ``sums (1 + KINDS, 8)`` are those behind them, the last what the scheme itself moves, if there is a crossing.
+    """
     for kind in range(KINDS):
         for k in range(2):
             size[kind, k, 0] = size[kind, k, 1] = 0.0
+    for kind in range(1 + KINDS):
+        for k in range(8):
+            sums[kind, k] = 0.0
     if small <= NOISE:
         return
-    s = solve_scale(c, G, small, (2.0 / 3.0) * large + (1.0 / 3.0) * small, moment, out)
-    for k in range(2):
-        _varied(work[X, :n], work[Y, :n], work[Z, :n], work[_NU + k, :n], G, s * s + 1e-280, sums[k])
-    slope = sums[0, 0, 3] - sums[1, 0, 3]
+    G, nu, nubar = work[_G, :n], work[_NU, :n], work[_NUBAR, :n]
+    s = solve_scale(work[_PART, :n], G, small, (2.0 / 3.0) * large + (1.0 / 3.0) * small, moment, scratch[0])
+    _vary(G, s * s + 1e-280, work[_KIND], work[_KIND + 1], work[_KIND + 2], work[_KIND + 3])
+    for kind in range(1 + KINDS):
+        sums_on_nodes(nodes[X, :n], nodes[Y, :n], nodes[Z, :n], nu, nubar, work[_KIND + kind, :n], sums[kind])
+    slope = sums[0, 3] - sums[0, 7]
     for kind in range(KINDS):
         share = fade(small)
         if kind == 2:
             share *= np.exp(-small / (SHALLOW * large)) if small < large else 0.0
-        factor = (sums[1, 1 + kind, 3] - sums[0, 1 + kind, 3]) / slope if abs(slope) > 1e-30 else 0.0
+        factor = (sums[1 + kind, 7] - sums[1 + kind, 3]) / slope if abs(slope) > 1e-30 else 0.0
         for k in range(2):
             square = 0.0
-            for i in range(3):
-                square += (sums[k, 1 + kind, i] + factor * sums[k, 0, i]) ** 2
+            for i in range(4 * k, 4 * k + 3):
+                square += (sums[1 + kind, i] + factor * sums[0, i]) ** 2
             size[kind, k, 0] = share * np.sqrt(square / 3.0)
-            size[kind, k, 1] = share * abs(sums[k, 1 + kind, 3] + factor * sums[k, 0, 3])
+            size[kind, k, 1] = share * abs(sums[1 + kind, 4 * k + 3] + factor * sums[0, 4 * k + 3])
+    for k in range(8):
+        sums[KINDS, k] *= fade(small)
 
 
 @driver
-def variation_rows(F, table, narrow, sizes, start, stop):
-    """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``sizes (n, 3, KINDS, 2, 2)``: pairs e-mu, e-tau, mu-tau."""
+def variation_rows(F, table, narrow, sizes, lost, start, stop):
+    """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``sizes (n, 3, KINDS, 2, 2)``: pairs e-mu, e-tau, mu-tau.
+
+    ``lost (n, 2, 4)``: what nu_e and nubar_e lose under the scheme, over the total; NaN where mu and tau differ.
+    """
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
-    scratch, sums = np.empty((11, 12)), np.empty((2, 1 + KINDS, 4))
+    scratch, sums, pairs = np.empty((11, 12)), np.empty((1 + KINDS, 8)), np.empty((4, 6))
     work = np.empty((_ROWS, table.shape[1] + 6 * narrow.shape[1]))
+    out = scratch[0]
     for i in range(start, stop):
         for pair in range(3):
             for kind in range(KINDS):
                 for k in range(2):
                     sizes[i, pair, kind, k, 0] = sizes[i, pair, kind, k, 1] = 0.0
+        for k in range(2):
+            for j in range(4):
+                lost[i, k, j] = 0.0
         total, flavors, beams = enter(F[i], 0, moments, Q, axes, species)
         if not total > 0.0:
             continue
-        n = fill_nodes(2 * flavors, beams, species, moments, Q, table, narrow, scratch, work)
+        by_pairs = flavors == 2 and beams == 0
+        n = table.shape[1]
+        if not by_pairs:
+            n = fill_nodes(2 * flavors, beams, species, moments, Q, table, narrow, scratch, work)
         for pair in range(3 if flavors == 3 else 1):
             a, b = (1 if pair == 2 else 0), (1 if pair == 0 else 2)
             net = moments[a, 3] - moments[flavors + a, 3] - moments[b, 3] + moments[flavors + b, 3]
-            _pair(n, a, b, flavors, 1.0 if net >= 0.0 else -1.0, work, scratch, sums, sizes[i, pair])
+            sign = 1.0 if net >= 0.0 else -1.0
+            if by_pairs:
+                large, small, moment = _fill_alike(species, sign, table, work, pairs)
+                _pair(table, large, small, moment, work, n, scratch, sums, sizes[i, pair])
+                continue
+            nu, nubar = VALUES, VALUES + flavors
+            fill_values(
+                sign, work[WEIGHT, :n], work[nu + a, :n], work[nu + b, :n], work[nubar + a, :n], work[nubar + b, :n],
+                work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n], out,
+            )  # fmt: skip
+            _pair(work, out[0], out[1], out[2], work, n, scratch, sums, sizes[i, pair])
         if flavors == 2:
             for kind in range(KINDS):
                 for k in range(2):
                     sizes[i, 1, kind, k, 0], sizes[i, 1, kind, k, 1] = sizes[i, 0, kind, k, 0], sizes[i, 0, kind, k, 1]
+            q = sums[KINDS]
+            for k in range(2):
+                for j in range(3):
+                    lost[i, k, j] = q[4 * k] * axes[0, j] + q[4 * k + 1] * axes[1, j] + q[4 * k + 2] * axes[2, j]
+                lost[i, k, 3] = 0.5 * (q[3] + q[7])
+        else:
+            for k in range(2):
+                for j in range(4):
+                    lost[i, k, j] = np.nan

@@ -123,7 +123,7 @@ class MixingModel(nn.Module):
     #: Beams want every digit of the state, and give a change that does.
     takes_doubles = True
     needs_box3d = False
-    falls_back_to = "asymptotic"
+    falls_back_to_scheme = True
     mean: Tensor
     deviation: Tensor
     prepared: Tensor

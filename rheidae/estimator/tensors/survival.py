@@ -112,8 +112,7 @@ class SurvivalMixing(nn.Module):
         self.branches = branches
         nodes, weights = lebedev(order)
         # Both halves of the axis in one order, since functions of sqrt(1 - zeta^2) are the same on both.
-        zeta, axial, root = (table[[*range(AXIAL_POINTS // 2, AXIAL_POINTS), *range(AXIAL_POINTS // 2)[::-1]]]
-                             for table in kernels.axial_rule(AXIAL_POINTS))  # fmt: skip
+        zeta, axial, root = kernels.axial_rule(AXIAL_POINTS)
         self.sphere, self.axis = len(weights), AXIAL_POINTS
         everywhere = np.concatenate([weights, axial])
         self.has_negative_weights = bool((everywhere < 0).any())

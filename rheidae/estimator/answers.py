@@ -78,16 +78,39 @@ class Answering(FluxNet):
         RunError
             If the network's output is not finite.
         """
+        answers = self._answers(X, return_std, invalid)
+        return answers[:2] if return_std else answers[0]
+
+    def predict_all(self, X: Any, invalid: str = "raise") -> dict[str, Any]:
+        """Return what `predict` and `outside` do, at the cost of the former.
+
+        Parameters
+        ----------
+        X, invalid
+            As of `predict`.
+
+        Returns
+        -------
+        dict
+            ``F_final``, ``std`` and ``outside``.
+
+        Raises
+        ------
+        FourFluxError, RunError
+            As of `predict`.
+        """
+        return dict(zip(("F_final", "std", "outside"), self._answers(X, True, invalid), strict=True))
+
+    def _answers(self, X: Any, return_std: bool, invalid: str) -> tuple[Any, ...]:
+        """Final states; with `return_std` also their standard deviations, and what is outside."""
         if not self.initialized_:
             self.check_is_fitted()
         if isinstance(X, torch.utils.data.Dataset):
             X = rows_of(X)[0]
         parts = self._layout.blocks(X, self._block)
         if len(parts) < 2:
-            answers = self._predicted(X, return_std, invalid)
-        else:
-            answers = self._put_together(X, parts, return_std, invalid)
-        return answers if return_std else answers[0]
+            return self._predicted(X, return_std, invalid)
+        return self._put_together(X, parts, return_std, invalid)
 
     @property
     def _block(self) -> int:
@@ -114,7 +137,7 @@ class Answering(FluxNet):
         return tuple(answers)
 
     def _predicted(self, X: Any, return_std: bool, invalid: str) -> tuple[Any, ...]:
-        """Return the answer, and with `return_std` its standard deviation."""
+        """As `_answers`, of a block."""
         layout = self._layout
         shape = layout.answer_shape(X)
         rows = layout.rows(X, self._needs_box3d, computes=self._needs_box3d)
@@ -131,8 +154,8 @@ class Answering(FluxNet):
             return (back(answer).reshape(shape),)
         scale = self._calibrated()
         answer = self._answer(table)
-        std = layout.std(scale, table, answer, self.module_)
-        return back(answer).reshape(shape), back(std).reshape(shape)
+        std, outside = layout.judge(scale, table, answer, self.module_)
+        return back(answer).reshape(shape), back(std).reshape(shape), _of_cells(outside, back, shape)
 
     def _calibrated(self) -> ErrorScale:
         self._layout.require_std()
@@ -168,9 +191,7 @@ class Answering(FluxNet):
         rows = layout.rows(X, needs_box3d=False, computes=False)
         physical, back = layout.cells(rows, invalid)
         table = layout.table(physical, "X")
-        filled = back(np.ones((len(table), 24)))[:, 0] == 1
-        found = layout.outside(scale, table) & filled
-        return found.reshape(shape[:-2] if len(shape) > 2 and shape[-2:] == (6, 4) else shape[:-1])
+        return _of_cells(layout.outside(scale, table), back, shape)
 
     def _answer(self, table: Any, first: int = 0) -> Any:
         """Answers ``(n, outputs)`` for rows that are known to be good; messages count them from `first` on."""
@@ -260,3 +281,9 @@ class Answering(FluxNet):
             raise FourFluxError(f"X has {len(X)} rows; two or more are needed to calibrate")
         self.error_scale_ = self._layout.error_scale(X, y, self._answer(X), self.module_)
         return self
+
+
+def _of_cells(outside: Any, back: Callable[[Any], Any], shape: tuple[int, ...]) -> Any:
+    """`outside` of rows by the cells of a table or grid; what is not there is not outside."""
+    filled = back(np.ones((len(outside), 1)))[:, 0] == 1
+    return (outside & filled).reshape(shape[:-2] if len(shape) > 2 and shape[-2:] == (6, 4) else shape[:-1])

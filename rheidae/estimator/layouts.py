@@ -122,8 +122,8 @@ class Layout:
         """Learn how far off answers are, if that can be told."""
         return None
 
-    def std(self, scale: ErrorScale, X: Table, answer: Table, module: nn.Module) -> Table:
-        """Return the standard deviation of each number of the answer."""
+    def judge(self, scale: ErrorScale, X: Table, answer: Table, module: nn.Module) -> tuple[Table, NDArray[np.bool_]]:
+        """Return the standard deviation of each number of the answer, and what `outside` does."""
         raise NotImplementedError
 
     def outside(self, scale: ErrorScale, X: Table) -> NDArray[np.bool_]:
@@ -279,11 +279,11 @@ class FourFlux(Layout):
         init, true, predicted = (self._states(X, table) for table in (X[:, INPUT["F_init"]], y, answer))
         return ErrorScale.fit(init, predicted, true, self._far(X, module))
 
-    def std(self, scale: ErrorScale, X: Table, answer: Table, module: nn.Module) -> Table:
-        """Return the standard deviation of each number of the answer, in its unit."""
+    def judge(self, scale: ErrorScale, X: Table, answer: Table, module: nn.Module) -> tuple[Table, NDArray[np.bool_]]:
+        """Return the standard deviation of each number of the answer, in its unit, and what `outside` does."""
         init, predicted = (self._states(X, table) for table in (X[:, INPUT["F_init"]], answer))
-        std = scale.std(init, predicted, self._far(X, module))
-        return (fourflux.flatten(std) * _total(X)).astype(answer.dtype, copy=False)
+        std, outside = scale.judge(init, predicted, self._far(X, module))
+        return (fourflux.flatten(std) * _total(X)).astype(answer.dtype, copy=False), outside
 
     def outside(self, scale: ErrorScale, X: Table) -> NDArray[np.bool_]:
         """Return which rows lie outside of those that were trained on."""

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rheidae import fourflux
+from rheidae.estimator import _uncertainty_kernels as kernels
 from rheidae.mixing.schemes import mix
 from rheidae.mixing.variation import VARIATIONS, neighbours
 from rheidae.scoring.metrics import COVERAGE, DEVIATIONS
@@ -28,8 +29,6 @@ _HEAVY = (fourflux.NU_MU, fourflux.NU_TAU, fourflux.NUBAR_MU, fourflux.NUBAR_TAU
 _CLASSES = ((fourflux.NU_E, fourflux.NUBAR_E), _HEAVY)
 # Densities count once, fluxes by their three components.
 _COMPONENTS = np.array([3.0, 1.0])
-# Of what e loses, to each flavor.
-_SHARES = np.array([-1.0, 0.5, 0.5])[:, None]
 Array = NDArray[np.float64]
 
 
@@ -84,9 +83,9 @@ class ErrorScale:
         mixed |= not mixed.any()
         F_init, F_pred, F_true = (F[mixed] for F in (F_init, F_pred, F_true))
         terms, F_far = _terms(F_init, F_pred, None if F_far is None else F_far[mixed])
-        arrays["near"], arrays["far"] = (_variance_of(F_true - F, terms) for F in (F_pred, F_far))
+        arrays["near"], arrays["far"] = (_variance_of(_mean_square(F_true, F), terms) for F in (F_pred, F_far))
         # One factor to the mixture, so that it covers what it promises; half of that is the scheme's.
-        _, learned, other = cls({**arrays, "odd": np.zeros(1)})._parts(F_init, F_pred, F_far, terms)
+        _, learned, other, _ = cls({**arrays, "odd": np.zeros(1)})._parts(F_init, F_pred, F_far, terms)
         level = min(COVERAGE + 0.5 * np.sqrt(COVERAGE * (1 - COVERAGE) / len(F_init)), 1.0)
         square = np.square((F_true - F_pred) / DEVIATIONS)
         odd = min(0.5 * np.quantile(square / _by_component(other), level), 0.5)
@@ -97,19 +96,24 @@ class ErrorScale:
 
     def std(self, F_init: fourflux.Float, F_pred: fourflux.Float, F_far: fourflux.Float | None = None) -> Array:
         """Standard deviations ``(n, 6, 4)`` of `F_pred`; all as of `fit`."""
-        terms, F_far = _terms(F_init, F_pred, F_far)
-        share, learned, other = self._parts(F_init, F_pred, F_far, terms)
-        std = np.sqrt(share * learned + (1 - share) * other)
-        # Where nothing changes, nothing is in doubt.
-        std[(F_pred == F_init).all(axis=(1, 2))] = 0.0
-        return _by_component(std)
+        return self.judge(F_init, F_pred, F_far)[0]
 
-    def _parts(self, F_init: Array, F_pred: Array, F_far: Array, terms: Array) -> tuple[Array, Array, Array]:
-        """Share of what was learned ``(n, 1, 1)``, and the variances ``(n, 6, 2)`` by it and by the scheme."""
-        known = self.arrays
-        near = np.exp(-0.5 * np.square(self._beyond(F_init)))
+    def judge(
+        self, F_init: fourflux.Float, F_pred: fourflux.Float, F_far: fourflux.Float | None = None
+    ) -> tuple[Array, NDArray[np.bool_]]:
+        """What `std` and `outside` return, at the cost of the former."""
+        terms, F_far = _terms(F_init, F_pred, F_far)
+        share, learned, other, beyond = self._parts(F_init, F_pred, F_far, terms)
+        std = np.empty(F_init.shape)
+        kernels.deviation_rows(F_init, F_pred, share, learned, other, std)
+        return std, beyond > 0
+
+    def _parts(self, F_init: Array, F_pred: Array, F_far: Array, terms: Array) -> tuple[Array, Array, Array, Array]:
+        """Share ``(n)`` of what was learned, the variances ``(n, 6, 2)`` by it and by the scheme, and `_beyond`."""
+        known, beyond = self.arrays, self._beyond(F_init)
+        share = (1 - known["odd"]) * np.exp(-0.5 * np.square(beyond))
         learned, other = (_sum(known[name], terms) for name in ("near", "far"))
-        return (1 - known["odd"]) * near[:, None, None], learned, other + _mean_square(F_pred - F_far)
+        return share, learned, other + _mean_square(F_pred, F_far), beyond
 
     def outside(self, F_init: fourflux.Float) -> NDArray[np.bool_]:
         """Whether states ``(n, 6, 4)`` are farther from the rows seen than 95 of 100 of these, by `_description`."""
@@ -150,13 +154,9 @@ class ErrorScale:
 
 def _description(F: Array) -> Array:
     """What tells near rows from far ones, ``(n, 12)``: densities, fluxes, and how far the species differ."""
-    e, x, ebar, xbar = F[:, 0], 0.5 * (F[:, 1] + F[:, 2]), F[:, 3], 0.5 * (F[:, 4] + F[:, 5])
-    nu, nubar = e - ebar, x - xbar
-    vectors = np.stack([e, x, ebar, xbar, nu, nubar, nu - nubar], axis=1)[:, :, :3]
-    unlike = np.square(F[:, 1::3] - F[:, 2::3]).sum(axis=(1, 2))
-    lengths = np.sqrt(np.square(vectors).sum(axis=2))
-    densities = np.stack([e[:, 3], x[:, 3], ebar[:, 3], xbar[:, 3]], axis=1)
-    return np.column_stack([densities, lengths, np.sqrt(unlike)])
+    out = np.empty((len(F), kernels.DESCRIPTION))
+    kernels.describe_rows(F, out)
+    return out
 
 
 def _nearness(numbers: Array) -> dict[str, Array]:
@@ -174,22 +174,18 @@ def _terms(F: Array, F_pred: Array, F_far: Array | None) -> tuple[Array, Array]:
     And the scheme's answer: `F_far`, or else the asymptotic scheme's, the prediction where that is none.
     """
     F = np.ascontiguousarray(F)
-    sizes, lost = neighbours(F, threads=1)
-    e_mu, e_tau, mu_tau = np.moveaxis(sizes, 1, 0)
-    flavors = np.stack([e_mu + e_tau, e_mu + mu_tau, e_tau + mu_tau], axis=1)  # n, flavor, kind, nu or nubar, component
-    terms = np.zeros((len(F), 6, 2, _LAST + 1))
-    terms[..., :_LAST] = np.square(0.5 * flavors).transpose(0, 3, 1, 4, 2).reshape(-1, 6, 2, _LAST)
-    far = F + (lost[:, :, None] * _SHARES).reshape(F.shape)
-    rows = (F[:, 1::3] != F[:, 2::3]).any(axis=(1, 2))
+    terms, far, rows = np.empty((len(F), 6, 2, _LAST + 1)), np.empty(F.shape), np.empty(len(F), dtype=np.bool_)
+    kernels.neighbour_rows(F, F_pred, *neighbours(F, threads=1), terms, far, rows)
     if rows.any():
         unlike, mean = F[rows], F[rows]
         for mu in (fourflux.NU_MU, fourflux.NUBAR_MU):
             mean[:, mu : mu + 2] = mean[:, mu : mu + 2].mean(axis=1, keepdims=True)
-        far[rows] = _settled(unlike)
-        change = np.nan_to_num(far[rows] - unlike - (_settled(mean) - mean))
-        terms[rows, :, :, _LAST] = np.repeat(_mean_square(change).reshape(-1, 2, 3, 2).mean(axis=2), 3, axis=1)
-    far = far if F_far is None else F_far
-    return terms, np.where(np.isfinite(far), far, F_pred)
+        settled = _settled(unlike)
+        far[rows] = np.where(np.isfinite(settled), settled, F_pred[rows])
+        change = np.nan_to_num(settled - unlike - (_settled(mean) - mean))
+        square = _mean_square(change, np.zeros_like(change))
+        terms[rows, :, :, _LAST] = np.repeat(square.reshape(-1, 2, 3, 2).mean(axis=2), 3, axis=1)
+    return terms, far if F_far is None else np.where(np.isfinite(F_far), F_far, F_pred)
 
 
 def _settled(F: Array) -> Array:
@@ -203,13 +199,12 @@ def _sum(coefficients: Array, terms: Array) -> Array:
     return np.einsum("nscv,scv->nsc", terms, coefficients[:, :, :-1]) + coefficients[:, :, -1] + _TINY
 
 
-def _variance_of(error: Array, terms: Array) -> Array:
-    """Coefficients ``(6, 2, 4)`` of the terms and of one, from errors ``(n, 6, 4)``.
+def _variance_of(square: Array, terms: Array) -> Array:
+    """Coefficients ``(6, 2, 4)`` of the terms and of one, from mean squares of errors ``(n, 6, 2)``.
 
     Maximum likelihood of a normal distribution under ``v = sum_j c_j x_j``, ``c_j >= 0``, by the steps ``c_j *=
     sqrt(sum x_j e^2/v^2 / sum x_j/v)``: majorisation by separate terms, so that no step lowers the likelihood.
     """
-    square = _mean_square(error)
     coefficients = np.empty((6, 2, terms.shape[3] + 1))
     for species in map(list, _CLASSES):
         x, y = terms[:, species], square[:, species]
@@ -231,10 +226,11 @@ def _variance_of(error: Array, terms: Array) -> Array:
     return coefficients
 
 
-def _mean_square(error: Array) -> Array:
-    """Of fluxes, by component, and of densities, ``(n, 6, 2)``."""
-    square = np.square(error)
-    return np.stack([square[:, :, :3].mean(axis=2), square[:, :, 3]], axis=2)
+def _mean_square(A: Array, B: Array) -> Array:
+    """Of ``A - B``: of fluxes, by component, and of densities, ``(n, 6, 2)``."""
+    out = np.empty((len(A), 6, 2))
+    kernels.mean_square_rows(A, B, out)
+    return out
 
 
 def _by_component(values: Array) -> Array:

@@ -107,12 +107,13 @@ def _of_regressor(regressor: Any, full: bool) -> Model:
         from rheidae.export.graph import transitions
 
         matrices = transitions(regressor)
-    return Model(partial(_by_regressor, regressor, matrices), regressor.threads is None)
+    return Model(partial(_by_regressor, regressor, matrices))
 
 
 def _by_regressor(regressor: Any, matrices: Callable[[Array], Array] | None, F: Array) -> Answer:
     transition = None if matrices is None else matrices(F)
     if regressor.error_scale_ is None:
         return Answer(np.asarray(regressor.predict(F), dtype=np.float64), transition=transition)
-    mixed, std = (np.asarray(table, dtype=np.float64) for table in regressor.predict(F, return_std=True))
-    return Answer(mixed, std, regressor.outside(F), transition)
+    found = regressor.predict_all(F)
+    mixed, std = (np.asarray(found[name], dtype=np.float64) for name in ("F_final", "std"))
+    return Answer(mixed, std, found["outside"], transition)

@@ -10,6 +10,7 @@ from hypothesis import settings
 from rheidae.config import PreprocessConfig, check_config
 from rheidae.datasets import load_dataset, write_sample
 from rheidae.preprocess import preprocess
+from tests.warm import interpreter
 
 # Kernels compile on their first call, and the machine may be busy: time is no property to test.
 settings.register_profile("rheidae", deadline=None)
@@ -18,6 +19,13 @@ settings.load_profile("rheidae")
 torch.set_num_threads(1)
 
 FAMILIES = ("random", "nsm_a", "nsm_b", "three_d")
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory):
+    """Command that stands for a Python which has everything loaded."""
+    with interpreter(tmp_path_factory.mktemp("python")) as command:
+        yield command
 
 
 @pytest.fixture(scope="session")

@@ -153,13 +153,13 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_ctrl_c_with_processes(raw):
+def test_ctrl_c_with_processes(raw, python):
     """A terminal sends it to all of them; here the program does so itself, with most pieces still to come."""
     config = config_for(raw, "a", chunk_rows=5000)
     (raw / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, "--config", str(raw / "config.yaml"), "--scheduler", "local:2"],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [python, "-c", INTERRUPTED, "--config", raw / "config.yaml", "--scheduler", "local:2"],
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert done.returncode == 130
     assert done.stderr.endswith("interrupted\n")

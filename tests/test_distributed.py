@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 PARMS = TrainParms()
 
 
-def launch(*arguments):
+def launch(python, *arguments):
     """Two processes on this machine's processors, as launchers start them; those have tests of their own below."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -41,7 +41,7 @@ def launch(*arguments):
     shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+            [python, "-m", *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
         )
         for rank in "01"
@@ -59,10 +59,10 @@ def ended(processes, timeout=300):
 
 
 @pytest.fixture(scope="module")
-def two(processed, tmp_path_factory):
+def two(processed, tmp_path_factory, python):
     """What each of the two processes has, what they printed, and where they left files."""
     folder = tmp_path_factory.mktemp("two")
-    out, err, status = ended(launch("tests.distributed_program", processed / "preprocessed_all.h5", folder))
+    out, err, status = ended(launch(python, "tests.distributed_program", processed / "preprocessed_all.h5", folder))
     assert status == {0}, err
     return [torch.load(folder / f"process{rank}.pt", weights_only=False) for rank in (0, 1)], out, folder
 
@@ -191,10 +191,10 @@ def weights(folder):
     return load_file(folder / "weights.safetensors")
 
 
-def test_the_command_leaves_the_run_folder_of_one_process(processed, tmp_path):
+def test_the_command_leaves_the_run_folder_of_one_process(processed, tmp_path, python):
     config = config_for(processed, tmp_path)
     alone = train.train(config, PARMS, "alone")
-    out, err, status = ended(launch(*write_config(tmp_path, config), "--run-id", "two"))
+    out, err, status = ended(launch(python, *write_config(tmp_path, config), "--run-id", "two"))
     assert status == {0}, err
     folder = alone.parent / "two"
     assert out.split() == [str(folder)]
@@ -214,11 +214,11 @@ def wait_for_epochs(process, log, epochs):
         time.sleep(0.05)
 
 
-def test_a_signal_stops_all_and_one_process_goes_on(processed, tmp_path):
+def test_a_signal_stops_all_and_one_process_goes_on(processed, tmp_path, python):
     written = write_config(tmp_path, config_for(processed, tmp_path, training={"epochs": 100_000}))
     folder = tmp_path / "runs" / "two"
     log = folder / "history.jsonl"
-    processes = launch(*written, "--run-id", "two")
+    processes = launch(python, *written, "--run-id", "two")
     try:
         wait_for_epochs(processes[0], log, 3)
         processes[1].send_signal(signal.SIGUSR1)  # only one of them hears of it
@@ -228,7 +228,7 @@ def test_a_signal_stops_all_and_one_process_goes_on(processed, tmp_path):
     epoch = runs.load_state(folder)["epoch"]
     assert epoch >= 3
     before = log.read_text().splitlines()[:epoch]
-    command = [sys.executable, "-m", *map(str, written), "--resume-from", str(folder)]
+    command = [python, "-m", *map(str, written), "--resume-from", str(folder)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         wait_for_epochs(process, log, epoch + 3)
@@ -287,14 +287,14 @@ SCONTROL = """#!/bin/bash
 """
 
 
-def test_the_batch_file_starts_all_and_queues_itself_again(processed, tmp_path):
+def test_the_batch_file_starts_all_and_queues_itself_again(processed, tmp_path, python):
     config = config_for(processed, tmp_path)
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "model.yaml").write_text(yaml.safe_dump(config.model_dump()))
     (tmp_path / "config" / "train_parms.yaml").write_text(yaml.safe_dump(PARMS.model_dump()))
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
-    for name, text in {".venv/bin/python": python, "srun": SRUN, "scontrol": SCONTROL}.items():
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(python)
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
 

@@ -29,11 +29,9 @@ class BashParser(CodeBlockParser):
     def evaluate(self, example):
         if "\ngfortran " in example.parsed and shutil.which("gfortran") is None:
             return None
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", example.parsed],
-            capture_output=True, text=True, check=False, env={**os.environ, "PATH": path},
-        )  # fmt: skip
+            ["bash", "-euo", "pipefail", "-c", example.parsed], capture_output=True, text=True, check=False
+        )
         return None if done.returncode == 0 else f"{example.parsed}\n{done.stdout}\n{done.stderr}"
 
 
@@ -56,19 +54,26 @@ def prepared(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def work(prepared, tmp_path, monkeypatch, python):
+    """A copy to work in; commands of the pages find what they need loaded."""
+    monkeypatch.chdir(shutil.copytree(prepared, tmp_path / "work"))
+    path = [str(python.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+    monkeypatch.setenv("PATH", os.pathsep.join(path))
+
+
 # Optuna's search still reports to a module that Optuna gives up; Dask leaves sockets to the garbage collector.
 @pytest.mark.filterwarnings("ignore:.optuna.terminator:FutureWarning", "default::ResourceWarning")
 @pytest.mark.parametrize("page", RUN_HERE, ids=lambda page: page.name)
-def test_code_blocks_run(page, prepared, tmp_path, monkeypatch):
-    folder = shutil.copytree(prepared, tmp_path / "work")
-    monkeypatch.chdir(folder)
+@pytest.mark.usefixtures("work")
+def test_code_blocks_run(page):
     for example in SYBIL.parse(page).examples():
         example.evaluate()
 
 
-def test_gallery_shows_what_its_commands_draw(prepared, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("work")
+def test_gallery_shows_what_its_commands_draw():
     page = ROOT / "docs" / "gallery.md"
-    monkeypatch.chdir(shutil.copytree(prepared, tmp_path / "work"))
     for example in SYBIL.parse(page).examples():
         example.evaluate()
     shown = set(re.findall(r"\(_gallery/(.*?)\)", page.read_text()))

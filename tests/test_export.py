@@ -682,13 +682,13 @@ def test_name_and_content_have_to_agree(exported, residual, tmp_path):
         export_regressor(residual, tmp_path / "y.onnx", "torchscript")
 
 
-def test_onnx_comes_without_the_words_of_its_optimizer(processed, tmp_path):
+def test_onnx_comes_without_the_words_of_its_optimizer(processed, tmp_path, python):
     model = {"architecture": "residual", "hidden_dim": 8, "hidden_layers": 1}
     config = config_for(processed, tmp_path, model=model, training={"epochs": 1})
     folder = train.train(config, PARMS, "quiet")
     arguments = ["--run", str(folder), "--out", str(tmp_path / "model.onnx")]
     done = subprocess.run(
-        [sys.executable, "-m", "rheidae.export", *arguments], capture_output=True, text=True, check=False
+        [python, "-m", "rheidae.export", *arguments], capture_output=True, text=True, check=False
     )
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1

@@ -115,7 +115,7 @@ def test_resuming_a_finished_run_changes_nothing(whole, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_signals_save_before_leaving(whole, processed, tmp_path, number):
+def test_signals_save_before_leaving(whole, processed, tmp_path, python, number):
     """The signal comes in the middle of an epoch whose number is not one to save at."""
     config = settings(processed, tmp_path)
     script = textwrap.dedent(
@@ -137,7 +137,7 @@ def test_signals_save_before_leaving(whole, processed, tmp_path, number):
     for name, section in (("model", config), ("parms", parms())):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(section.model_dump()))
     files = ["--config", str(tmp_path / "model.yaml"), "--train-parms", str(tmp_path / "parms.yaml"), "--run-id", "a"]
-    done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True)
+    done = subprocess.run([python, "-c", script, *files], capture_output=True, text=True)
     folder = tmp_path / "runs" / "a"
     status = json.loads((folder / "run.json").read_text())["status"]
     assert runs.load_state(folder)["epoch"] == 3
@@ -379,10 +379,10 @@ for part in range(number):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_resumed_ends_with_the_same_weights(processed, tmp_path):
+def test_killed_at_any_moment_and_resumed_ends_with_the_same_weights(processed, tmp_path, python):
     """The moments are calls of functions, evenly spaced over a run: the same ones however busy the machine is."""
     written = settings_of(processed, tmp_path, epochs=5)
-    done = subprocess.run([sys.executable, "-c", CHILDREN + KILLED, written, "10"], capture_output=True, text=True)
+    done = subprocess.run([python, "-c", CHILDREN + KILLED, written, "10"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     epochs = [int(line) for line in done.stdout.split()]
     assert len(epochs) == 10
@@ -432,9 +432,9 @@ print(steps)
 
 
 @pytest.mark.slow
-def test_killed_after_any_rename_and_resumed_ends_with_the_same_weights(processed, tmp_path):
+def test_killed_after_any_rename_and_resumed_ends_with_the_same_weights(processed, tmp_path, python):
     written = settings_of(processed, tmp_path, epochs=2)
-    done = subprocess.run([sys.executable, "-c", CHILDREN + KILLED_BETWEEN, written], capture_output=True, text=True)
+    done = subprocess.run([python, "-c", CHILDREN + KILLED_BETWEEN, written], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 10
 

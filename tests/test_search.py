@@ -2,9 +2,7 @@
 
 import multiprocessing
 import os
-import signal
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import joblib
@@ -186,14 +184,12 @@ for model.threads in (1, 2, None):
 """
 
 
-def test_a_forked_process_predicts_after_torch_has_used_threads(processed):
+def test_a_forked_process_predicts_after_torch_has_used_threads(processed, python):
     program = FORK.replace("@data", str(processed / "preprocessed_all.h5"))
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as run:
+    with subprocess.Popen([python, "-c", program], stdout=subprocess.PIPE, text=True) as run:
         try:
             printed, _ = run.communicate(timeout=120)
         except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)
+            run.kill()
             raise
     assert printed.split() == ["0", "0", "0"]

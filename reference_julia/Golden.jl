@@ -186,7 +186,7 @@ end
 function draw_sample(draw, random, rule; accept=result -> true)
     for _ in 1:10_000
         F = draw(random)
-        well_posed(F, rule) && accept(box3d(F, rule)) && return F
+        accept(box3d(F, rule)) && well_posed(F, rule) && return F  # the quicker one first
     end
     error("found no acceptable sample")
 end

@@ -687,9 +687,7 @@ def test_onnx_comes_without_the_words_of_its_optimizer(processed, tmp_path, pyth
     config = config_for(processed, tmp_path, model=model, training={"epochs": 1})
     folder = train.train(config, PARMS, "quiet")
     arguments = ["--run", str(folder), "--out", str(tmp_path / "model.onnx")]
-    done = subprocess.run(
-        [python, "-m", "rheidae.export", *arguments], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([python, "-m", "rheidae.export", *arguments], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1
 

@@ -1,9 +1,9 @@
 """An interpreter that has torch and the package loaded: importing them takes longer than most programs of the tests.
 
 A server loads them once and forks itself for each program, which so is a process of its own, with its own session,
-folder, environment and standard streams. What stands for it is the command ``python`` in a folder: it takes ``-c CODE``,
-``-m MODULE`` or a script, hands signals on, and ends as the program does; if it is killed, so is the program.
-Environment variables that libraries read when they are imported are the server's.
+folder, environment and standard streams. What stands for it is the command ``python`` in a folder: it takes
+``-c CODE``, ``-m MODULE`` or a script, hands signals on, and ends as the program does; if it is killed, so is the
+program. Environment variables that libraries read when they are imported are the server's.
 """
 
 import contextlib
@@ -21,7 +21,10 @@ import types
 from pathlib import Path
 
 # No module with a command line of its own: `runpy` wants to be the first to load it.
-LOADED = ("accelerate", "torch._dynamo", "torch.export", "rheidae.runs.train", "rheidae.runs.report", "rheidae.preprocess.pipeline")
+LOADED = (
+    "accelerate", "rheidae.preprocess.pipeline", "rheidae.runs.report", "rheidae.runs.train", "torch._dynamo",
+    "torch.export",
+)  # fmt: skip
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 

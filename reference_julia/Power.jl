@@ -90,17 +90,27 @@ falloff(G, s, p, a) = G <= 0 ? one(G) : (1 + (G / s)^a)^(-p)
 """
     scale(w, G, p, a)
 
-The s with `int falloff(G) G = 0`, by bisection of its logarithm: the integral grows with s.
+The s with `int falloff(G) G = 0`: the integral grows with s. Bisection of its logarithm, then the secants of Illinois.
 """
 function scale(w, G::Vector{T}, p, a) where {T}
-    low, high = T(-620), T(70)
-    while true
-        middle = (low + high) / 2
-        low < middle < high || return exp(middle)
-        high - low < 64eps(T) * max(abs(low), abs(high)) && return exp(middle)
-        integral = sum(w .* falloff.(G, exp(middle), p, a) .* G)
-        low, high = integral < 0 ? (middle, high) : (low, middle)
+    integral(t) = sum(w .* falloff.(G, exp(t), p, a) .* G)
+    low, high, before = T(-620), T(70), T(0)
+    f_low, f_high = integral(low), integral(high)
+    for step in 1:1000
+        t = step > 12 ? (f_high * low - f_low * high) / (f_high - f_low) : (low + high) / 2
+        low < t < high && abs(t - before) > 64eps(T) * max(abs(low), abs(high)) || return exp(t)
+        f = integral(t)
+        # The end that stays a second time counts half.
+        if f < 0
+            before < t && (f_high /= 2)
+            low, f_low = t, f
+        else
+            before > t && (f_low /= 2)
+            high, f_high = t, f
+        end
+        before = t
     end
+    error("the scale did not converge")
 end
 
 """
@@ -150,18 +160,22 @@ function power(F::AbstractMatrix{T}, rule::Rule{T}; c=1, p=1, a=2, axial=0, p_ax
     values = [at(direction(n...)) for n in rule.n]
     on_sphere = component(rule.w, last.(values), Base.first.(values), p, a)
 
-    zetas, weights = gauss_legendre(T, AXIAL_POINTS)
-    rings = map(zetas) do zeta
-        ring = [at(direction(sqrt(1 - zeta^2) * cos(phi), sqrt(1 - zeta^2) * sin(phi), zeta))
-                for phi in 2 * T(pi) .* (0:AZIMUTHS-1) ./ AZIMUTHS]
-        sum(Base.first.(ring)) / AZIMUTHS, sum(last.(ring)) / AZIMUTHS
+    # Around the axis, and how much of it there is.
+    function axial_component()
+        zetas, weights = gauss_legendre(T, AXIAL_POINTS)
+        rings = map(zetas) do zeta
+            ring = [at(direction(sqrt(1 - zeta^2) * cos(phi), sqrt(1 - zeta^2) * sin(phi), zeta))
+                    for phi in 2 * T(pi) .* (0:AZIMUTHS-1) ./ AZIMUTHS]
+            sum(Base.first.(ring)) / AZIMUTHS, sum(last.(ring)) / AZIMUTHS
+        end
+        w_axis, G_axis = 2 * T(pi) .* weights, last.(rings)
+        both = sum(w_axis .* abs.(G_axis))
+        net_flux = norm((e - ebar - x + xbar)[1:3])
+        b = both > 0 ? axial * (1 - exp(-(net_flux / (AXIS * both))^2)) : zero(T)
+        return component(w_axis, G_axis, Base.first.(rings), p_axial, a_axial), b
     end
-    w_axis, G_axis = 2 * T(pi) .* weights, last.(rings)
-    on_axis = component(w_axis, G_axis, Base.first.(rings), p_axial, a_axial)
-    both = sum(w_axis .* abs.(G_axis))
-    net_flux = norm((e - ebar - x + xbar)[1:3])
-    b = both > 0 ? axial * (1 - exp(-(net_flux / (AXIS * both))^2)) : zero(T)
 
+    on_axis, b = axial == 0 ? (zeros(T, 8), zero(T)) : axial_component()
     D = total * 2 * c / T(3) * ((1 - b) * on_sphere + b * on_axis)
     lost, lostbar = D[1:4], D[5:8]
     return [F[:, 1] - lost F[:, 2] + lost / 2 F[:, 3] + lost / 2 F[:, 4] - lostbar F[:, 5] + lostbar / 2 F[:, 6] + lostbar / 2]

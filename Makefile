@@ -62,9 +62,9 @@ slurm-train: setup
 simulate: setup
 	$(RUN) -m rheidae.simulate.comparison --rows 2
 
-# By two processes, which share the files of tests.
+# By two processes, which share the files of tests, the longest first.
 test: setup
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # With the lowest versions that pyproject.toml allows: the tests that are quick, and touch every one of them.
 LOWEST := .venv-lowest

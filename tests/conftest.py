@@ -21,6 +21,18 @@ torch.set_num_threads(1)
 FAMILIES = ("random", "nsm_a", "nsm_b", "three_d")
 
 
+# The files that take longest, which begin: two processes that share the files then end together.
+LONGEST = (
+    "test_docs", "test_export", "test_cluster", "test_julia", "test_preprocess_fuzz", "test_distributed",
+    "test_asymptotic", "test_search", "test_runs", "test_simulate", "test_predict",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session")
 def python(tmp_path_factory):
     """Command that stands for a Python which has everything loaded."""

@@ -46,7 +46,7 @@ def contents(folder):
 
 @pytest.fixture
 def raw(tmp_path):
-    F = np.resize(random_states(300) * 1e33, (60_000, 6, 4)) * np.linspace(1, 2, 60_000)[:, None, None]
+    F = np.resize(random_states(300) * 1e33, (12_000, 6, 4)) * np.linspace(1, 2, 12_000)[:, None, None]
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file[INIT] = file[TRUE] = fourflux.to_emu(F)
         file[NAMES] = [f"run{i}" for i in range(len(F))]
@@ -62,7 +62,7 @@ def cluster():
 
 
 def test_a_worker_killed_in_the_middle_changes_nothing(raw, cluster, monkeypatch):
-    config = config_for(raw, "a", chunk_rows=2000, schemes=["box3d", "power"])
+    config = config_for(raw, "a", chunk_rows=400, schemes=["box3d", "power"])
     pipeline.preprocess(config)
     expected = contents(raw / "out")
     with distributed.Client(cluster) as client:
@@ -155,7 +155,7 @@ sys.exit(main(sys.argv[1:]))
 
 def test_ctrl_c_with_processes(raw, python):
     """A terminal sends it to all of them; here the program does so itself, with most pieces still to come."""
-    config = config_for(raw, "a", chunk_rows=5000)
+    config = config_for(raw, "a", chunk_rows=1000)
     (raw / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
     done = subprocess.run(
         [python, "-c", INTERRUPTED, "--config", raw / "config.yaml", "--scheduler", "local:2"],
@@ -227,7 +227,7 @@ def test_a_cluster_without_workers_and_one_whose_scheduler_dies(raw, monkeypatch
         thread = threading.Thread(target=disturb)
         thread.start()
         with pytest.raises(ClusterError, match=r"connection to the scheduler is lost; start it again, then run again"):
-            pipeline.preprocess(config_for(raw, "a", chunk_rows=50), scheduler=address)
+            pipeline.preprocess(config_for(raw, "a", chunk_rows=10), scheduler=address)
         thread.join()
     assert list((raw / "out").iterdir()) == []
 
@@ -267,7 +267,7 @@ def write_config(raw, **options):
 
 def test_the_example_with_dask_jobqueue(raw):
     pytest.importorskip("dask_jobqueue", reason="needs the extra `cluster`")
-    config = write_config(raw, chunk_rows=2000)
+    config = write_config(raw, chunk_rows=400)
     pipeline.preprocess(config)
     expected = contents(raw / "out")
     shutil.rmtree(raw / "out")

@@ -56,7 +56,8 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def work(prepared, tmp_path, monkeypatch, python):
-    """A copy to work in; commands of the pages find what they need loaded."""
+    """A copy to work in; commands of the pages find what they need loaded, and whole trainings are for `make demo`."""
+    monkeypatch.setitem(FluxRegressor.__init__.__kwdefaults__, "max_epochs", 30)
     monkeypatch.chdir(shutil.copytree(prepared, tmp_path / "work"))
     path = [str(python.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
     monkeypatch.setenv("PATH", os.pathsep.join(path))

@@ -37,13 +37,13 @@ def many_rows(path, n, **options):
         file[NAMES] = np.array([b"run%d" % i for i in range(n)])
 
 
-def test_sigkill_at_any_moment_leaves_nothing_wrong_and_nothing_in_the_way(tmp_path):
+def test_sigkill_at_any_moment_leaves_nothing_wrong_and_nothing_in_the_way(tmp_path, python):
     many_rows(tmp_path / "a.h5", 2000)
     many_rows(tmp_path / "b.h5", 1200)
     config = write_config(tmp_path / "new.yaml", config_for(tmp_path, "a", "b", lebedev_order=17, chunk_rows=500))
     older = write_config(tmp_path / "old.yaml", config_for(tmp_path, "a", "b", lebedev_order=7))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killing", str(config), str(older), "40"],
+        [python, "-m", "tests.killing", str(config), str(older), "40"],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],

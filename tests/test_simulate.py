@@ -569,22 +569,22 @@ def test_rows_of_a_file(tmp_path):
         simulate(path, rows=[1], **short)
 
 
-def command_for(config, path):
+def command_for(python, config, path):
     path.write_text(yaml.safe_dump(config))
-    return [sys.executable, "-m", "rheidae.simulate", "--config", str(path)]
+    return [python, "-m", "rheidae.simulate", "--config", str(path)]
 
 
-def by_command(config, path):
+def by_command(python, config, path):
     """Text that a process of its own prints, with the kernels of the cache, whatever this one has compiled."""
-    return subprocess.run(command_for(config, path), capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command_for(python, config, path), capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.slow
-def test_killed_and_resumed(tmp_path):
+def test_killed_and_resumed(tmp_path, python):
     """A command that is killed after its first state goes on from there, to the file of an undisturbed one."""
     config, _ = config_for(tmp_path)
     path = tmp_path / "simulate.yaml"
-    process = subprocess.Popen(command_for(config, path), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command_for(python, config, path), stderr=subprocess.PIPE, text=True)
     parts = tmp_path / "out" / "made.h5.parts"
     while not list(parts.glob("*.h5")) and process.poll() is None:
         time.sleep(0.005)
@@ -593,18 +593,18 @@ def test_killed_and_resumed(tmp_path):
     assert process.returncode in (-signal.SIGKILL, 0)
     done = len(list(parts.glob("*.h5"))) if parts.is_dir() else 5
     assert done >= 1
-    assert f"5 rows, {5 - done} simulated now" in by_command(config, path)
+    assert f"5 rows, {5 - done} simulated now" in by_command(python, config, path)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["made.h5"]
-    by_command({**config, "output_root": str(tmp_path / "whole")}, path)
+    by_command(python, {**config, "output_root": str(tmp_path / "whole")}, path)
     with h5py.File(tmp_path / "out" / "made.h5") as a, h5py.File(tmp_path / "whole" / "made.h5") as b:
         for name in ("F4_final(1|ccm)", "F4_final_stddev(1|ccm)", "drift"):
             np.testing.assert_array_equal(a[name][()], b[name][()])
 
 
 @pytest.mark.slow
-def test_several_processes_and_a_cluster_give_the_same(tmp_path):
+def test_several_processes_and_a_cluster_give_the_same(tmp_path, python):
     config, _ = config_for(tmp_path)
-    by_command({**config, "output_root": str(tmp_path / "one")}, tmp_path / "simulate.yaml")
+    by_command(python, {**config, "output_root": str(tmp_path / "one")}, tmp_path / "simulate.yaml")
     for name, processes, scheduler in (("two", 2, None), ("dask", 1, "local:1")):
         chosen = {**config, "output_root": str(tmp_path / name), "processes": processes}
         simulate_archive(check_config(chosen, SimulateConfig), scheduler=scheduler)

@@ -228,8 +228,8 @@ class Cluster:
             try:
                 return future.result(timeout=SILENT_SECONDS)
             except self._timed_out:
-                if future.done():
-                    raise
+                if future.done():  # just now, or by an error of that kind
+                    return future.result()
                 if not self._count_threads():
                     log.warning("%s: no worker is left; waiting for one", self._scheduler)
 

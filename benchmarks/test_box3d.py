@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.conftest import ROUNDS, many
 from rheidae import box3d_flux
 from rheidae.mixing import reference
 from rheidae.system.outputs import Outputs
 from tests.states import random_rotation, random_states, turn
 
-SAMPLES = 1 << 15
-NUMPY_SAMPLES = 1 << 12
-ROUNDS, NUMPY_ROUNDS = 20, 4
+SAMPLES = many(1 << 15)
+NUMPY_SAMPLES = many(1 << 12)
+TURNS, NUMPY_TURNS = ROUNDS or 20, 4
 ORDERS = {"sharp": (15, 17, 31, 71), "shared": (15, 23, 29, 31)}
 GROUP = "Box3D, random states with flux factors up to 0.75"
 REFERENCE = Path(__file__).parents[1] / "reference_julia" / "main.jl"
@@ -84,10 +85,10 @@ def test_numpy_and_numba(line, states, error, points):
         for order in orders
     }
     best = dict.fromkeys(work, float("inf"))
-    for number in range(ROUNDS):
+    for number in range(TURNS):
         for name, function in work.items():
             few = name.startswith("NumPy")
-            if few and number >= NUMPY_ROUNDS:
+            if few and number >= NUMPY_TURNS:
                 continue
             F = states[:NUMPY_SAMPLES] if few else states
             started = time.process_time()

@@ -6,6 +6,7 @@ The first line of each table is the figure of a peer's model, which is to be bea
 programs do not count, but for the C interface, which takes its own.
 """
 
+import functools
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.conftest import many
 from benchmarks.tables import make_table
 from rheidae import FluxRegressor, box3d_flux, mix
 from rheidae.estimator.networks import MixingModel, ResidualFFIModel
@@ -24,7 +26,7 @@ from tests.states import random_states
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time)
 
-ROWS, BLOCK, ONES = 8192, 256, 100
+ROWS, BLOCK, ONES = many(8192), 256, 100
 BATCH = f"exported models, {ROWS} rows in blocks of {BLOCK}, one thread"
 SINGLE = "exported models, one row at a time, one thread"
 PEER_BATCH, PEER_SINGLE = 128e-6, 20e-3
@@ -66,6 +68,11 @@ def exports(estimators, tmp_path_factory):
     return of
 
 
+@pytest.fixture(scope="module")
+def opened(exports):
+    return functools.cache(lambda *case: load_exported(exports(*case)))
+
+
 def test_peer(line):
     line(BATCH, "peer", 1 / PEER_BATCH)
     line(SINGLE, "peer", 1 / PEER_SINGLE)
@@ -89,22 +96,21 @@ def test_estimator_of_one(rate, table, estimators, name):
     rate(SINGLE, f"{name}, predict(X), Box3D given", ONES, lambda: [model.predict(one) for _ in range(ONES)], rounds=3)
 
 
-def function_and_tables(table, path):
-    model = load_exported(path)
+def function_and_tables(table, model):
     tables = [np.ascontiguousarray(part) for part in np.hsplit(table[0], 2)]
     return model.predict, tables[: len(model.inputs)]
 
 
 @pytest.mark.parametrize(("name", "format", "with_box3d"), CASES)
-def test_batches(rate, table, exports, name, format, with_box3d):
-    predict, tables = function_and_tables(table, exports(name, format, with_box3d))
+def test_batches(rate, table, opened, name, format, with_box3d):
+    predict, tables = function_and_tables(table, opened(name, format, with_box3d))
     blocks = [[part[start : start + BLOCK] for part in tables] for start in range(0, ROWS, BLOCK)]
     rate(BATCH, title(name, format, with_box3d), ROWS, lambda: [predict(*block) for block in blocks], rounds=3)
 
 
 @pytest.mark.parametrize(("name", "format", "with_box3d"), CASES)
-def test_single_rows(rate, table, exports, name, format, with_box3d):
-    predict, tables = function_and_tables(table, exports(name, format, with_box3d))
+def test_single_rows(rate, table, opened, name, format, with_box3d):
+    predict, tables = function_and_tables(table, opened(name, format, with_box3d))
     one = [part[:1] for part in tables]
     rate(SINGLE, title(name, format, with_box3d), ONES, lambda: [predict(*one) for _ in range(ONES)], rounds=3)
 
@@ -114,7 +120,7 @@ def test_single_rows(rate, table, exports, name, format, with_box3d):
 )
 def test_schemes(rate, tmp_path, scheme, order):
     """The title gives p99 and maximum of the distance to `mix` at its default order, f up to 0.99."""
-    F = random_states(4096, 3, max_flux_factor=0.99, alike=True).reshape(-1, 24)
+    F = random_states(many(4096), 3, max_flux_factor=0.99, alike=True).reshape(-1, 24)
     export_scheme(scheme, tmp_path / "scheme.onnx", order=order)
     predict = load_exported(tmp_path / "scheme.onnx").predict
     off = np.linalg.norm((predict(F) - mix(F, scheme)).reshape(-1, 6, 4), axis=2).max(axis=1) / F[:, 3::4].sum(axis=1)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.conftest import many
 from benchmarks.tables import make_table
 from rheidae import FluxRegressor, box3d_flux, mix
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time)
 
-ROWS = 32_768
+ROWS = many(32_768)
 PREDICT = f"default model, prediction of {ROWS} rows, one thread"
 TRAIN = f"default model, an epoch of {ROWS} rows, one thread"
 

@@ -9,12 +9,12 @@ import h5py
 import pytest
 import yaml
 
-from benchmarks.conftest import ROUNDS
+from benchmarks.conftest import ROUNDS, many
 from rheidae import box3d_flux, fourflux
 from rheidae.config import PreprocessConfig
 from tests.states import random_states
 
-ROWS = 1_000_000
+ROWS = many(1_000_000)
 BLOCK = 1 << 16
 
 # A process of its own starts the command, since a child's peak memory counts that of the process it was forked from.

@@ -7,12 +7,13 @@ import sys
 import pytest
 import torch
 
+from benchmarks.conftest import many
 from benchmarks.loops import obvious_epoch, sliced_epoch
 from benchmarks.tables import make_table
 from rheidae import FluxRegressor
 from rheidae.estimator.networks import MixingModel, ResidualFFIModel
 
-ROWS = 12_800
+ROWS = many(12_800)
 BATCH = 256
 # Of a round: the estimator looks at the data before them and calibrates after them.
 EPOCHS = 3

@@ -1,10 +1,12 @@
-"""States of every kind, and their converged answer by asymptotic mixing with mu = tau, by another quadrature."""
+"""States of every kind, and their converged answer by asymptotic mixing, by another quadrature."""
 
 from __future__ import annotations
 
 import numba
 import numpy as np
 
+from rheidae.mixing import _asymptotic_kernels as kernels
+from rheidae.mixing._nodes_kernels import VALUES, WEIGHT
 from rheidae.mixing.closure import inverse_langevin
 
 KINDS = ("any", "ordinary", "beams", "mixed", "along", "lines", "stream", "clusters", "nearly empty", "coinciding")
@@ -52,22 +54,83 @@ def _unit(vectors):
 
 
 def answer(F, points=1500):
-    """Final states: Fibonacci lattices of so many points on the sphere and about each flux, the scale by bisection."""
+    """Final states: Fibonacci lattices of so many points on the sphere and about each flux.
+
+    The scale is found by bisection; of unlike mu and tau, the scales are those of the package, on these nodes.
+    """
     i = np.arange(points) + 0.5
     z, phi = 1 - 2 * i / points, np.pi * (1 + 5**0.5) * i
     lattice = np.array([np.sqrt(1 - z * z) * np.cos(phi), np.sqrt(1 - z * z) * np.sin(phi), z])
-    turned = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0] @ lattice
-    moments = F[:, [0, 1, 3, 4]]
+    turned = np.ascontiguousarray(np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0] @ lattice)
+    alike = (F[:, 1] == F[:, 2]).all() and (F[:, 4] == F[:, 5]).all()
+    moments = F[:, [0, 1, 3, 4]] if alike else F
     length = np.linalg.norm(moments[..., :3], axis=2)
-    N = moments[..., 3]
+    N = np.ascontiguousarray(moments[..., 3])
     f = np.minimum(length / np.where(N > 0, N, 1), 1 - 1.2e-16)
     Z = inverse_langevin(f.ravel()).reshape(f.shape)
     unit = moments[..., :3] / np.where(length > 0, length, 1)[..., None]
     unit[length == 0] = [0, 0, 1]
+    change = np.zeros_like(F)
+    if not alike:
+        _mixed(unit, Z, N, turned, lattice, change)
+        return F + change
     lost = np.zeros((len(F), 2, 4))
-    _lost(unit, Z, N, np.ascontiguousarray(turned), lattice, lost)
+    _lost(unit, Z, N, turned, lattice, lost)
     share = np.array([1, -0.5, -0.5])[:, None]
     return F - np.concatenate([lost[:, :1] * share, lost[:, 1:] * share], axis=1)
+
+
+@numba.njit(error_model="numpy")
+def _nodes(h, Z, N, base, lattice, x, w, g):
+    """Nodes, weights and distributions of one state; returns how many nodes."""
+    points, species = base.shape[1], len(N)
+    width, n = np.empty(species), points
+    x[:, :n] = base
+    for s in range(species):
+        width[s] = min(1.5 / max(Z[s], 1e-9), 1.0)
+        if Z[s] <= 2.0 or N[s] == 0.0:
+            continue
+        sign = 1.0 if h[s, 2] >= 0 else -1.0
+        a = -1.0 / (sign + h[s, 2])
+        u = np.array([1 + sign * h[s, 0] ** 2 * a, sign * h[s, 0] * h[s, 1] * a, -sign * h[s, 0]])
+        v = np.array([h[s, 0] * h[s, 1] * a, sign + h[s, 1] ** 2 * a, -h[s, 1]])
+        c = width[s]
+        for i in range(points):
+            inverse = 1.0 / (1.0 + (1.0 - c) * lattice[2, i])
+            t, across = c * (1.0 - lattice[2, i]) * inverse, np.sqrt(c * (2.0 - c)) * inverse
+            for k in range(3):
+                x[k, n] = across * (lattice[0, i] * u[k] + lattice[1, i] * v[k]) - t * h[s, k] + h[s, k]
+            n += 1
+    for i in range(n):
+        density = 1.0
+        for s in range(species):
+            t = 0.5 * ((x[0, i] - h[s, 0]) ** 2 + (x[1, i] - h[s, 1]) ** 2 + (x[2, i] - h[s, 2]) ** 2)
+            if Z[s] > 2.0 and N[s] != 0.0:
+                c = width[s]
+                density += c * (2.0 - c) / (c + (1.0 - c) * t) ** 2
+            peak = 2 * Z[s] / -np.expm1(-2 * Z[s]) if Z[s] > 1e-8 else 1.0
+            g[s, i] = N[s] / (4 * np.pi) * peak * np.exp(-Z[s] * t)
+        w[i] = 4 * np.pi / points / density
+    return n
+
+
+@numba.njit(error_model="numpy")
+def _mixed(unit, Z, N, base, lattice, change):
+    work, scratch = np.zeros((kernels._ROWS, 7 * base.shape[1])), np.empty((11, 12))
+    x, w, g = work[:3], work[WEIGHT], work[VALUES : VALUES + 6]
+    for row in range(len(N)):
+        n = _nodes(unit[row], Z[row], N[row], base, lattice, x, w, g)
+        kernels._lepton_numbers(n, work)
+        scratch[7, 8] = np.nan
+        h = work[kernels._MIXED : kernels._MIXED + 6, :n]
+        h[:] = g[:, :n]
+        kernels.mix_flavors(n, h, work, scratch)
+        for s in range(6):
+            for i in range(n):
+                moved = w[i] * (h[s, i] - g[s, i])
+                for k in range(3):
+                    change[row, s, k] += moved * x[k, i]
+                change[row, s, 3] += moved
 
 
 @numba.njit(error_model="numpy")
@@ -75,34 +138,9 @@ def _lost(unit, Z, N, base, lattice, lost):
     points = base.shape[1]
     x, w, g, G = np.empty((3, 5 * points)), np.empty(5 * points), np.empty((4, 5 * points)), np.empty(5 * points)
     for row in range(len(N)):
-        h, width, n = unit[row], np.empty(4), points
-        x[:, :n] = base
-        for s in range(4):
-            width[s] = min(1.5 / max(Z[row, s], 1e-9), 1.0)
-            if Z[row, s] <= 2.0:
-                continue
-            sign = 1.0 if h[s, 2] >= 0 else -1.0
-            a = -1.0 / (sign + h[s, 2])
-            u = np.array([1 + sign * h[s, 0] ** 2 * a, sign * h[s, 0] * h[s, 1] * a, -sign * h[s, 0]])
-            v = np.array([h[s, 0] * h[s, 1] * a, sign + h[s, 1] ** 2 * a, -h[s, 1]])
-            c = width[s]
-            for i in range(points):
-                inverse = 1.0 / (1.0 + (1.0 - c) * lattice[2, i])
-                t, across = c * (1.0 - lattice[2, i]) * inverse, np.sqrt(c * (2.0 - c)) * inverse
-                for k in range(3):
-                    x[k, n] = across * (lattice[0, i] * u[k] + lattice[1, i] * v[k]) - t * h[s, k] + h[s, k]
-                n += 1
+        n = _nodes(unit[row], Z[row], N[row], base, lattice, x, w, g)
         large = small = 0.0
         for i in range(n):
-            density = 1.0
-            for s in range(4):
-                t = 0.5 * ((x[0, i] - h[s, 0]) ** 2 + (x[1, i] - h[s, 1]) ** 2 + (x[2, i] - h[s, 2]) ** 2)
-                if Z[row, s] > 2.0:
-                    c = width[s]
-                    density += c * (2.0 - c) / (c + (1.0 - c) * t) ** 2
-                peak = 2 * Z[row, s] / -np.expm1(-2 * Z[row, s]) if Z[row, s] > 1e-8 else 1.0
-                g[s, i] = N[row, s] / (4 * np.pi) * peak * np.exp(-Z[row, s] * t)
-            w[i] = 4 * np.pi / points / density
             G[i] = g[0, i] - g[1, i] - g[2, i] + g[3, i]
             large += w[i] * max(G[i], 0.0)
             small += w[i] * max(-G[i], 0.0)

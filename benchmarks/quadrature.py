@@ -1,6 +1,6 @@
 """How right the analytic schemes are for every kind of state, and where they jump.
 
-python -m benchmarks.quadrature errors --states 20000     # of the asymptotic scheme, mu = tau, against `converged`
+python -m benchmarks.quadrature errors --states 20000     # of the asymptotic scheme against `converged`; --unlike
 python -m benchmarks.quadrature box3d --states 1000000    # unphysical answers, and what turns with the frame
 python -m benchmarks.quadrature paths --paths 200         # the largest jump along paths between random states
 python -m benchmarks.quadrature exports --states 100000   # the model that ships, as a file, beside the estimator
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,11 @@ def outside(F):
     return np.maximum(-F[..., 3], np.linalg.norm(F[..., :3], axis=2) - F[..., 3]).max(axis=1)
 
 
-def errors(count):
+def errors(count, alike=True, seed=0):
     """Print p95 and maximum of the error by kind of state; the worst are compared with four times the points."""
     each = count // len(converged.KINDS)
     for kind in converged.KINDS:
-        F = converged.states(kind, each)
+        F = converged.states(kind, each, seed=seed, alike=alike)
         after = mix(F, "asymptotic")
         error = distance(after, converged.answer(F))
         doubtful = error > 3e-4
@@ -120,7 +121,10 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["errors", "box3d", "paths", "exports"])
     parser.add_argument("--states", type=int, default=20_000)
     parser.add_argument("--paths", type=int, default=200)
+    parser.add_argument("--unlike", action="store_true", help="of errors: mu and tau differ")
+    parser.add_argument("--seed", type=int, default=0, help="of errors")
     options = parser.parse_args()
-    {"errors": errors, "box3d": box3d, "exports": exports}.get(options.what, paths)(
+    of_errors = partial(errors, alike=not options.unlike, seed=options.seed)
+    {"errors": of_errors, "box3d": box3d, "exports": exports}.get(options.what, paths)(
         options.paths if options.what == "paths" else options.states
     )

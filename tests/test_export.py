@@ -30,7 +30,7 @@ from rheidae.export import __main__ as command
 from rheidae.export import export_regressor, export_scheme, load_exported
 from rheidae.export.box3d import Box3DTerms
 from rheidae.export.graph import OUTPUTS, FluxGraph, keep_physical
-from rheidae.export.model import unlike_heavy
+from rheidae.export.opened import unlike_heavy
 from rheidae.export.scheme import SCHEME_ORDERS, SchemeGraph
 from rheidae.export.states import made_states, sample_states
 from rheidae.linear import growth_rate
@@ -40,7 +40,7 @@ from rheidae.mixing.survival import calm, invariants, mixing_change
 from rheidae.runs import folder as runs
 from rheidae.runs import train
 from tests.runs import PARMS, config_for
-from tests.states import random_states, states
+from tests.states import random_rotation, random_states, states, turn
 
 CPP = Path(__file__).parents[1] / "examples" / "cpp"
 MAKE = ("make", "-C", str(CPP), f"PYTHON={sys.executable}", "CXXFLAGS=-O1 -Wall -Wextra -Werror")
@@ -207,11 +207,11 @@ def test_predicts_what_the_estimator_predicts(name, format, inside, opened, requ
         assert np.nanmax(np.abs(expected - X[:, :24])) > 0.01 * unit
         given = (X[:, :24], X[:, 24:]) if "F_box" in model.inputs else (X[:, :24],)
         for rows in (slice(None), slice(0, 1), slice(3, 10)):
-            found = model.predict(*(table[rows] for table in given))
+            found = model.predict(*(table[rows] for table in given), invalid="pass")
             assert found.dtype == np.float64
             assert difference(F[rows], found / unit, expected[rows] / unit) < 1e-6
-        cubes = model.predict(*(table.reshape(-1, 6, 4) for table in given))
-        np.testing.assert_array_equal(cubes.reshape(-1, 24), model.predict(*given))
+        cubes = model.predict(*(table.reshape(-1, 6, 4) for table in given), invalid="pass")
+        np.testing.assert_array_equal(cubes.reshape(-1, 24), model.predict(*given, invalid="pass"))
 
 
 @given(states(), st.sampled_from([1.0, 1e33, 1e-20]), st.sampled_from([np.float32, np.float64]))
@@ -224,7 +224,7 @@ def test_agrees_on_any_state(opened, mixing, residual, F, unit, dtype):
     for case in CASES:
         name, model = case[0], opened(*case)
         given = (X[:, :24], X[:, 24:]) if "F_box" in model.inputs else (F,)
-        found = model.predict(*given)
+        found = model.predict(*given, invalid="pass")
         assert found.dtype == np.float64
         assert difference(X[:, :24] / unit, found / unit, answer(regressors[name], X) / unit) < 1e-6
         cubes = found.reshape(6, 4) / unit
@@ -363,6 +363,19 @@ def test_what_is_not_finite_stays_in_its_row(exported):
     np.testing.assert_array_equal(found[[0, 1, 3]], expected[[0, 1, 3]])
 
 
+def test_rows_without_an_answer_are_refused_by_name(opened):
+    """Unlike mu and tau, of which this file knows nothing."""
+    model, F = opened("mixing", "onnx", True), random_states(6, 9, alike=True)
+    expected = model.predict(F)
+    F[2, 4, 0] += 1e-3
+    F[4, 1] *= 0.9
+    with pytest.raises(FourFluxError, match=r"for row 2, as for 1 more rows: its mu and tau.*differ"):
+        model.predict(F)
+    found = model.predict(F, invalid="pass")
+    np.testing.assert_array_equal(np.isnan(found).all(axis=(1, 2)), [False, False, True, False, True, False])
+    np.testing.assert_array_equal(found[[0, 1, 3, 5]], expected[[0, 1, 3, 5]])
+
+
 def test_compared_states_hold_what_they_say():
     F = made_states().reshape(-1, 6, 4)
     N, size = F[:, :, 3], np.linalg.norm(F[:, :, :3], axis=2)
@@ -391,7 +404,9 @@ def test_metadata(exported, mixing, residual):
     assert inside["network"]["lebedev_order"] == mixing.module_.order
     assert inside["box3d"] == "not used"
     states = np.concatenate([sample_states(), made_states()])
-    reached = difference(states, load_exported(path).predict(states), answer(mixing, with_box3d(states)))
+    reached = difference(
+        states, load_exported(path).predict(states, invalid="pass"), answer(mixing, with_box3d(states))
+    )
     assert inside["tolerance"]["reached"] == pytest.approx(reached, rel=0.3)
     assert inside["tolerance"]["rows_compared"] == len(states)
     for format in ("pt2", "torchscript"):
@@ -792,7 +807,7 @@ def test_program_says_what_is_wrong(built, exported, tmp_path):
     assert "us per cell in a batch of 2" in predict(built, "--time", 2, model, text=as_text(sample_states()[:2])).stdout
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def library(built):
     library = ctypes.CDLL(str(built / "librheidae.so"))
     table, model = ctypes.POINTER(ctypes.c_double), ctypes.c_void_p
@@ -847,6 +862,50 @@ def test_c_interface(library, exported, residual, tmp_path):
     library.rheidae_destroy(None)
 
 
+ANTINEUTRINOS, TAU_FIRST = [3, 4, 5, 0, 1, 2], [0, 2, 1, 3, 5, 4]
+
+
+@pytest.fixture(scope="module")
+def forms(opened, library, exported):
+    """Files of every form as functions, one of them by the C interface."""
+    model = ctypes.c_void_p()
+    assert library.rheidae_create(str(exported("mixing", "onnx")).encode(), 1, ctypes.byref(model)) == 0
+
+    def by_c(F):
+        final = np.empty_like(F)
+        assert library.rheidae_run(model, len(F), pointer(F), None, pointer(final)) == 0
+        return final
+
+    # With Box3D inside a file turns as Box3D does, whose nodes are at rest.
+    yield [by_c, *(opened(*case) for case in CASES if case != ("residual", "onnx", True))]
+    library.rheidae_destroy(model)
+
+
+def asymmetry(form, seed, reflect=False, exponent=0.0):
+    """How far a file is from turned, reflected and scaled states, antineutrinos for neutrinos, tau for mu."""
+    F, rotation, unit = random_states(12, seed, 0.99), random_rotation(seed) * (-1 if reflect else 1), 10**exponent
+    takes_box = "F_box" in getattr(form, "inputs", ())
+    if not takes_box:
+        F[:, [2, 5]] = F[:, [1, 4]]
+
+    def images(F):
+        return np.concatenate([F, turn(F, rotation), F[:, ANTINEUTRINOS], F[:, TAU_FIRST], unit * F])
+
+    found = form(*(images(table) for table in ((F, box3d_flux(F)) if takes_box else (F,))))
+    found[-12:] /= unit
+    assert np.abs(found[:12] - F).max() > 1e-3
+    expected = images(found[:12])
+    expected[-12:] = found[:12]
+    return difference(np.tile(F, (5, 1, 1)), found, expected)
+
+
+@given(seed=st.integers(0, 10**6), reflect=st.booleans(), exponent=st.floats(-30, 40))
+@settings(max_examples=6)
+def test_symmetries_of_files(forms, seed, reflect, exponent):
+    for form in forms:
+        assert asymmetry(form, seed, reflect, exponent) < 1e-6
+
+
 def test_scheme_files(library, tmp_path, capsys):
     path, F = tmp_path / "scheme.onnx", 1e33 * random_states(50, 33, alike=True).reshape(-1, 24)
     assert command.main(["--scheme", "asymptotic", "--order", "17", "--out", str(path)]) == 0
@@ -854,6 +913,7 @@ def test_scheme_files(library, tmp_path, capsys):
     opened = load_exported(path)
     assert opened.metadata["scheme"] == {"name": "asymptotic", "lebedev_order": 17}
     assert opened.metadata["tolerance"]["reached"] < 1e-6
+    assert max(asymmetry(opened, seed, seed > 2) for seed in range(5)) < 1e-6
     assert difference(F, opened.predict(F), mix(F, "asymptotic")) < 5e-3
     model, final = ctypes.c_void_p(), np.empty_like(F)
     assert library.rheidae_create(str(path).encode(), 1, ctypes.byref(model)) == 0

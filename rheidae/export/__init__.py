@@ -11,14 +11,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rheidae.export.model import Exported, export_regressor, export_run, export_scheme, load_exported
+    from rheidae.export.model import export_regressor, export_run, export_scheme
+    from rheidae.export.opened import Exported, load_exported
 
 __all__ = ["Exported", "export_regressor", "export_run", "export_scheme", "load_exported"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("rheidae.export.model"), name)
+        module = "opened" if name in ("Exported", "load_exported") else "model"
+        return getattr(importlib.import_module(f"rheidae.export.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

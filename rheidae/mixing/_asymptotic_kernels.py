@@ -42,14 +42,16 @@ like s^2 for small s, ``H(inf) - H`` like 1/s for large, so ``log(H/(H(inf) - H)
 it, in a bracket, has all digits after three steps; where it has not after eight (distributions of very unlike widths),
 every second step halves the bracket, so that it converges for every input.
 
-Two levels
-----------
+Three levels
+------------
 A cap or a lens of the smaller side that lies between a few nodes is the first level's error, and at worst 1e-2. The
-doubt of a row is the root of the sum of ``w^2 ((g_e - g_x)^2 + (gbar_e - gbar_x)^2) rho^8`` over nodes, ``rho =
+doubt of a row is the root of the sum of ``w^2 ((g_a - g_b)^2 + (gbar_a - gbar_b)^2) rho^8`` over nodes, ``rho =
 d^2/(d^2 + G^2 + s^2)``, d what G may change by over the node's cell: what nodes would be off by where G and s are small
-against that. It is summed over the three pairs. From `DOUBT` to twice that, the answer goes over to
-one with more nodes, where every species of a flux factor above `FINE` has a rule of its own. Both levels conserve, and
-a mean of physical answers is physical.
+against that. Of three flavors it is summed over the pair that mixes first, with its share and its s, and over neighbors
+in the order of each direction, with s = 1/(alpha + beta); and over pairs without a crossing, with s = 0. From `DOUBT`
+to twice that, the answer goes over to one with more nodes, where every species of a flux factor above `FINE` has a rule
+of its own; and from its doubt, likewise, to one whose rules have three times as many. All levels conserve, and a mean
+of physical answers is physical.
 
 Fading
 ------
@@ -83,10 +85,12 @@ from rheidae.mixing._nodes_kernels import (
 )  # fmt: skip
 from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
 
-#: Doubt, over the total density, from which on a row goes to the finer level; from twice that on, wholly.
+#: Doubt, over the total density, from which on a row goes to the next level; from twice that on, wholly.
 DOUBT = 2e-3
 #: Flux factors between which a species comes to have a rule of its own there.
 FINE = (0.05, 0.3)
+#: How much more the square of a doubt is where mu and tau differ by more than `UNLIKE` of the total.
+TWICE, UNLIKE = 2.0, 1e-3
 _TINY = 1e-280
 # Rows of `work`: two flavors use four behind the weights, three flavors those of the distances and six more.
 _NU, _NUBAR, _G, _PART = 4, 5, 6, 7
@@ -303,7 +307,6 @@ def _mix_alike(beams, species, moments, Q, table, narrow, scratch, work, change)
         change[:] = 0.0
         return _doubts(nu, nubar, work[_SLOPE, :n], G, 0.0)
     limit = (2.0 / 3.0) * large + (1.0 / 3.0) * small
-    near = pow2(_first_scale(_logit(small, limit), moment / limit))
     s = solve_scale(work[_PART, :n], G, small, limit, moment, out)
     nodes = work if beams > 0 else table
     _lost(nodes[X, :n], nodes[Y, :n], nodes[Z, :n], nu, nubar, G, s * s + _TINY, out)
@@ -313,7 +316,7 @@ def _mix_alike(beams, species, moments, Q, table, narrow, scratch, work, change)
         for e in (0, 3):
             lost = share * out[k + e + e // 3]
             change[e, k], change[e + 1, k], change[e + 2, k] = -lost, 0.5 * lost, 0.5 * lost
-    return _doubts(nu, nubar, work[_SLOPE, :n], G, near * near)
+    return _doubts(nu, nubar, work[_SLOPE, :n], G, s * s)
 
 
 # Three flavors, one pair
@@ -362,10 +365,11 @@ def _exchange(q, a, b):
 
 @kernel
 def _pair(La, Lb, w, plus, minus, share, G, c, q, out):
-    """Two-flavor mixing of a pair into ``q``."""
+    """Two-flavor mixing of a pair into ``q``; returns the square of its scale."""
     moment = _differences(La, Lb, w, G, c)
     s = solve_scale(c, G, 2.0 * min(plus, minus), plus + minus, moment, out)
     _leaving(La, Lb, 1.0 if plus >= minus else -1.0, s * s + _TINY, share, q)
+    return s * s
 
 
 # Three flavors, all pairs
@@ -390,7 +394,7 @@ def _totals(A, B, w, alpha, beta, out):
     """``out``: int L'_1 and int L'_3 above each direction's lowest, their derivatives by log alpha and log beta."""
     simd_function()
     r1 = r3 = j11 = j12 = j31 = j32 = 0.0
-    for i in range(A.shape[0]):
+    for i in range(np.uint64(A.shape[0])):
         a, b, v = A[i], B[i], w[i]
         c = a + b
         c12, c23 = a * alpha, b * beta
@@ -452,52 +456,76 @@ def _solve_lower(A, B, w, alpha, t3, out):
     out[6] = position
 
 
+@scalar_kernel
+def _log_odds(part, whole):
+    """Logarithm of ``part/(whole - part)``, within bounds."""
+    rest = whole - part
+    if not part > 1e-18 * whole:
+        return -40.0
+    return np.log(part / rest) if rest > 1e-18 * whole else 40.0
+
+
+@scalar_kernel
+def _keep(log_a, log_b, out):
+    out[8], out[9] = log_a, log_b
+    return np.exp(log_a), np.exp(log_b)
+
+
 @kernel
 def solve_two_scales(A, B, w, t1, t3, out):
     """Return alpha and beta with ``int L'_1 = t1`` and ``int L'_3 = t3``, both above the lowest of each direction.
 
-    Newton in the logarithms, shortened until the residual falls. Where that fails, one in the other, each in a bracket
-    that is halved at least every second step: int L'_3 falls with beta, and with it held right, int L'_1 rises with
-    alpha.
+    What rank 1 loses is at most ``int (2 A + B)/3``, and its odds are like a power of alpha; what rank 3 gains is at
+    most ``int (A + 2 B)/3``, likewise with beta. So Newton goes from the logarithms to those of the odds, shortened
+    until the residual falls, and starts with what one pair alone would have, or with the logarithms of the level before
+    in ``out[8:10]``, if they are not NaN. Where that fails, one in the other, each in a bracket that is halved at least
+    every second step: int L'_3 falls with beta, and with it held right, int L'_1 rises with alpha.
     """
-    a = b = size = 0.0
+    a = b = a2 = b2 = 0.0
     for i in range(A.shape[0]):
         a += w[i] * A[i]
         b += w[i] * B[i]
-        size += w[i]
+        a2 += w[i] * A[i] * A[i]
+        b2 += w[i] * B[i] * B[i]
     tolerance = 1e-13 * (a + b)
-    log_a, log_b = np.log(size / max(a, 1e-15)), np.log(size / max(b, 1e-15))
-    _totals(A, B, w, np.exp(log_a), np.exp(log_b), out)
-    evaluations = 1
-    while evaluations < 60:
+    most_1, most_3 = (2.0 * a + b) / 3.0, (a + 2.0 * b) / 3.0
+    goal_1, goal_3 = _log_odds(a + b - t1, most_1), _log_odds(t3, most_3)
+    log_a = np.log(a / a2 if a2 > 0.0 else 1.0) - 0.44 - 0.79 * goal_1
+    log_b = np.log(b / b2 if b2 > 0.0 else 1.0) - 0.44 - 0.79 * goal_3
+    if not np.isnan(out[8]):
+        log_a, log_b = out[8], out[9]
+    step_a = step_b = 0.0
+    share, error = 1.0, np.inf
+    for _ in range(40):
+        _totals(A, B, w, np.exp(log_a + share * step_a), np.exp(log_b + share * step_b), out)
         r1, r3 = out[0] - t1, out[1] - t3
-        error = max(abs(r1), abs(r3))
-        if error < tolerance:
-            return np.exp(log_a), np.exp(log_b)
-        determinant = out[2] * out[5] - out[3] * out[4]
-        step_a = -(r1 * out[5] - r3 * out[3]) / determinant
-        step_b = -(out[2] * r3 - out[4] * r1) / determinant
+        if max(abs(r1), abs(r3)) < tolerance:
+            return _keep(log_a + share * step_a, log_b + share * step_b, out)
+        lost, gained = max(a + b - out[0], 1e-300), max(out[1], 1e-300)
+        y1 = _log_odds(lost, most_1) - goal_1 if abs(r1) > tolerance else 0.0
+        y3 = _log_odds(gained, most_3) - goal_3 if abs(r3) > tolerance else 0.0
+        if not max(abs(y1), abs(y3)) < (1.0 - 1e-4 * share) * error:
+            share *= 0.5
+            if share < 1e-3:
+                break
+            continue
+        log_a += share * step_a
+        log_b += share * step_b
+        error = max(abs(y1), abs(y3))
+        # dy = most/(part (most - part)) dpart
+        k1, k3 = lost * (1.0 - lost / most_1), gained * (1.0 - gained / most_3)
+        j11, j12, j31, j32 = -out[2] / k1, -out[3] / k1, out[4] / k3, out[5] / k3
+        determinant = j11 * j32 - j12 * j31
+        step_a, step_b = (y3 * j12 - y1 * j32) / determinant, (y1 * j31 - y3 * j11) / determinant
         longest = max(abs(step_a), abs(step_b))
         if not longest < 1e6:
             break
-        if longest < 1e-8:
-            return np.exp(log_a + step_a), np.exp(log_b + step_b)
-        share = min(1.0, 2.0 / longest)
-        improved = False
-        for _ in range(12):
-            _totals(A, B, w, np.exp(log_a + share * step_a), np.exp(log_b + share * step_b), out)
-            evaluations += 1
-            if max(abs(out[0] - t1), abs(out[1] - t3)) < (1.0 - 1e-4 * share) * error:
-                improved = True
-                break
-            share *= 0.5
-        if not improved:
-            if error < 100.0 * tolerance:
-                return np.exp(log_a), np.exp(log_b)
-            break
-        log_a += share * step_a
-        log_b += share * step_b
+        # Newton's next error is about the square of this step.
+        if longest < 1e-7:
+            return _keep(log_a + step_a, log_b + step_b, out)
+        share = min(1.0, 4.0 / longest)
     low_a, high_a = -40.0, 40.0
+    log_a = min(max(log_a, low_a), high_a)
     for step in range(120):
         _solve_lower(A, B, w, np.exp(log_a), t3, out)
         log_b = out[6]
@@ -511,15 +539,18 @@ def solve_two_scales(A, B, w, t1, t3, out):
         if not low_a < new < high_a or (step >= 8 and step % 2 == 0):
             new = 0.5 * (low_a + high_a)
         log_a = new
-    return np.exp(log_a), np.exp(log_b)
+    return _keep(log_a, log_b, out)
 
 
 @kernel
-def _permute(h, L, upper, lower, alpha, beta, rank, share, pair_a, pair_b, q):
+def _permute(h, L, upper, lower, alpha, beta, rank, share, pair_a, pair_b, q, w, slope):
     """Replace the six ``h`` by ``h + share (p h - h)``, less what the pair exchanges with probability ``q``.
 
-    ``rank[f]``: place of flavor f in the order of the totals.
+    ``rank[f]``: place of flavor f in the order of the totals. Returns the square of the doubt, of neighbors in the
+    order of each direction; half of it, since where mu and tau are alike two pairs are one pair of neighbors.
     """
+    square = 1.0 / ((alpha + beta) * (alpha + beta))
+    doubts = 0.0
     for i in range(np.uint64(q.shape[0])):
         a, b = upper[i], lower[i]
         c12, c23 = a * alpha, b * beta
@@ -540,12 +571,15 @@ def _permute(h, L, upper, lower, alpha, beta, rank, share, pair_a, pair_b, q):
         l0, l1, l2 = L[0, i], L[1, i], L[2, i]
         r0 = (1 if l1 > l0 else 0) + (1 if l2 > l0 else 0)
         r1 = (1 if l0 >= l1 else 0) + (1 if l2 > l1 else 0)
+        top = bottom = 0.0
         for nu in (0, 3):
             x0, x1, x2 = h[nu, i], h[nu + 1, i], h[nu + 2, i]
             moved = q[i] * (h[nu + pair_a, i] - h[nu + pair_b, i])
             first = x0 if r0 == 0 else (x1 if r1 == 0 else x2)
             second = x0 if r0 == 1 else (x1 if r1 == 1 else x2)
             third = x0 if r0 == 2 else (x1 if r1 == 2 else x2)
+            top += (first - second) * (first - second)
+            bottom += (second - third) * (second - third)
             p = (
                 (w1 + s23) * first + (s12 + falling) * second + (w6 + rising) * third,
                 (s12 + rising) * first + (w1 + w6) * second + (s23 + falling) * third,
@@ -556,6 +590,9 @@ def _permute(h, L, upper, lower, alpha, beta, rank, share, pair_a, pair_b, q):
                 h[nu + f, i] += share * (value - h[nu + f, i])
             h[nu + pair_a, i] -= moved
             h[nu + pair_b, i] += moved
+        v = w[i] * w[i]
+        doubts += doubt(v * top, slope[i] + _TINY, a, square) + doubt(v * bottom, slope[i] + _TINY, b, square)
+    return doubts
 
 
 @scalar_kernel
@@ -565,13 +602,32 @@ def _members(pair):
 
 
 @kernel
+def _doubts_of_pair(a, b, L, h, w, slope, square):
+    """As `_doubts`, of one pair of flavors."""
+    return _sum_of_pair(L[a], L[b], w, h[a], h[b], h[a + 3], h[b + 3], slope, square)
+
+
+@kernel
+def _sum_of_pair(La, Lb, w, ga, gb, ha, hb, slope, square):
+    simd_function()
+    total = 0.0
+    for i in range(np.uint64(w.shape[0])):
+        d, e = w[i] * (ga[i] - gb[i]), w[i] * (ha[i] - hb[i])
+        total += doubt(d * d + e * e, slope[i] + _TINY, La[i] - Lb[i], square)
+    return total
+
+
+@kernel
 def mix_flavors(n, h, work, scratch):
-    """Mix the six ``h (6, n)`` as the lepton numbers in `work` say, which change; False without a crossing."""
-    w, L = work[WEIGHT, :n], work[_LEPTON : _LEPTON + 3, :n]
+    """Mix the six ``h (6, n)`` as the lepton numbers in `work` say, which change.
+
+    Returns whether there is a crossing, and the square of the doubt, from the slopes in `work`.
+    """
+    w, L, slope = work[WEIGHT, :n], work[_LEPTON : _LEPTON + 3, :n], work[_SLOPE, :n]
     q, upper, lower, bottom = work[_EXCHANGE, :n], work[_UPPER, :n], work[_LOWER, :n], work[_BOTTOM, :n]
     out, plus, minus, rank = scratch[7], scratch[8], scratch[9], scratch[10]
-    first = second = 0.0
-    deepest = 0
+    first = second = doubts = 0.0
+    deepest = -1
     for pair in range(3):
         a, b = _members(pair)
         plus[pair], minus[pair] = _sides(L[a], L[b], w)
@@ -580,17 +636,24 @@ def mix_flavors(n, h, work, scratch):
             first, second, deepest = sigma, first, pair
         elif sigma > second:
             second = sigma
-    if first == 0.0:
-        return False
-    share = (1.0 - second / first) * fade(min(plus[deepest], minus[deepest]))
-    if share > 0.0:
-        a, b = _members(deepest)
-        _pair(L[a], L[b], w, plus[deepest], minus[deepest], share, lower, upper, q, out)
-        _exchange(q, L[a], L[b])
-        _exchange(q, h[a], h[b])
-        _exchange(q, h[a + 3], h[b + 3])
+    if first > 0.0:
+        ahead = 1.0 - second / first
+        share = ahead * fade(min(plus[deepest], minus[deepest]))
+        if share > 0.0:
+            a, b = _members(deepest)
+            square = _pair(L[a], L[b], w, plus[deepest], minus[deepest], share, lower, upper, q, out)
+            doubts += ahead * ahead * _doubts_of_pair(a, b, L, h, w, slope, square)
+            _exchange(q, L[a], L[b])
+            _exchange(q, h[a], h[b])
+            _exchange(q, h[a + 3], h[b + 3])
     if second == 0.0:
-        return True
+        # What crosses between the nodes.
+        for pair in range(3):
+            a, b = _members(pair)
+            if pair != deepest:
+                doubts += _doubts_of_pair(a, b, L, h, w, slope, 0.0)
+        return first > 0.0, doubts
+    strongest = deepest
     first = second = 0.0
     for pair in range(3):
         a, b = _members(pair)
@@ -602,9 +665,15 @@ def mix_flavors(n, h, work, scratch):
             second = small
     alone, together = fade(first), fade(second)
     alone -= together
+    if together < 1.0:
+        for pair in range(3):
+            a, b = _members(pair)
+            if pair != strongest:
+                doubts += (1.0 - together) * (1.0 - together) * _doubts_of_pair(a, b, L, h, w, slope, 0.0)
     a, b = _members(deepest)
     if alone > 0.0:
-        _pair(L[a], L[b], w, plus[deepest], minus[deepest], alone, lower, upper, q, out)
+        square = _pair(L[a], L[b], w, plus[deepest], minus[deepest], alone, lower, upper, q, out)
+        doubts += alone * alone * _doubts_of_pair(a, b, L, h, w, slope, square)
     else:
         for i in range(n):
             q[i] = 0.0
@@ -612,7 +681,7 @@ def mix_flavors(n, h, work, scratch):
         if alone > 0.0:
             _exchange(q, h[a], h[b])
             _exchange(q, h[a + 3], h[b + 3])
-        return True
+        return True, doubts
     _sort(L, upper, lower, bottom)
     least = 0.0
     for i in range(n):
@@ -627,8 +696,8 @@ def mix_flavors(n, h, work, scratch):
     rank[2] = 3 - rank[0] - rank[1]
     t1, t3 = max(plus[0], max(plus[1], plus[2])) - least, min(plus[0], min(plus[1], plus[2])) - least
     alpha, beta = solve_two_scales(upper, lower, w, t1, t3, out)
-    _permute(h, L, upper, lower, alpha, beta, rank, together, a, b, q)
-    return True
+    half = _permute(h, L, upper, lower, alpha, beta, rank, together, a, b, q, w, slope)
+    return True, doubts + 2.0 * together * together * half
 
 
 @kernel
@@ -653,56 +722,22 @@ def _moments(x, y, z, w, h, g, out):
 
 
 @kernel
-def _doubts_of_pair(a, b, w, work, slope):
-    """As `_doubts` for a pair of flavors, with the scale that it would have as e and x."""
-    La, Lb = work[_LEPTON + a, : w.shape[0]], work[_LEPTON + b, : w.shape[0]]
-    plus, minus = _sides(La, Lb, w)
-    large, small = max(plus, minus), min(plus, minus)
-    square = 0.0
-    if small > NOISE:
-        limit = (2.0 / 3.0) * large + (1.0 / 3.0) * small
-        moment = _moment(La, Lb, w, 1.0 if plus >= minus else -1.0)
-        square = pow2(2.0 * _first_scale(_logit(small, limit), moment / limit))
-    return _sum_of_pair(La, Lb, w, work[VALUES + a], work[VALUES + b], work[VALUES + 3 + a], work[VALUES + 3 + b],
-                        slope, square)  # fmt: skip
-
-
-@kernel
-def _moment(La, Lb, w, sign):
-    simd_function()
-    total = 0.0
-    for i in range(np.uint64(w.shape[0])):
-        G = La[i] - Lb[i]
-        total += w[i] * abs(G) * (0.5 * abs(G) + (1.0 / 6.0) * sign * G)
-    return total
-
-
-@kernel
-def _sum_of_pair(La, Lb, w, ga, gb, ha, hb, slope, square):
-    simd_function()
-    total = 0.0
-    for i in range(np.uint64(w.shape[0])):
-        d, e = w[i] * (ga[i] - gb[i]), w[i] * (ha[i] - hb[i])
-        total += doubt(d * d + e * e, slope[i] + _TINY, La[i] - Lb[i], square)
-    return total
-
-
-@kernel
 def _mix_unlike(beams, species, moments, Q, table, narrow, scratch, work, change):
     """Change of the six species in the frame; returns the square of its doubt."""
     n = fill_nodes(6, beams, species, moments, Q, table, narrow, scratch, work)
     fill_slopes(6, species, n, work, work[_SLOPE])
     _lepton_numbers(n, work)
-    doubts = 0.0
-    for pair in range(3):
-        a, b = _members(pair)
-        doubts += _doubts_of_pair(a, b, work[WEIGHT, :n], work, work[_SLOPE, :n])
     h = work[_MIXED : _MIXED + 6, :n]
     for s in range(6):
         for i in range(n):
             h[s, i] = work[VALUES + s, i]
     change[:] = 0.0
-    if not mix_flavors(n, h, work, scratch):
+    crosses, doubts = mix_flavors(n, h, work, scratch)
+    unlike = 0.0
+    for k in range(4):
+        unlike += abs(moments[1, k] - moments[2, k]) + abs(moments[4, k] - moments[5, k])
+    doubts *= 1.0 + (TWICE - 1.0) * unlike / (unlike + UNLIKE)
+    if not crosses:
         return doubts
     for s in range(6):
         _moments(work[X, :n], work[Y, :n], work[Z, :n], work[WEIGHT, :n], h[s], work[VALUES + s, :n], change[s])
@@ -726,26 +761,40 @@ def _mix(flavors, beams, species, moments, Q, table, narrow, scratch, work, chan
     return _mix_unlike(beams, species, moments, Q, table, narrow, scratch, work, change)
 
 
+@scalar_kernel
+def _share(doubts):
+    """Of the next level, from the square of a doubt."""
+    x = min(max(np.sqrt(doubts) / DOUBT - 1.0, 0.0), 1.0)
+    return x * x * (3.0 - 2.0 * x)
+
+
+@kernel
+def _go_over(change, share, better):
+    for s in range(6):
+        for k in range(4):
+            change[s, k] += share * (better[s, k] - change[s, k])
+
+
 @driver
-def asymptotic_rows(F, table, narrow, fine, finer, out, start, stop):
+def asymptotic_rows(F, table, narrow, fine, finer, finest, out, start, stop):
     """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``; without nodes in `fine`, on the first level alone."""
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
-    scratch, change, better = np.empty((11, 12)), np.empty((6, 4)), np.empty((6, 4))
-    size = max(table.shape[1] + 6 * narrow.shape[1], fine.shape[1] + 6 * finer.shape[1])
+    scratch, change, better, best = np.empty((11, 12)), np.empty((6, 4)), np.empty((6, 4)), np.empty((6, 4))
+    size = max(table.shape[1] + 6 * narrow.shape[1], fine.shape[1] + 6 * finest.shape[1])
     work = np.empty((_ROWS, size))
     for i in range(start, stop):
         total, flavors, beams = enter(F[i], 0, moments, Q, axes, species)
         changes = False
+        scratch[7, 8] = np.nan
         if total > 0.0:
-            doubts = np.sqrt(_mix(flavors, beams, species, moments, Q, table, narrow, scratch, work, change))
-            if doubts > DOUBT and fine.shape[1] > 0:
+            share = _share(_mix(flavors, beams, species, moments, Q, table, narrow, scratch, work, change))
+            if share > 0.0 and fine.shape[1] > 0:
                 beams = give_rules(flavors, species, FINE[0], FINE[1])
-                _mix(flavors, beams, species, moments, Q, fine, finer, scratch, work, better)
-                share = min(doubts / DOUBT - 1.0, 1.0)
-                share *= share * (3.0 - 2.0 * share)
-                for s in range(6):
-                    for k in range(4):
-                        change[s, k] += share * (better[s, k] - change[s, k])
+                left = _share(_mix(flavors, beams, species, moments, Q, fine, finer, scratch, work, better))
+                if left > 0.0:
+                    _mix(flavors, beams, species, moments, Q, fine, finest, scratch, work, best)
+                    _go_over(better, left, best)
+                _go_over(change, share, better)
             for s in range(6):
                 for k in range(4):
                     changes = changes or change[s, k] != 0.0
@@ -851,7 +900,11 @@ def transition_row(F, table, narrow, directions, p):
     for s in range(6):
         for i in range(n):
             h[s, i] = 1.0 if s == 0 or s == 4 else 0.0
-    if mix_flavors(n, h, work, scratch):
+    for i in range(n):
+        work[_SLOPE, i] = 0.0
+    scratch[7, 8] = np.nan
+    crosses, _ = mix_flavors(n, h, work, scratch)
+    if crosses:
         for i in range(m):
             for b in range(3):
                 p[i, 0, b], p[i, 1, b] = h[b, size + i], h[b + 3, size + i]

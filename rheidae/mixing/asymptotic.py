@@ -20,8 +20,9 @@ Array = NDArray[np.float64]
 ORDER = 29
 """Order of the Lebedev rule."""
 
-FINE_ORDER, FINE_LATITUDES = 59, 192
-"""Order, and circles of latitude of the rule of a species, for the states that the first level leaves in doubt."""
+FINE_ORDER, FINE_LATITUDES = 59, (192, 640)
+"""Order, and circles of latitude of the rule of a species, for the states that the first level leaves in doubt; the
+second number for those that still are."""
 
 PAIRS = ("e-mu", "e-tau", "mu-tau")
 """Columns of `crossings`."""
@@ -94,7 +95,7 @@ def asymptotic_flux(
     """
     F, exact = _checked(F_init)
     out, tables = np.empty(F.shape), _tables(order)
-    fine = _tables(max(order, FINE_ORDER), FINE_LATITUDES) if levels > 1 else (np.empty((4, 0)), np.empty((4, 0)))
+    fine = _fine_tables(order) if levels > 1 else (np.empty((4, 0)),) * 3
     share_rows(lambda start, stop: kernels.asymptotic_rows(exact, *tables, *fine, out, start, stop), len(F), threads)
     keep_physical(exact, out, threads)
     return out.astype(F.dtype, copy=False)
@@ -174,6 +175,12 @@ def _checked(F_init: ArrayLike) -> tuple[fourflux.Float, Array]:
     F = fourflux.as_four_flux(F_init, "F_init")
     fourflux.require_physical(F, "F_init")
     return F, np.ascontiguousarray(F, dtype=np.float64)
+
+
+def _fine_tables(order: int) -> tuple[Array, Array, Array]:
+    """Nodes of the sphere, and of a species on the second and third level."""
+    order = max(order, FINE_ORDER)
+    return *_tables(order, FINE_LATITUDES[0]), _tables(order, FINE_LATITUDES[1])[1]
 
 
 @cache

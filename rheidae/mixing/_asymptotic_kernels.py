@@ -90,7 +90,7 @@ DOUBT = 2e-3
 #: Flux factors between which a species comes to have a rule of its own there.
 FINE = (0.05, 0.3)
 #: How much more the square of a doubt is where mu and tau differ by more than `UNLIKE` of the total.
-TWICE, UNLIKE = 2.0, 1e-3
+TWICE, UNLIKE = 4.0, 1e-3
 _TINY = 1e-280
 # Rows of `work`: two flavors use four behind the weights, three flavors those of the distances and six more.
 _NU, _NUBAR, _G, _PART = 4, 5, 6, 7

@@ -86,11 +86,9 @@ from rheidae.mixing._nodes_kernels import (
 from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
 
 #: Doubt, over the total density, from which on a row goes to the next level; from twice that on, wholly.
-DOUBT = 2e-3
+DOUBT = 1e-3
 #: Flux factors between which a species comes to have a rule of its own there.
 FINE = (0.05, 0.3)
-#: How much more the square of a doubt is where mu and tau differ by more than `UNLIKE` of the total.
-TWICE, UNLIKE = 4.0, 1e-3
 _TINY = 1e-280
 # Rows of `work`: two flavors use four behind the weights, three flavors those of the distances and six more.
 _NU, _NUBAR, _G, _PART = 4, 5, 6, 7
@@ -733,10 +731,6 @@ def _mix_unlike(beams, species, moments, Q, table, narrow, scratch, work, change
             h[s, i] = work[VALUES + s, i]
     change[:] = 0.0
     crosses, doubts = mix_flavors(n, h, work, scratch)
-    unlike = 0.0
-    for k in range(4):
-        unlike += abs(moments[1, k] - moments[2, k]) + abs(moments[4, k] - moments[5, k])
-    doubts *= 1.0 + (TWICE - 1.0) * unlike / (unlike + UNLIKE)
     if not crosses:
         return doubts
     for s in range(6):

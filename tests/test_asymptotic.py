@@ -66,7 +66,7 @@ def principal_frame(F):
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_is_the_reference_in_the_frame_of_the_state(alike):
-    F = random_states(10, alike=alike)
+    F = random_states(6, alike=alike)
     rotations = [principal_frame(state) for state in F]
     turned = np.concatenate([turn(F[i : i + 1], rotation) for i, rotation in enumerate(rotations)])
     expected = reference.asymptotic(turned, order=53)

@@ -235,6 +235,7 @@ class TestLive:
         copy = shutil.copytree(REFERENCE, tmp_path / "reference")
         table = copy / "lebedev_orbits.csv"
         lines = table.read_text().splitlines()
+        lines[1:] = [line for line in lines[1:] if int(line.split(",")[0]) <= 31]  # what takes long is of high orders
         at = next(i for i, line in enumerate(lines) if line.startswith("31,d,"))
         fields = lines[at].split(",")
         fields[5] = repr(float(fields[5]) * (1 + 1e-9))

@@ -24,7 +24,8 @@ from rheidae.estimator.networks import MixingModel, ResidualFFIModel
 from rheidae.export import export_regressor, export_scheme, load_exported
 from tests.states import random_states
 
-pytestmark = pytest.mark.benchmark(timer=time.process_time)
+# On a busy machine torch's own format takes minutes.
+pytestmark = [pytest.mark.benchmark(timer=time.process_time), pytest.mark.timeout(900)]
 
 ROWS, BLOCK, ONES = many(8192), 256, 100
 BATCH = f"exported models, {ROWS} rows in blocks of {BLOCK}, one thread"

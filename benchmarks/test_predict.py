@@ -7,11 +7,12 @@ import h5py
 import numpy as np
 import pytest
 
+from benchmarks.conftest import many
 from rheidae import moments
 from rheidae.predict.stream import predict_file
 from tests.states import random_states
 
-SIDE = int(os.environ.get("RHEIDAE_BENCH_SIDE", "96"))
+SIDE = int(os.environ.get("RHEIDAE_BENCH_SIDE", many(96)))
 
 
 @pytest.mark.parametrize("scheme", ["box3d", "power", "asymptotic", "pretrained"])

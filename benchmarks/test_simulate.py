@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from benchmarks.conftest import ROUNDS
 from rheidae.linear import growth_rate
 from rheidae.simulate.options import Options
 from rheidae.simulate.solver import Solver, prepare
@@ -69,7 +70,7 @@ def test_step(line, prototype, unlike):
     with threadpool_limits(1, user_api="blas"):
         solver.turn()
         solver.advect()
-        for _ in range(5):
+        for _ in range(ROUNDS or 5):
             started = time.process_time()
             for _ in range(steps):
                 solver.turn()

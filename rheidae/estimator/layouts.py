@@ -181,9 +181,11 @@ class FourFlux(Layout):
         numbers = as_numbers(X, "X")
         cells = Cells(numbers[:, INPUT["F_init"]], "X", invalid)
         vacuum, bad = cells.vacuum, cells.invalid
-        if (vacuum | bad).any():
-            numbers = numbers.copy()
-            numbers[vacuum | bad] = _ISOTROPIC
+        others = vacuum | bad
+        if not others.any():
+            return numbers, lambda answer: answer
+        numbers = numbers.copy()
+        numbers[others] = _ISOTROPIC
 
         def back(answer: Table) -> Table:
             answer[vacuum], answer[bad] = 0.0, np.nan

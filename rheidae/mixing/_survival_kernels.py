@@ -74,6 +74,8 @@ FEATURES = 5
 # Value, and derivatives by log p, log a, lift and rho.
 _SUMS = 5
 _TINY = 1e-300
+# log2 of the largest x.
+_MOST = 500.0
 
 
 def sphere_rule(nodes, weights):
@@ -431,43 +433,52 @@ def _turn_odd(species, sums):
 # it, in a bracket, is at the root after two or three steps. Its last error is about the square of the last step: h
 # follows that one along its derivative, by which ``int h G`` is zero to rounding.
 #
-# ``place`` is log2 of x at s = 1, ``position`` is a log2 s, ``y = place - position``; everything is written in ``t =
-# 2^-|y|``, so that it holds for every y: the powers themselves leave the range of a double.
+# ``place`` is log2 of x at s = 1, ``position`` is a log2 s. The powers themselves leave the range of a double: they are
+# taken from where the position is at first, or was when it had gone far, and end at `_MOST`, beyond which logarithms go
+# on as ``2 y + 1``.
 #
 # A node's powers, root and logarithm wait for each other, and a processor looks ahead over some 250 instructions: loops
 # are cut where one chain ends, so that many nodes are under way at a time. What is between stays in the first cache.
 @kernel
-def _fall(G, place, position, settled, base, part):
-    """Fill log2 of ``r (r + x)``, or on the larger side of ``1 + x`` if not `settled`, and its derivative by y."""
+def _anchor(place, position, x):
+    """Fill x at this position."""
     simd_function()
+    for j in range(np.uint64(place.shape[0])):
+        x[j] = pow2(min(max(place[j] - position, -1000.0), 1000.0))
+
+
+@kernel
+def _fall(G, place, anchored, anchor, position, settled, base, part):
+    """Fill log2 of ``r (r + x)``, or on the larger side of ``1 + x`` if not `settled`, and its derivative by y.
+
+    ``y = place - position`` is log2 of x; ``anchored`` is x at `anchor`.
+    """
+    simd_function()
+    factor, most = pow2(min(max(anchor - position, -1000.0), 1000.0)), pow2(_MOST)
     for j in range(np.uint64(G.shape[0])):
-        y = place[j] - position
-        base[j] = pow2(-min(abs(y), 1000.0))
-    for j in range(np.uint64(G.shape[0])):
-        t, above = base[j], place[j] > position
-        one = 1.0 if above else t
-        square = 1.0 + t * t
+        x = min(anchored[j] * factor, most)
+        square = 1.0 + x * x
         inverse = inverse_sqrt(square)
-        u = one * inverse
+        u = x * inverse
         if settled:
-            base[j], part[j] = square + one * (square * inverse), u + u * u
+            base[j], part[j] = square + x * (square * inverse), u + u * u
         else:
-            larger, plain = G[j] > 0.0, 1.0 + t
-            base[j] = plain if larger else square + one * (square * inverse)
-            part[j] = one / plain if larger else u + u * u
+            larger, plain = G[j] > 0.0, 1.0 + x
+            base[j] = plain if larger else square + x * (square * inverse)
+            part[j] = x / plain if larger else u + u * u
     for j in range(np.uint64(G.shape[0])):
-        whole = max(place[j] - position, 0.0)
+        beyond = max(place[j] - position - _MOST, 0.0)
         if settled:
-            base[j] = 2.0 * whole + log2(base[j])
+            base[j] = 2.0 * beyond + log2(base[j])
         else:
-            base[j] = (1.0 if G[j] > 0.0 else 2.0) * whole + log2(base[j])
+            base[j] = (1.0 if G[j] > 0.0 else 2.0) * beyond + log2(base[j])
 
 
 @kernel
 def _place(G, size, p, a, lift, rho, weight, place, power):
-    """Fill all three; returns ``sum W``, and the means under W of place and power times that."""
+    """Fill all three; returns the sums under W of one, place, its square and power."""
     simd_function()
-    total = places = powers = 0.0
+    total = places = squares = powers = 0.0
     for j in range(np.uint64(G.shape[0])):
         larger = G[j] > 0.0
         w = G[j] if larger else -lift * G[j]
@@ -476,8 +487,9 @@ def _place(G, size, p, a, lift, rho, weight, place, power):
         weight[j], place[j], power[j] = w, y, P
         total += w
         places += w * y
+        squares += w * y * y
         powers += w * P
-    return total, places, powers
+    return total, places, squares, powers
 
 
 @kernel
@@ -495,10 +507,10 @@ def _evaluate(weight, power, v, slope):
 
 
 @scalar_kernel
-def _start(logit, power, settled):
-    """Where place would be above position if it and the power were the same everywhere, by `logit` = log2(A/(W - A)).
+def _start(logit, power, variance, settled):
+    """Where place is above position on average, by `logit` = log2(A/(sum W - A)), mean power and variance of place.
 
-    The last line is a fit to random states, of what their spread adds.
+    If place and power were the same everywhere, less a fit to random states, of what the spread of place adds.
     """
     # log2 of v^(-1/P); r (r + x) = (exp(2 asinh x) + 1)/2.
     b = min((log2(1.0 + pow2(-min(abs(logit), 1000.0))) + max(-logit, 0.0)) / power, 1000.0)
@@ -507,8 +519,8 @@ def _start(logit, power, settled):
         y = arc + log2(max(0.5 - 0.5 * pow2(-2.0 * arc), 1e-18))
     else:
         y = b + log2(max(1.0 - pow2(-b), 1e-18))
-    inside = min(max(LN2 * logit, -12.0), 4.0)
-    return y, (0.04 + inside * (0.083 - 0.01 * inside)) / LN2
+    t = LN2 * logit / (8.0 + LN2 * abs(logit))
+    return y - min(variance, 50.0) * (0.085 + t * (1.62 - 3.79 * t))
 
 
 @kernel
@@ -517,18 +529,24 @@ def _solve(G, large, small, shape, settled, tolerance, work):
     p, a, lift, rho = shape
     n = G.shape[0]
     weight, place, power, v, slope = work[0, :n], work[1, :n], work[2, :n], work[3, :n], work[4, :n]
-    limit, places, powers = _place(G, work[5], p, a, lift, rho, weight, place, power)
+    limit, places, squares, powers = _place(G, work[5], p, a, lift, rho, weight, place, power)
     goal = (1.0 + lift) * small
     # Wide enough for a and p of 0.01: there s^(a p) ~ small/large >= NOISE; s is large where both sides are alike.
     low, high = -1e6, 1e6
     room = large - small
     logit = log2(goal) - log2(room) if room > 1e-16 * limit else 60.0
-    y, shift = _start(logit, powers / limit, settled)
-    position = min(max(places / limit - y + a * shift, low), high)
+    mean = places / limit
+    y = _start(logit, powers / limit, max(squares / limit - mean * mean, 0.0), settled)
+    position = min(max(mean - y, low), high)
+    anchored, anchor = work[5, :n], position
+    _anchor(place, anchor, anchored)
     # h goes like x^-2p.
     steepest = 2.0 * max(p, 1.0)
     for step in range(200):
-        _fall(G, place, position, settled, v, slope)
+        if abs(position - anchor) > 400.0:
+            anchor = position
+            _anchor(place, anchor, anchored)
+        _fall(G, place, anchored, anchor, position, settled, v, slope)
         A, rising = _evaluate(weight, power, v, slope)
         if goal > A:
             low = position
@@ -629,7 +647,7 @@ def _derivatives(G, place, power, position, base, part, a, lift, factor, by):
 def _component(G, large, small, shape, settled, tolerance, with_derivatives, work):
     """``h`` on the nodes into ``work[6]``, derivatives by log p, log a, lift, rho into ``work[7:11]``; returns log2 s.
 
-    ``work (12, m)`` holds abs(G) without weight in its row 5; NaN without a crossing.
+    ``work (12, m)`` holds abs(G) without weight in its row 5, which does not stay; NaN without a crossing.
     """
     if not small > NOISE:
         return np.nan
@@ -641,7 +659,9 @@ def _component(G, large, small, shape, settled, tolerance, with_derivatives, wor
         fade /= max(large + small, 1.0)
     _survive(G, work[3], work[4], last, lift, fade, work[6])
     if with_derivatives:
-        _fall(G, work[1], position, settled, work[3], work[4])
+        n = G.shape[0]
+        _anchor(work[1, :n], position, work[5, :n])
+        _fall(G, work[1], work[5], position, position, settled, work[3], work[4])
         _derivatives(G, work[1], work[2], position, work[3], work[4], a, lift, fade, work[7:12])
     return position / a
 

@@ -2,8 +2,8 @@
 
 Interface
 ---------
-asymptotic_rows(F, table, narrow, out, start, stop)
-    rows ``start:stop`` of ``F (n, 6, 4)`` (float64) -> ``out``; ``table`` from `symmetric_rule`.
+asymptotic_rows(F, plain, wide, narrow, fine, finer, finest, own, out, start, stop)
+    rows ``start:stop`` of ``F (n, 6, 4)`` (float64) -> ``out``; rules from `symmetric_rule` and `spiral_rule`.
 transition_row(F, table, narrow, directions, p)
     ``p (m, 3, 3)``, from flavor to flavor, of one state (6, 4) in ``directions (3, m)``.
 crossing_rows(F, table, narrow, sides, start, stop)
@@ -38,20 +38,26 @@ The scale of one pair
 ---------------------
 With ``c = a W |G|`` and ``u = |G|/sqrt(G^2 + s^2)`` both conditions read ``H(s) = sum c (1 - u) = goal`` with ``H(inf)
 = sum c`` and ``dH/dlog s = sum c u (1 - u^2)``; goal is I_small, with a = 1 for a pair of two flavors 2 I_small. H goes
-like s^2 for small s, ``H(inf) - H`` like 1/s for large, so ``log(H/(H(inf) - H))`` is nearly linear in log s: Newton on
-it, in a bracket, has all digits after three steps; where it has not after eight (distributions of very unlike widths),
-every second step halves the bracket, so that it converges for every input.
+like s^2 for small s, ``H(inf) - H`` like 1/s for large, so ``log(H/(H(inf) - H))`` is nearly linear in log s: Halley's
+method on it, in a bracket, has all digits after two or three steps; where it has not after eight (distributions of very
+unlike widths), every second step halves the bracket, so that it converges for every input.
 
-Three levels
-------------
+Levels
+------
 A cap or a lens of the smaller side that lies between a few nodes is the first level's error, and at worst 1e-2. The
-doubt of a row is the root of the sum of ``w^2 ((g_a - g_b)^2 + (gbar_a - gbar_b)^2) rho^8`` over nodes, ``rho =
-d^2/(d^2 + G^2 + s^2)``, d what G may change by over the node's cell: what nodes would be off by where G and s are small
+doubt of a row is the root of the sum of ``w^2 ((g_e - g_x)^2 + (gbar_e - gbar_x)^2) rho^6`` over nodes, ``rho =
+d^2/(d^2 + G^2 + s^2)``, d what G changes by over the node's cell: what nodes would be off by where G and s are small
 against that. Of three flavors it is summed over the pair that mixes first, with its share and its s, and over neighbors
-in the order of each direction, with s = 1/(alpha + beta); and over pairs without a crossing, with s = 0. From `DOUBT`
-to twice that, the answer goes over to one with more nodes, where every species of a flux factor above `FINE` has a rule
-of its own; and from its doubt, likewise, to one whose rules have three times as many. All levels conserve, and a mean
-of physical answers is physical.
+in the order of each direction, with s = 1/(alpha + beta); and over pairs without a crossing, with s = 0. d goes by the
+gradient of G itself: where antineutrinos of x are those of neutrinos, as in most simulations, they drop out. Where all
+fluxes lie on one line, nodes on one circle are off alike, and doubt counts up to `CIRCLE` times as much. From `DOUBT`
+to twice that, the answer goes over to one with more nodes; where that is in doubt, too, to one where every species of a
+flux factor above `FINE` has a rule of its own; and from that, likewise, to one whose rules have three times as many.
+All levels conserve, and a mean of physical answers is physical. Most rows are found to be out of doubt by s alone: d
+is nowhere larger than for the sum of all peaks.
+
+The first level of rows without beams has fewer nodes, to which the weights go over with a species' rule of its own
+(`_unite`): with beams, and more so where all fluxes lie on one line, doubt misses what is off by more than 1e-3 there.
 
 Fading
 ------
@@ -71,16 +77,16 @@ from rheidae.mixing._nodes_kernels import (
     COLUMNS,
     DENSITY,
     DISTANCE,
+    LARGEST,
     NODE_ROWS,
     VALUES,
     WEIGHT,
     X,
     Y,
     Z,
-    doubt,
     enter,
     fill_nodes,
-    fill_slopes,
+    fill_slope,
     give_rules,
 )  # fmt: skip
 from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
@@ -89,11 +95,14 @@ from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
 DOUBT = 1e-3
 #: Flux factors between which a species comes to have a rule of its own there.
 FINE = (0.05, 0.3)
+#: How much more doubt counts with all fluxes on one line, and the ratio of Q across it and along it where it begins to.
+CIRCLE, NEARLY_LINE = 4.0, 0.02
 _TINY = 1e-280
+_LN_2 = 0.6931471805599453
 # Rows of `work`: two flavors use four behind the weights, three flavors those of the distances and six more.
 _NU, _NUBAR, _G, _PART = 4, 5, 6, 7
 _EXCHANGE, _LEPTON, _UPPER, _LOWER, _BOTTOM = DENSITY, DISTANCE, 8, 9, 10
-_MIXED, _SLOPE, _ROWS = NODE_ROWS, NODE_ROWS + 6, NODE_ROWS + 7
+_MIXED, _SLOPE, _ROWS = NODE_ROWS, NODE_ROWS + 6, NODE_ROWS + 9
 
 
 @scalar_kernel
@@ -119,14 +128,17 @@ def fade(small):
 # ---------------------
 @kernel
 def _scale_sums(c, G, square, out):
+    """H, and its first two derivatives by log s."""
     simd_function()
-    total = slope = 0.0
+    total = slope = curve = 0.0
     for i in range(np.uint64(c.shape[0])):
         u = abs(G[i]) * inverse_sqrt(G[i] * G[i] + square)
         part = c[i] * (1.0 - u)
         total += part
-        slope += part * (u * (1.0 + u))
-    out[0], out[1] = total, slope
+        part *= u * (1.0 + u)
+        slope += part
+        curve += part * (u * u)
+    out[0], out[1], out[2] = total, slope, 3.0 * curve - slope
 
 
 @scalar_kernel
@@ -151,7 +163,7 @@ def solve_scale(c, G, goal, limit, moment, out):
     for step in range(200):
         s = pow2(position)
         _scale_sums(c, G, s * s + _TINY, out)
-        H, slope = max(out[0], _TINY), out[1]
+        H, slope, curve = max(out[0], _TINY), out[1], out[2]
         if goal < H:
             high = position
         else:
@@ -159,9 +171,12 @@ def solve_scale(c, G, goal, limit, moment, out):
         rest = limit - H
         new = low - 1.0
         if rest > 0.0 and slope > 0.0:
-            new = position - (log2(H) - log2(rest) - logit) * H * rest / (slope * limit)
-        # Newton's next error is about the square of this step.
-        if low <= new <= high and abs(new - position) < 1e-7:
+            move = -(log2(H) - log2(rest) - logit) * H * rest / (slope * limit)
+            # Half the logarithm's second derivative over its first.
+            bend = 0.5 * (curve / slope - slope / H + slope / rest)
+            new = position + move / max(1.0 + move * bend * _LN_2, 0.5)
+        # The next error is about the third power of this step.
+        if low <= new <= high and abs(new - position) < 1e-4:
             return pow2(new)
         if not low < new < high or (step >= 8 and step % 2 == 0):
             new = 0.5 * (low + high)
@@ -181,32 +196,27 @@ def _exponent(s):
 
 
 @kernel
-def _fill_pairs(species, sign, x, y, z, w, nu, nu2, nubar, nubar2, G, G2, c, c2, slope, slope2, out):
-    """Without beams, by antipodal pairs: ``W (g_e - g_x)``, of antineutrinos, G and ``c``; ``out``: I+, I-, sum c G."""
+def _fill_pairs(species, sign, x, y, z, w, nu, nu2, nubar, nubar2, G, G2, c, c2, out):
+    """Without beams, by antipodal pairs: ``W (g_e - g_x)``, of antineutrinos, G and ``c``.
+
+    ``out``: I+, I-, sum c G and the sum of squares of the first two.
+    """
     simd_function()
-    ea, ex, ey, ez, eA = _exponent(species[0])
-    fa, fx, fy, fz, fA = _exponent(species[2])
-    ga, gx, gy, gz, gA = _exponent(species[1])
-    ha, hx, hy, hz, hA = _exponent(species[3])
-    large = small = moment = 0.0
+    _, ex, ey, ez, eA = _exponent(species[0])
+    _, fx, fy, fz, fA = _exponent(species[2])
+    _, gx, gy, gz, gA = _exponent(species[1])
+    _, hx, hy, hz, hA = _exponent(species[3])
+    large = small = moment = squares = 0.0
     for i in range(np.uint64(x.shape[0])):
         p, q, r, v = x[i], y[i], z[i], w[i]
-        te, tf = ex * p + ey * q + ez * r, fx * p + fy * q + fz * r
-        tg, th = gx * p + gy * q + gz * r, hx * p + hy * q + hz * r
-        e1, e2 = pow2_pair(te)
-        f1, f2 = pow2_pair(tf)
-        g1, g2 = pow2_pair(tg)
-        h1, h2 = pow2_pair(th)
-        e1, e2, f1, f2, g1, g2, h1, h2 = eA * e1, eA * e2, fA * f1, fA * f2, gA * g1, gA * g2, hA * h1, hA * h2
-        d1, d2, b1, b2 = e1 - g1, e2 - g2, f1 - h1, f2 - h2
-        # Of Z^2 (t (2 - t) + CELL w) with t = 1 - mu.
-        cell = CELL * v
-        u = 1.0 + cell
-        cell *= 1.0 / (LOG2_E * LOG2_E)
-        te, tf, tg, th = u * ea * ea - te * te, u * fa * fa - tf * tf, u * ga * ga - tg * tg, u * ha * ha - th * th
-        slope[i] = cell * (e1 * e1 * te + f1 * f1 * tf + 2.0 * (g1 * g1 * tg + h1 * h1 * th))
-        slope2[i] = cell * (e2 * e2 * te + f2 * f2 * tf + 2.0 * (g2 * g2 * tg + h2 * h2 * th))
-        nu[i], nu2[i], nubar[i], nubar2[i] = v * d1, v * d2, v * b1, v * b2
+        e1, e2 = pow2_pair(ex * p + ey * q + ez * r)
+        f1, f2 = pow2_pair(fx * p + fy * q + fz * r)
+        g1, g2 = pow2_pair(gx * p + gy * q + gz * r)
+        h1, h2 = pow2_pair(hx * p + hy * q + hz * r)
+        d1, d2, b1, b2 = eA * e1 - gA * g1, eA * e2 - gA * g2, fA * f1 - hA * h1, fA * f2 - hA * h2
+        n1, n2, m1, m2 = v * d1, v * d2, v * b1, v * b2
+        nu[i], nu2[i], nubar[i], nubar2[i] = n1, n2, m1, m2
+        squares += (n1 * n1 + n2 * n2) + (m1 * m1 + m2 * m2)
         d1, d2 = sign * (d1 - b1), sign * (d2 - b2)
         G[i], G2[i] = d1, d2
         b1, b2 = abs(d1), abs(d2)
@@ -216,7 +226,7 @@ def _fill_pairs(species, sign, x, y, z, w, nu, nu2, nubar, nubar2, G, G2, c, c2,
         c1, c2_ = v * (0.5 * b1 + d1 * (1.0 / 6.0)), v * (0.5 * b2 + d2 * (1.0 / 6.0))
         c[i], c2[i] = c1, c2_
         moment += c1 * b1 + c2_ * b2
-    out[0], out[1], out[2] = 0.5 * large, 0.5 * small, moment
+    out[0], out[1], out[2], out[3] = 0.5 * large, 0.5 * small, moment, squares
 
 
 @kernel
@@ -260,14 +270,15 @@ def _lost(x, y, z, nu, nubar, G, square, out):
 
 
 @kernel
-def _values(beams, species, moments, Q, table, narrow, scratch, work, out):
+def _values(beams, least, species, moments, Q, table, narrow, scratch, work, out):
     """Nodes and integrands of a row with mu = tau; returns the number of nodes."""
     net = moments[0, 3] - moments[1, 3] - moments[2, 3] + moments[3, 3]
     # The moments are exact but for rounding, and so is the sign of the larger side.
     sign = 1.0 if net >= 0.0 else -1.0
     if beams > 0:
         n = fill_nodes(4, beams, species, moments, Q, table, narrow, scratch, work)
-        fill_slopes(4, species, n, work, work[_SLOPE])
+        if least > 0.0:
+            fill_slope(species, 0, 1, 2, 3, n, work, work[_SLOPE])
         fill_values(
             sign, work[WEIGHT, :n], work[VALUES, :n], work[VALUES + 1, :n], work[VALUES + 2, :n], work[VALUES + 3, :n],
             work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n], out,
@@ -278,43 +289,125 @@ def _values(beams, species, moments, Q, table, narrow, scratch, work, out):
     _fill_pairs(
         species, sign, table[0, :half], table[1, :half], table[2, :half], table[3, :half],
         work[_NU, :half], work[_NU, half:n], work[_NUBAR, :half], work[_NUBAR, half:n],
-        work[_G, :half], work[_G, half:n], work[_PART, :half], work[_PART, half:n],
-        work[_SLOPE, :half], work[_SLOPE, half:n], out,
+        work[_G, :half], work[_G, half:n], work[_PART, :half], work[_PART, half:n], out,
     )  # fmt: skip
     return n
 
 
+# Doubt
+# -----
+@scalar_kernel
+def doubt(moved, slope, G, square):
+    """Square of what a node may be off by: what it moves, if G and s are small over its cell."""
+    rho = slope / (slope + G * G + square)
+    rho *= rho
+    return moved * (rho * rho * rho)
+
+
+@kernel
+def _least_square(largest, squares, doubt):
+    """Square of the scale s from which on a row is not in doubt, whatever its nodes.
+
+    Of squares of what G may change by over a cell, the largest possible, and of what nodes move, the sum.
+    """
+    return largest * (max((2.0 * squares / (doubt * doubt)) ** (1.0 / 6.0), 1.0) - 1.0)
+
+
+@kernel
+def _steepest(a, b, c, d, cell):
+    """Square of what ``g_a - g_b - g_c + g_d`` may change by over a cell of this square size, at most."""
+    first, second = a[3] * a[5] + c[3] * c[5], b[3] * b[5] + d[3] * d[5]
+    if b[3] == d[3] and b[4] == d[4] and b[0] == d[0] and b[1] == d[1] and b[2] == d[2]:
+        second = 0.0
+    return cell * (1.0 + cell) * (first + second) ** 2
+
+
+@scalar_kernel
+def _over_cell(cell, square, along):
+    """As `_slope` has it, from the squares of a gradient to base 2 and of its component along the node."""
+    return cell * (cell * square + max(square - along, 0.0)) * (1.0 / (LOG2_E * LOG2_E)) + _TINY
+
+
+@kernel
+def _doubts_of_pairs(species, square, x, y, z, w, nu, nu2, nubar, nubar2, G, G2):
+    """As `_doubts`, without beams."""
+    simd_function()
+    _, ex, ey, ez, eA = _exponent(species[0])
+    _, fx, fy, fz, fA = _exponent(species[2])
+    _, gx, gy, gz, gA = _exponent(species[1])
+    _, hx, hy, hz, hA = _exponent(species[3])
+    total = 0.0
+    for i in range(np.uint64(x.shape[0])):
+        p, q, r = x[i], y[i], z[i]
+        te, tf = ex * p + ey * q + ez * r, fx * p + fy * q + fz * r
+        tg, th = gx * p + gy * q + gz * r, hx * p + hy * q + hz * r
+        e1, e2 = pow2_pair(te)
+        f1, f2 = pow2_pair(tf)
+        g1, g2 = pow2_pair(tg)
+        h1, h2 = pow2_pair(th)
+        e1, e2, f1, f2, g1, g2, h1, h2 = eA * e1, eA * e2, fA * f1, fA * f2, gA * g1, gA * g2, hA * h1, hA * h2
+        cell = CELL * w[i]
+        a, b = e1 * ex - g1 * gx - f1 * fx + h1 * hx, e1 * ey - g1 * gy - f1 * fy + h1 * hy
+        c, d = e1 * ez - g1 * gz - f1 * fz + h1 * hz, e1 * te - g1 * tg - f1 * tf + h1 * th
+        slope = _over_cell(cell, a * a + b * b + c * c, d * d)
+        total += doubt(nu[i] * nu[i] + nubar[i] * nubar[i], slope, G[i], square)
+        a, b = e2 * ex - g2 * gx - f2 * fx + h2 * hx, e2 * ey - g2 * gy - f2 * fy + h2 * hy
+        c, d = e2 * ez - g2 * gz - f2 * fz + h2 * hz, e2 * te - g2 * tg - f2 * tf + h2 * th
+        slope = _over_cell(cell, a * a + b * b + c * c, d * d)
+        total += doubt(nu2[i] * nu2[i] + nubar2[i] * nubar2[i], slope, G2[i], square)
+    return total
+
+
 @kernel
 def _doubts(nu, nubar, slope, G, square):
-    """Of both pairs, e-mu and e-tau."""
+    """Of one pair of flavors."""
     simd_function()
     total = 0.0
     for i in range(np.uint64(G.shape[0])):
         total += doubt(nu[i] * nu[i] + nubar[i] * nubar[i], slope[i] + _TINY, G[i], square)
-    return 2.0 * total
+    return total
 
 
 @kernel
-def _mix_alike(beams, species, moments, Q, table, narrow, scratch, work, change):
-    """Change of the six species in the frame, of a row with mu = tau; returns the square of its doubt."""
-    out = scratch[7]
-    n = _values(beams, species, moments, Q, table, narrow, scratch, work, out)
-    large, small, moment = out[0], out[1], out[2]
+def _doubts_alike(beams, least, species, squares, square, n, table, work):
+    """Square of the doubt of a row with mu = tau, of both pairs; 0 where it is below `least` in any case."""
     nu, nubar, G = work[_NU, :n], work[_NUBAR, :n], work[_G, :n]
+    if beams > 0:
+        return 2.0 * _doubts(nu, nubar, work[_SLOPE, :n], G, square)
+    steepest = _steepest(species[0], species[1], species[2], species[3], CELL * LARGEST / n)
+    if square >= _least_square(steepest, squares, least):
+        return 0.0
+    half = n // 2
+    return 2.0 * _doubts_of_pairs(
+        species, square, table[0, :half], table[1, :half], table[2, :half], table[3, :half],
+        nu[:half], nu[half:], nubar[:half], nubar[half:], G[:half], G[half:],
+    )  # fmt: skip
+
+
+@kernel
+def _mix_alike(beams, least, species, moments, Q, table, narrow, scratch, work, change):
+    """Change of the six species in the frame, of a row with mu = tau; returns the square of its doubt if asked to."""
+    out = scratch[7]
+    n = _values(beams, least, species, moments, Q, table, narrow, scratch, work, out)
+    large, small, moment, squares = out[0], out[1], out[2], out[3]
+    square = 0.0
     if small <= NOISE:
         change[:] = 0.0
-        return _doubts(nu, nubar, work[_SLOPE, :n], G, 0.0)
-    limit = (2.0 / 3.0) * large + (1.0 / 3.0) * small
-    s = solve_scale(work[_PART, :n], G, small, limit, moment, out)
-    nodes = work if beams > 0 else table
-    _lost(nodes[X, :n], nodes[Y, :n], nodes[Z, :n], nu, nubar, G, s * s + _TINY, out)
-    share = fade(small)
-    out[3] = out[7] = 0.5 * (out[3] + out[7])
-    for k in range(4):
-        for e in (0, 3):
-            lost = share * out[k + e + e // 3]
-            change[e, k], change[e + 1, k], change[e + 2, k] = -lost, 0.5 * lost, 0.5 * lost
-    return _doubts(nu, nubar, work[_SLOPE, :n], G, s * s)
+    else:
+        limit = (2.0 / 3.0) * large + (1.0 / 3.0) * small
+        s = solve_scale(work[_PART, :n], work[_G, :n], small, limit, moment, out)
+        square = s * s
+        nodes = work if beams > 0 else table
+        _lost(
+            nodes[X, :n], nodes[Y, :n], nodes[Z, :n], work[_NU, :n], work[_NUBAR, :n], work[_G, :n], square + _TINY, out
+        )
+        share = fade(small)
+        out[3] = out[7] = 0.5 * (out[3] + out[7])
+        for k in range(4):
+            for e in (0, 3):
+                lost = share * out[k + e + e // 3]
+                change[e, k], change[e + 1, k], change[e + 2, k] = -lost, 0.5 * lost, 0.5 * lost
+    return _doubts_alike(beams, least, species, squares, square, n, table, work) if least > 0.0 else 0.0
 
 
 # Three flavors, one pair
@@ -589,7 +682,10 @@ def _permute(h, L, upper, lower, alpha, beta, rank, share, pair_a, pair_b, q, w,
             h[nu + pair_a, i] -= moved
             h[nu + pair_b, i] += moved
         v = w[i] * w[i]
-        doubts += doubt(v * top, slope[i] + _TINY, a, square) + doubt(v * bottom, slope[i] + _TINY, b, square)
+        # Pairs in the order of `_members`, by the flavor that is not of them.
+        upmost, lowest = (0 if r0 == 0 else (1 if r1 == 0 else 2)), (0 if r0 == 2 else (1 if r1 == 2 else 2))
+        doubts += doubt(v * top, slope[2 - lowest, i] + _TINY, a, square)
+        doubts += doubt(v * bottom, slope[2 - upmost, i] + _TINY, b, square)
     return doubts
 
 
@@ -621,7 +717,7 @@ def mix_flavors(n, h, work, scratch):
 
     Returns whether there is a crossing, and the square of the doubt, from the slopes in `work`.
     """
-    w, L, slope = work[WEIGHT, :n], work[_LEPTON : _LEPTON + 3, :n], work[_SLOPE, :n]
+    w, L, slope = work[WEIGHT, :n], work[_LEPTON : _LEPTON + 3, :n], work[_SLOPE : _SLOPE + 3, :n]
     q, upper, lower, bottom = work[_EXCHANGE, :n], work[_UPPER, :n], work[_LOWER, :n], work[_BOTTOM, :n]
     out, plus, minus, rank = scratch[7], scratch[8], scratch[9], scratch[10]
     first = second = doubts = 0.0
@@ -640,7 +736,7 @@ def mix_flavors(n, h, work, scratch):
         if share > 0.0:
             a, b = _members(deepest)
             square = _pair(L[a], L[b], w, plus[deepest], minus[deepest], share, lower, upper, q, out)
-            doubts += ahead * ahead * _doubts_of_pair(a, b, L, h, w, slope, square)
+            doubts += ahead * ahead * _doubts_of_pair(a, b, L, h, w, slope[a + b - 1], square)
             _exchange(q, L[a], L[b])
             _exchange(q, h[a], h[b])
             _exchange(q, h[a + 3], h[b + 3])
@@ -649,7 +745,7 @@ def mix_flavors(n, h, work, scratch):
         for pair in range(3):
             a, b = _members(pair)
             if pair != deepest:
-                doubts += _doubts_of_pair(a, b, L, h, w, slope, 0.0)
+                doubts += _doubts_of_pair(a, b, L, h, w, slope[a + b - 1], 0.0)
         return first > 0.0, doubts
     strongest = deepest
     first = second = 0.0
@@ -667,11 +763,11 @@ def mix_flavors(n, h, work, scratch):
         for pair in range(3):
             a, b = _members(pair)
             if pair != strongest:
-                doubts += (1.0 - together) * (1.0 - together) * _doubts_of_pair(a, b, L, h, w, slope, 0.0)
+                doubts += (1.0 - together) * (1.0 - together) * _doubts_of_pair(a, b, L, h, w, slope[a + b - 1], 0.0)
     a, b = _members(deepest)
     if alone > 0.0:
         square = _pair(L[a], L[b], w, plus[deepest], minus[deepest], alone, lower, upper, q, out)
-        doubts += alone * alone * _doubts_of_pair(a, b, L, h, w, slope, square)
+        doubts += alone * alone * _doubts_of_pair(a, b, L, h, w, slope[a + b - 1], square)
     else:
         for i in range(n):
             q[i] = 0.0
@@ -720,10 +816,15 @@ def _moments(x, y, z, w, h, g, out):
 
 
 @kernel
-def _mix_unlike(beams, species, moments, Q, table, narrow, scratch, work, change):
-    """Change of the six species in the frame; returns the square of its doubt."""
+def _mix_unlike(beams, least, species, moments, Q, table, narrow, scratch, work, change):
+    """Change of the six species in the frame; returns the square of its doubt if asked to."""
     n = fill_nodes(6, beams, species, moments, Q, table, narrow, scratch, work)
-    fill_slopes(6, species, n, work, work[_SLOPE])
+    for pair in range(3):
+        a, b = _members(pair)
+        if least > 0.0:
+            fill_slope(species, a, b, a + 3, b + 3, n, work, work[_SLOPE + pair])
+        else:
+            work[_SLOPE + pair, :n] = 0.0
     _lepton_numbers(n, work)
     h = work[_MIXED : _MIXED + 6, :n]
     for s in range(6):
@@ -749,16 +850,37 @@ def _mix_unlike(beams, species, moments, Q, table, narrow, scratch, work, change
 # Rows
 # ----
 @kernel
-def _mix(flavors, beams, species, moments, Q, table, narrow, scratch, work, change):
+def _mix(flavors, beams, least, species, moments, Q, table, narrow, scratch, work, change):
+    """Change of the six species in the frame; returns the doubt, 0 where it is below `least`, or that is 0."""
+    along = max(1.0 - Q[1, 1] / (NEARLY_LINE * Q[2, 2] + _TINY), 0.0)
+    factor = 1.0 + (CIRCLE - 1.0) * along * along
+    least /= factor
     if flavors == 2:
-        return _mix_alike(beams, species, moments, Q, table, narrow, scratch, work, change)
-    return _mix_unlike(beams, species, moments, Q, table, narrow, scratch, work, change)
+        return factor * np.sqrt(_mix_alike(beams, least, species, moments, Q, table, narrow, scratch, work, change))
+    return factor * np.sqrt(_mix_unlike(beams, least, species, moments, Q, table, narrow, scratch, work, change))
+
+
+@kernel
+def _unite(flavors, species, plain, wide, both):
+    """Both rules, the second with the largest share that a species has of a rule of its own; returns that share."""
+    share = 0.0
+    for s in range(2 * flavors):
+        share = max(share, species[s, 6])
+    share = min(share, 1.0)
+    n = plain.shape[1]
+    for i in range(n):
+        both[X, i], both[Y, i], both[Z, i] = plain[X, i], plain[Y, i], plain[Z, i]
+        both[WEIGHT, i] = (1.0 - share) * plain[WEIGHT, i]
+    for i in range(wide.shape[1]):
+        both[X, n + i], both[Y, n + i], both[Z, n + i] = wide[X, i], wide[Y, i], wide[Z, i]
+        both[WEIGHT, n + i] = share * wide[WEIGHT, i]
+    return share
 
 
 @scalar_kernel
 def _share(doubts):
-    """Of the next level, from the square of a doubt."""
-    x = min(max(np.sqrt(doubts) / DOUBT - 1.0, 0.0), 1.0)
+    """Of the next level, from the doubt."""
+    x = min(max(doubts / DOUBT - 1.0, 0.0), 1.0)
     return x * x * (3.0 - 2.0 * x)
 
 
@@ -770,23 +892,35 @@ def _go_over(change, share, better):
 
 
 @driver
-def asymptotic_rows(F, table, narrow, fine, finer, finest, out, start, stop):
-    """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``; without nodes in `fine`, on the first level alone."""
+def asymptotic_rows(F, plain, wide, narrow, fine, finer, finest, own, most, out, start, stop):
+    """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``.
+
+    Rules of the sphere and of a species, level by level: the first goes over from `plain` to `wide` as a species comes
+    to have a rule of its own; without nodes in `fine`, it is `plain` alone. The last two share the sphere's.
+    """
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
-    scratch, change, better, best = np.empty((11, 12)), np.empty((6, 4)), np.empty((6, 4)), np.empty((6, 4))
-    size = max(table.shape[1] + 6 * narrow.shape[1], fine.shape[1] + 6 * finest.shape[1])
-    work = np.empty((_ROWS, size))
+    scratch, change, better = np.empty((11, 12)), np.empty((6, 4)), np.empty((6, 4))
+    best, last, both = np.empty((6, 4)), np.empty((6, 4)), np.empty((4, plain.shape[1] + wide.shape[1]))
+    size = max(both.shape[1] + 6 * narrow.shape[1], fine.shape[1] + 6 * finer.shape[1])
+    work = np.empty((_ROWS, max(size, finest.shape[1] + 6 * most.shape[1])))
+    least = DOUBT if fine.shape[1] > 0 else 0.0
     for i in range(start, stop):
         total, flavors, beams = enter(F[i], 0, moments, Q, axes, species)
         changes = False
         scratch[7, 8] = np.nan
         if total > 0.0:
-            share = _share(_mix(flavors, beams, species, moments, Q, table, narrow, scratch, work, change))
-            if share > 0.0 and fine.shape[1] > 0:
-                beams = give_rules(flavors, species, FINE[0], FINE[1])
-                left = _share(_mix(flavors, beams, species, moments, Q, fine, finer, scratch, work, better))
+            table = plain
+            if least > 0.0 and beams > 0:
+                table = wide if _unite(flavors, species, plain, wide, both) == 1.0 else both
+            share = _share(_mix(flavors, beams, least, species, moments, Q, table, narrow, scratch, work, change))
+            if share > 0.0:
+                left = _share(_mix(flavors, beams, least, species, moments, Q, fine, finer, scratch, work, better))
                 if left > 0.0:
-                    _mix(flavors, beams, species, moments, Q, fine, finest, scratch, work, best)
+                    beams = give_rules(flavors, species, FINE[0], FINE[1])
+                    rest = _share(_mix(flavors, beams, least, species, moments, Q, finest, own, scratch, work, best))
+                    if rest > 0.0:
+                        _mix(flavors, beams, 0.0, species, moments, Q, finest, most, scratch, work, last)
+                        _go_over(best, rest, last)
                     _go_over(better, left, best)
                 _go_over(change, share, better)
             for s in range(6):
@@ -894,8 +1028,7 @@ def transition_row(F, table, narrow, directions, p):
     for s in range(6):
         for i in range(n):
             h[s, i] = 1.0 if s == 0 or s == 4 else 0.0
-    for i in range(n):
-        work[_SLOPE, i] = 0.0
+    work[_SLOPE : _SLOPE + 3, :n] = 0.0
     scratch[7, 8] = np.nan
     crosses, _ = mix_flavors(n, h, work, scratch)
     if crosses:

@@ -57,6 +57,8 @@ VANISHING = 1e-5
 ALIKE = 1e-12
 #: Square of the size of a node's cell over its weight, for the doubt.
 CELL = 0.5
+#: Weight of a node of a sphere's rule times their number, at most.
+LARGEST = 5 * np.pi
 #: Of the trace, off the diagonal of Q: where Jacobi's rotations end. Of its largest eigenvalue: where the middle one
 #: is found again.
 TURNED, NARROW = 1e-11, 1e-4
@@ -363,28 +365,34 @@ def _divide(weight, density):
 # Doubt
 # -----
 @kernel
-def fill_slopes(count, species, n, work, slope):
-    """Squares of what a row's distributions may change by over the cell of a node, from what `fill_nodes` left."""
+def fill_slope(species, a, b, c, d, n, work, slope):
+    """Squares of what ``g_a - g_b - g_c + g_d`` may change by over the cell of a node, from what `fill_nodes` left."""
+    _slope(
+        species[a], species[b], species[c], species[d], work[X, :n], work[Y, :n], work[Z, :n], work[WEIGHT, :n],
+        work[DISTANCE + a, :n], work[DISTANCE + b, :n], work[DISTANCE + c, :n], work[DISTANCE + d, :n],
+        work[VALUES + a, :n], work[VALUES + b, :n], work[VALUES + c, :n], work[VALUES + d, :n], slope[:n],
+    )  # fmt: skip
+
+
+@kernel
+def _slope(a, b, c, d, x, y, z, w, ta, tb, tc, td, ga, gb, gc, gd, slope):
+    """The gradient by the vectors from a node to the directions of species, which keep their digits near a beam."""
     simd_function()
-    w = work[WEIGHT]
-    for i in range(np.uint64(n)):
-        slope[i] = 0.0
-    for s in range(count):
-        t, g, square = work[DISTANCE + s], work[VALUES + s], CELL * species[s, 3] * species[s, 3]
-        if count == 4 and s % 2 == 1:
-            square *= 2.0
-        for i in range(np.uint64(n)):
-            slope[i] += square * w[i] * g[i] * g[i] * (t[i] * (2.0 - t[i]) + CELL * w[i])
-
-
-@scalar_kernel
-def doubt(moved, slope, G, square):
-    """Square of what a node may be off by: what it moves, if G and s are small over its cell."""
-    rho = slope / (slope + G * G + square)
-    rho *= rho
-    rho *= rho
-    rho *= rho
-    return moved * rho
+    ax, ay, az, ak, bx, by, bz, bk = a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]
+    cx, cy, cz, ck, dx, dy, dz, dk = c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]
+    for i in range(np.uint64(x.shape[0])):
+        p, q, r, cell = x[i], y[i], z[i], CELL * w[i]
+        ea, eb, ec, ed = ak * ga[i], -bk * gb[i], -ck * gc[i], dk * gd[i]
+        u = ea * (ax - p) + eb * (bx - p) + ec * (cx - p) + ed * (dx - p)
+        v = ea * (ay - q) + eb * (by - q) + ec * (cy - q) + ed * (dy - q)
+        t = ea * (az - r) + eb * (bz - r) + ec * (cz - r) + ed * (dz - r)
+        along = ea * ta[i] + eb * tb[i] + ec * tc[i] + ed * td[i]
+        all_of_it = ea + eb + ec + ed
+        # Across the node's direction; then the whole vector, for extrema.
+        u, v, t = u + along * p, v + along * q, t + along * r
+        square = u * u + v * v + t * t
+        along = all_of_it - along
+        slope[i] = cell * (square + cell * (square + along * along))
 
 
 # Distributions

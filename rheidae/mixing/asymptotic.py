@@ -18,18 +18,21 @@ from rheidae.system.threads import share_rows
 Array = NDArray[np.float64]
 
 ORDER = 29
-"""Order of the Lebedev rule."""
+"""Order of the Lebedev rule, where there is one level or a beam."""
 
-FINE_ORDER, FINE_LATITUDES = 59, (192, 640)
-"""Order, and circles of latitude of the rule of a species, for the states that the first level leaves in doubt; the
-second number for those that still are."""
+PLAIN_ORDER = 23
+"""Order of the first of several levels without a beam."""
+
+FINER = ((53, 192), (59, 192), (59, 640))
+"""Order, and circles of latitude of the rule of a species, of the levels for states that those before leave in doubt.
+"""
 
 PAIRS = ("e-mu", "e-tau", "mu-tau")
 """Columns of `crossings`."""
 
 
 def asymptotic_flux(
-    F_init: ArrayLike, *, order: int = ORDER, levels: int = 2, threads: int | None = None
+    F_init: ArrayLike, *, order: int | None = None, levels: int = 4, threads: int | None = None
 ) -> fourflux.Float:
     r"""Final four-fluxes of the settled fast flavor instability.
 
@@ -37,10 +40,11 @@ def asymptotic_flux(
     ----------
     F_init : array_like, shape (n, 6, 4)
         Initial four-fluxes, any one unit, usually 1/cm^3; mu and tau may differ.
-    order : int
-        Order of the Lebedev rule, one of `rheidae.mixing.quadrature.LEBEDEV_ORDERS`.
-    levels : int
-        1: without the second level, which states in doubt have else; models take beams so, as their exported forms do.
+    order : int, optional
+        Order of the Lebedev rule, one of `rheidae.mixing.quadrature.LEBEDEV_ORDERS`: 23, for beams 29, and finer
+        ones for states in doubt; or 29 on one level.
+    levels : {4, 1}
+        1: without those finer rules; models take beams so, as their exported forms do.
     threads : int, optional
         Threads to share the rows among; the result does not depend on it.
 
@@ -94,9 +98,8 @@ def asymptotic_flux(
     array([0.56, 0.52, 0.52, 0.46, 0.52, 0.52])
     """
     F, exact = _checked(F_init)
-    out, tables = np.empty(F.shape), _tables(order)
-    fine = _fine_tables(order) if levels > 1 else (np.empty((4, 0)),) * 3
-    share_rows(lambda start, stop: kernels.asymptotic_rows(exact, *tables, *fine, out, start, stop), len(F), threads)
+    out, tables = np.empty(F.shape), _levels(order, levels)
+    share_rows(lambda start, stop: kernels.asymptotic_rows(exact, *tables, out, start, stop), len(F), threads)
     keep_physical(exact, out, threads)
     return out.astype(F.dtype, copy=False)
 
@@ -177,10 +180,13 @@ def _checked(F_init: ArrayLike) -> tuple[fourflux.Float, Array]:
     return F, np.ascontiguousarray(F, dtype=np.float64)
 
 
-def _fine_tables(order: int) -> tuple[Array, Array, Array]:
-    """Nodes of the sphere, and of a species on the second and third level."""
-    order = max(order, FINE_ORDER)
-    return *_tables(order, FINE_LATITUDES[0]), _tables(order, FINE_LATITUDES[1])[1]
+def _levels(order: int | None = None, levels: int = 4) -> tuple[Array, ...]:
+    """Nodes of each level, on the sphere and of a beam; none of those that are left out."""
+    wide, narrow = _tables(order or ORDER)
+    if levels == 1:
+        return wide, wide, narrow, *5 * (np.empty((4, 0)),)
+    finer = [table for least, n in FINER for table in _tables(max(order or 0, least), n)]
+    return _tables(order or PLAIN_ORDER)[0], wide, narrow, *finer[:4], finer[5]
 
 
 @cache

@@ -2,7 +2,7 @@
 
 Interface
 ---------
-asymptotic_rows(F, plain, wide, narrow, fine, finer, finest, own, out, start, stop)
+asymptotic_rows(F, table, narrow, fine, finer, finest, own, most, out, start, stop)
     rows ``start:stop`` of ``F (n, 6, 4)`` (float64) -> ``out``; rules from `symmetric_rule` and `spiral_rule`.
 transition_row(F, table, narrow, directions, p)
     ``p (m, 3, 3)``, from flavor to flavor, of one state (6, 4) in ``directions (3, m)``.
@@ -55,9 +55,6 @@ to twice that, the answer goes over to one with more nodes; where that is in dou
 flux factor above `FINE` has a rule of its own; and from that, likewise, to one whose rules have three times as many.
 All levels conserve, and a mean of physical answers is physical. Most rows are found to be out of doubt by s alone: d
 is nowhere larger than for the sum of all peaks.
-
-The first level of rows without beams has fewer nodes, to which the weights go over with a species' rule of its own
-(`_unite`): with beams, and more so where all fluxes lie on one line, doubt misses what is off by more than 1e-3 there.
 
 Fading
 ------
@@ -860,23 +857,6 @@ def _mix(flavors, beams, least, species, moments, Q, table, narrow, scratch, wor
     return factor * np.sqrt(_mix_unlike(beams, least, species, moments, Q, table, narrow, scratch, work, change))
 
 
-@kernel
-def _unite(flavors, species, plain, wide, both):
-    """Both rules, the second with the largest share that a species has of a rule of its own; returns that share."""
-    share = 0.0
-    for s in range(2 * flavors):
-        share = max(share, species[s, 6])
-    share = min(share, 1.0)
-    n = plain.shape[1]
-    for i in range(n):
-        both[X, i], both[Y, i], both[Z, i] = plain[X, i], plain[Y, i], plain[Z, i]
-        both[WEIGHT, i] = (1.0 - share) * plain[WEIGHT, i]
-    for i in range(wide.shape[1]):
-        both[X, n + i], both[Y, n + i], both[Z, n + i] = wide[X, i], wide[Y, i], wide[Z, i]
-        both[WEIGHT, n + i] = share * wide[WEIGHT, i]
-    return share
-
-
 @scalar_kernel
 def _share(doubts):
     """Of the next level, from the doubt."""
@@ -892,16 +872,16 @@ def _go_over(change, share, better):
 
 
 @driver
-def asymptotic_rows(F, plain, wide, narrow, fine, finer, finest, own, most, out, start, stop):
+def asymptotic_rows(F, table, narrow, fine, finer, finest, own, most, out, start, stop):
     """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``.
 
-    Rules of the sphere and of a species, level by level: the first goes over from `plain` to `wide` as a species comes
-    to have a rule of its own; without nodes in `fine`, it is `plain` alone. The last two share the sphere's.
+    Rules of the sphere and of a species, level by level; without nodes in `fine`, the first alone. The last two share
+    the sphere's.
     """
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
     scratch, change, better = np.empty((11, 12)), np.empty((6, 4)), np.empty((6, 4))
-    best, last, both = np.empty((6, 4)), np.empty((6, 4)), np.empty((4, plain.shape[1] + wide.shape[1]))
-    size = max(both.shape[1] + 6 * narrow.shape[1], fine.shape[1] + 6 * finer.shape[1])
+    best, last = np.empty((6, 4)), np.empty((6, 4))
+    size = max(table.shape[1] + 6 * narrow.shape[1], fine.shape[1] + 6 * finer.shape[1])
     work = np.empty((_ROWS, max(size, finest.shape[1] + 6 * most.shape[1])))
     least = DOUBT if fine.shape[1] > 0 else 0.0
     for i in range(start, stop):
@@ -909,9 +889,6 @@ def asymptotic_rows(F, plain, wide, narrow, fine, finer, finest, own, most, out,
         changes = False
         scratch[7, 8] = np.nan
         if total > 0.0:
-            table = plain
-            if least > 0.0 and beams > 0:
-                table = wide if _unite(flavors, species, plain, wide, both) == 1.0 else both
             share = _share(_mix(flavors, beams, least, species, moments, Q, table, narrow, scratch, work, change))
             if share > 0.0:
                 left = _share(_mix(flavors, beams, least, species, moments, Q, fine, finer, scratch, work, better))

@@ -18,10 +18,7 @@ from rheidae.system.threads import share_rows
 Array = NDArray[np.float64]
 
 ORDER = 29
-"""Order of the Lebedev rule, where there is one level or a beam."""
-
-PLAIN_ORDER = 23
-"""Order of the first of several levels without a beam."""
+"""Order of the Lebedev rule."""
 
 FINER = ((53, 192), (59, 192), (59, 640))
 """Order, and circles of latitude of the rule of a species, of the levels for states that those before leave in doubt.
@@ -32,7 +29,7 @@ PAIRS = ("e-mu", "e-tau", "mu-tau")
 
 
 def asymptotic_flux(
-    F_init: ArrayLike, *, order: int | None = None, levels: int = 4, threads: int | None = None
+    F_init: ArrayLike, *, order: int = ORDER, levels: int = 4, threads: int | None = None
 ) -> fourflux.Float:
     r"""Final four-fluxes of the settled fast flavor instability.
 
@@ -40,9 +37,8 @@ def asymptotic_flux(
     ----------
     F_init : array_like, shape (n, 6, 4)
         Initial four-fluxes, any one unit, usually 1/cm^3; mu and tau may differ.
-    order : int, optional
-        Order of the Lebedev rule, one of `rheidae.mixing.quadrature.LEBEDEV_ORDERS`: 23, for beams 29, and finer
-        ones for states in doubt; or 29 on one level.
+    order : int
+        Order of the Lebedev rule, one of `rheidae.mixing.quadrature.LEBEDEV_ORDERS`; states in doubt have finer ones.
     levels : {4, 1}
         1: without those finer rules; models take beams so, as their exported forms do.
     threads : int, optional
@@ -180,13 +176,13 @@ def _checked(F_init: ArrayLike) -> tuple[fourflux.Float, Array]:
     return F, np.ascontiguousarray(F, dtype=np.float64)
 
 
-def _levels(order: int | None = None, levels: int = 4) -> tuple[Array, ...]:
+def _levels(order: int = ORDER, levels: int = 4) -> tuple[Array, ...]:
     """Nodes of each level, on the sphere and of a beam; none of those that are left out."""
-    wide, narrow = _tables(order or ORDER)
+    first = _tables(order)
     if levels == 1:
-        return wide, wide, narrow, *5 * (np.empty((4, 0)),)
-    finer = [table for least, n in FINER for table in _tables(max(order or 0, least), n)]
-    return _tables(order or PLAIN_ORDER)[0], wide, narrow, *finer[:4], finer[5]
+        return *first, *5 * (np.empty((4, 0)),)
+    finer = [table for least, n in FINER for table in _tables(max(order, least), n)]
+    return *first, *finer[:4], finer[5]
 
 
 @cache

@@ -121,7 +121,7 @@ def _mixed(unit, Z, N, base, lattice, change):
     for row in range(len(N)):
         n = _nodes(unit[row], Z[row], N[row], base, lattice, x, w, g)
         kernels._lepton_numbers(n, work)
-        scratch[7, 8] = np.nan
+        kernels.forget_scales(scratch)
         h = work[kernels._MIXED : kernels._MIXED + 6, :n]
         h[:] = g[:, :n]
         kernels.mix_flavors(n, h, work, scratch)

@@ -85,6 +85,7 @@ from rheidae.mixing._nodes_kernels import (
     fill_nodes,
     fill_slope,
     give_rules,
+    sums_on_nodes,
 )  # fmt: skip
 from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
 
@@ -193,7 +194,7 @@ def _exponent(s):
 
 
 @kernel
-def _fill_pairs(species, sign, x, y, z, w, nu, nu2, nubar, nubar2, G, G2, c, c2, out):
+def fill_pairs(species, sign, x, y, z, w, nu, nu2, nubar, nubar2, G, G2, c, c2, out):
     """Without beams, by antipodal pairs: ``W (g_e - g_x)``, of antineutrinos, G and ``c``.
 
     ``out``: I+, I-, sum c G and the sum of squares of the first two.
@@ -228,7 +229,7 @@ def _fill_pairs(species, sign, x, y, z, w, nu, nu2, nubar, nubar2, G, G2, c, c2,
 
 @kernel
 def fill_values(sign, w, e, g, f, h, nu, nubar, G, c, out):
-    """As `_fill_pairs` from the distributions on the nodes: of e, x, ebar and xbar, or of any two flavors."""
+    """As `fill_pairs` from the distributions on the nodes: of e, x, ebar and xbar, or of any two flavors."""
     simd_function()
     large = small = moment = 0.0
     for i in range(np.uint64(w.shape[0])):
@@ -246,24 +247,12 @@ def fill_values(sign, w, e, g, f, h, nu, nubar, G, c, out):
 
 
 @kernel
-def _lost(x, y, z, nu, nubar, G, square, out):
-    """``sum (1 - P)`` of the eight integrands, into ``out``."""
+def _lose(G, square, q):
+    """Fill ``q = 1 - P``."""
     simd_function()
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = 0.0
-    for i in range(np.uint64(x.shape[0])):
-        value = G[i]
-        u = value * inverse_sqrt(value * value + square)
-        loss = 2.0 / 3.0 - (0.5 * u + (1.0 / 6.0) * abs(u))
-        d, b = loss * nu[i], loss * nubar[i]
-        a0 += d * x[i]
-        a1 += d * y[i]
-        a2 += d * z[i]
-        a3 += d
-        b0 += b * x[i]
-        b1 += b * y[i]
-        b2 += b * z[i]
-        b3 += b
-    out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7] = a0, a1, a2, a3, b0, b1, b2, b3
+    for i in range(np.uint64(G.shape[0])):
+        u = G[i] * inverse_sqrt(G[i] * G[i] + square)
+        q[i] = 2.0 / 3.0 - (0.5 * u + (1.0 / 6.0) * abs(u))
 
 
 @kernel
@@ -283,7 +272,7 @@ def _values(beams, least, species, moments, Q, table, narrow, scratch, work, out
         return n
     n = table.shape[1]
     half = n // 2
-    _fill_pairs(
+    fill_pairs(
         species, sign, table[0, :half], table[1, :half], table[2, :half], table[3, :half],
         work[_NU, :half], work[_NU, half:n], work[_NUBAR, :half], work[_NUBAR, half:n],
         work[_G, :half], work[_G, half:n], work[_PART, :half], work[_PART, half:n], out,
@@ -392,12 +381,13 @@ def _mix_alike(beams, least, species, moments, Q, table, narrow, scratch, work, 
         change[:] = 0.0
     else:
         limit = (2.0 / 3.0) * large + (1.0 / 3.0) * small
-        s = solve_scale(work[_PART, :n], work[_G, :n], small, limit, moment, out)
+        # c is of no more use once s is known.
+        q = work[_PART, :n]
+        s = solve_scale(q, work[_G, :n], small, limit, moment, out)
         square = s * s
+        _lose(work[_G, :n], square + _TINY, q)
         nodes = work if beams > 0 else table
-        _lost(
-            nodes[X, :n], nodes[Y, :n], nodes[Z, :n], work[_NU, :n], work[_NUBAR, :n], work[_G, :n], square + _TINY, out
-        )
+        sums_on_nodes(nodes[X, :n], nodes[Y, :n], nodes[Z, :n], work[_NU, :n], work[_NUBAR, :n], q, out)
         share = fade(small)
         out[3] = out[7] = 0.5 * (out[3] + out[7])
         for k in range(4):
@@ -553,6 +543,12 @@ def _log_odds(part, whole):
     return np.log(part / rest) if rest > 1e-18 * whole else 40.0
 
 
+@kernel
+def forget_scales(scratch):
+    """Let `solve_two_scales` start anew, for a row or for its first level."""
+    scratch[7, 8] = np.nan
+
+
 @scalar_kernel
 def _keep(log_a, log_b, out):
     out[8], out[9] = log_a, log_b
@@ -693,9 +689,9 @@ def _members(pair):
 
 
 @kernel
-def _doubts_of_pair(a, b, L, h, w, slope, square):
-    """As `_doubts`, of one pair of flavors."""
-    return _sum_of_pair(L[a], L[b], w, h[a], h[b], h[a + 3], h[b + 3], slope, square)
+def _doubts_of_pair(a, b, L, h, w, slopes, square):
+    """As `_doubts`, of one pair of flavors; of the three slopes its own."""
+    return _sum_of_pair(L[a], L[b], w, h[a], h[b], h[a + 3], h[b + 3], slopes[a + b - 1], square)
 
 
 @kernel
@@ -733,7 +729,7 @@ def mix_flavors(n, h, work, scratch):
         if share > 0.0:
             a, b = _members(deepest)
             square = _pair(L[a], L[b], w, plus[deepest], minus[deepest], share, lower, upper, q, out)
-            doubts += ahead * ahead * _doubts_of_pair(a, b, L, h, w, slope[a + b - 1], square)
+            doubts += ahead * ahead * _doubts_of_pair(a, b, L, h, w, slope, square)
             _exchange(q, L[a], L[b])
             _exchange(q, h[a], h[b])
             _exchange(q, h[a + 3], h[b + 3])
@@ -742,7 +738,7 @@ def mix_flavors(n, h, work, scratch):
         for pair in range(3):
             a, b = _members(pair)
             if pair != deepest:
-                doubts += _doubts_of_pair(a, b, L, h, w, slope[a + b - 1], 0.0)
+                doubts += _doubts_of_pair(a, b, L, h, w, slope, 0.0)
         return first > 0.0, doubts
     strongest = deepest
     first = second = 0.0
@@ -760,11 +756,11 @@ def mix_flavors(n, h, work, scratch):
         for pair in range(3):
             a, b = _members(pair)
             if pair != strongest:
-                doubts += (1.0 - together) * (1.0 - together) * _doubts_of_pair(a, b, L, h, w, slope[a + b - 1], 0.0)
+                doubts += (1.0 - together) * (1.0 - together) * _doubts_of_pair(a, b, L, h, w, slope, 0.0)
     a, b = _members(deepest)
     if alone > 0.0:
         square = _pair(L[a], L[b], w, plus[deepest], minus[deepest], alone, lower, upper, q, out)
-        doubts += alone * alone * _doubts_of_pair(a, b, L, h, w, slope[a + b - 1], square)
+        doubts += alone * alone * _doubts_of_pair(a, b, L, h, w, slope, square)
     else:
         for i in range(n):
             q[i] = 0.0
@@ -887,7 +883,7 @@ def asymptotic_rows(F, table, narrow, fine, finer, finest, own, most, out, start
     for i in range(start, stop):
         total, flavors, beams = enter(F[i], 0, moments, Q, axes, species)
         changes = False
-        scratch[7, 8] = np.nan
+        forget_scales(scratch)
         if total > 0.0:
             share = _share(_mix(flavors, beams, least, species, moments, Q, table, narrow, scratch, work, change))
             if share > 0.0:
@@ -915,7 +911,7 @@ def asymptotic_rows(F, table, narrow, fine, finer, finest, own, most, out, start
 
 @kernel
 def _sides_alike(species, sign, x, y, z, w):
-    """I+ and I- of a row with mu = tau and without beams; the arithmetic is that of `_fill_pairs`."""
+    """I+ and I- of a row with mu = tau and without beams; the arithmetic is that of `fill_pairs`."""
     simd_function()
     _, ex, ey, ez, eA = _exponent(species[0])
     _, fx, fy, fz, fA = _exponent(species[2])
@@ -1006,7 +1002,7 @@ def transition_row(F, table, narrow, directions, p):
         for i in range(n):
             h[s, i] = 1.0 if s == 0 or s == 4 else 0.0
     work[_SLOPE : _SLOPE + 3, :n] = 0.0
-    scratch[7, 8] = np.nan
+    forget_scales(scratch)
     crosses, _ = mix_flavors(n, h, work, scratch)
     if crosses:
         for i in range(m):

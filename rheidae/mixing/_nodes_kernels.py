@@ -557,3 +557,21 @@ def fill_nodes(count, beams, species, moments, Q, table, narrow, scratch, work):
         if beams > 0 and own[4] > 0.0:
             _represent(own, moments[s], Q, weight, t, g, scratch, work, n)
     return n
+
+
+@kernel
+def sums_on_nodes(x, y, z, nu, nubar, h, out):
+    """Moments of ``h nu`` and of ``h nubar`` into ``out (8)``, fluxes before the density."""
+    simd_function()
+    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = 0.0
+    for j in range(np.uint64(h.shape[0])):
+        d, b = nu[j] * h[j], nubar[j] * h[j]
+        a0 += d * x[j]
+        a1 += d * y[j]
+        a2 += d * z[j]
+        a3 += d
+        b0 += b * x[j]
+        b1 += b * y[j]
+        b2 += b * z[j]
+        b3 += b
+    out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7] = a0, a1, a2, a3, b0, b1, b2, b3

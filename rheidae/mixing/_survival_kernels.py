@@ -56,7 +56,19 @@ from scipy.special import iv, ive
 from rheidae.mixing._asymptotic_kernels import inverse_sqrt
 from rheidae.mixing._box3d_kernels import FOUR_PI, NOISE
 from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, log2, pow2, pow2_pair
-from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS, VALUES, VANISHING, WEIGHT, X, Y, Z, enter, fill_nodes
+from rheidae.mixing._nodes_kernels import (
+    COLUMNS,
+    NODE_ROWS,
+    VALUES,
+    VANISHING,
+    WEIGHT,
+    X,
+    Y,
+    Z,
+    enter,
+    fill_nodes,
+    sums_on_nodes,
+)  # fmt: skip
 from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
 
 LN2 = 0.6931471805599453
@@ -293,7 +305,7 @@ def _turn_sides(G, large, small):
 
 
 @kernel
-def fill_pairs(species, x, y, z, w, sign, nu, nu2, nubar, nubar2, G, G2, size, size2):
+def _fill_pairs(species, x, y, z, w, sign, nu, nu2, nubar, nubar2, G, G2, size, size2):
     """Fill for G(n) by antipodal pairs, of species without beams; returns ``int |G|`` and ``int G``."""
     simd_function()
     ex, ey, ez, eA = species[0, 0], species[0, 1], species[0, 2], species[0, 5]
@@ -323,7 +335,7 @@ def _on_sphere(species, rule, sign, terms, G, size):
     """Fill for G(n); returns the integrals over the larger and the smaller side."""
     n = rule.shape[1]
     half = n // 2
-    both, total = fill_pairs(
+    both, total = _fill_pairs(
         species, rule[0, :half], rule[1, :half], rule[2, :half], rule[3, :half], sign,
         terms[0, :half], terms[0, half:n], terms[1, :half], terms[1, half:n],
         G[:half], G[half:n], size[:half], size[half:n],
@@ -586,24 +598,6 @@ def _sums_of_terms(terms, h, out):
         for j in range(np.uint64(h.shape[0])):
             value += term[j] * h[j]
         out[k] = value
-
-
-@kernel
-def sums_on_nodes(x, y, z, nu, nubar, h, out):
-    """Moments of ``h nu`` and of ``h nubar`` into ``out (8)``, fluxes before the density."""
-    simd_function()
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = 0.0
-    for j in range(np.uint64(h.shape[0])):
-        d, b = nu[j] * h[j], nubar[j] * h[j]
-        a0 += d * x[j]
-        a1 += d * y[j]
-        a2 += d * z[j]
-        a3 += d
-        b0 += b * x[j]
-        b1 += b * y[j]
-        b2 += b * z[j]
-        b3 += b
-    out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7] = a0, a1, a2, a3, b0, b1, b2, b3
 
 
 @kernel

@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from rheidae.mixing._asymptotic_kernels import fade, fill_values, inverse_sqrt, solve_scale
-from rheidae.mixing._box3d_kernels import FOUR_PI, NOISE
-from rheidae.mixing._closure_kernels import LOG2_E, z_over_sinh
-from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS, VALUES, WEIGHT, X, Y, Z, enter, fill_nodes
-from rheidae.mixing._survival_kernels import fill_pairs, sums_on_nodes
+from rheidae.mixing._asymptotic_kernels import fade, fill_pairs, fill_values, inverse_sqrt, solve_scale
+from rheidae.mixing._box3d_kernels import NOISE
+from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS, VALUES, WEIGHT, X, Y, Z, enter, fill_nodes, sums_on_nodes
 from rheidae.system.numba import driver, kernel, simd_function
 
 #: Directions of variation.
@@ -29,7 +27,7 @@ KINDS = 3
 #: Depth of a crossing below which its whole change is in doubt.
 SHALLOW = 0.06
 _NU, _NUBAR, _G, _PART = NODE_ROWS, NODE_ROWS + 1, NODE_ROWS + 2, NODE_ROWS + 3
-# By dq/dlog s, shape, rise and q itself; while s is not known, the first is abs(G).
+# By dq/dlog s, shape, rise and q itself.
 _KIND = NODE_ROWS + 4
 _ROWS = _KIND + 4
 
@@ -47,51 +45,12 @@ def _vary(G, square, slope, shape, rise, q):
 
 
 @kernel
-def _part(G, weighted, size, c):
-    """Turn the weighted G into G with its sign, and fill ``c``; returns ``sum c abs(G)``."""
-    simd_function()
-    moment = 0.0
-    for i in range(np.uint64(G.shape[0])):
-        value = weighted[i]
-        part = 0.5 * abs(value) + (1.0 / 6.0) * value
-        c[i] = part
-        moment += part * size[i]
-        G[i] = size[i] if value >= 0.0 else -size[i]
-    return moment
-
-
-@kernel
-def _fill_alike(species, sign, table, work, pairs):
-    """As `fill_values` for a row with mu = tau and without beams, by antipodal pairs."""
-    n = table.shape[1]
-    half = n // 2
-    # `fill_pairs` has antineutrinos behind neutrinos of one kind.
-    for s, k in ((0, 0), (1, 2), (2, 1), (3, 3)):
-        length = LOG2_E * species[s, 3]
-        for i in range(3):
-            pairs[k, i] = length * species[s, i]
-        pairs[k, 5] = species[s, 4] / FOUR_PI * z_over_sinh(species[s, 3])
-    nu, nubar, weighted, size = work[_NU], work[_NUBAR], work[_PART], work[_KIND]
-    both, total = fill_pairs(
-        pairs, table[X, :half], table[Y, :half], table[Z, :half], table[WEIGHT, :half], sign,
-        nu[:half], nu[half:n], nubar[:half], nubar[half:n], weighted[:half], weighted[half:n], size[:half], size[half:n]
-    )  # fmt: skip
-    moment = _part(work[_G, :n], weighted, size, work[_PART])
-    return 0.5 * (both + total), 0.5 * (both - total), moment
-
-
-@kernel
 def _pair(nodes, large, small, moment, work, n, scratch, sums, size):
-    """Sizes ``(KINDS, 2, 2)`` of the variations of one pair: neutrinos and antineutrinos; flux and density.
+    """Sizes ``(KINDS, 2, 2)`` of the variations of one pair, if it crosses: nu and nubar; flux and density.
 
-    ``sums (1 + KINDS, 8)`` are those behind them, the last what the scheme itself moves, if there is a crossing.
+    ``sums (1 + KINDS, 8)`` are those behind them, the last what the scheme itself moves.
     """
-    for kind in range(KINDS):
-        for k in range(2):
-            size[kind, k, 0] = size[kind, k, 1] = 0.0
-    for kind in range(1 + KINDS):
-        for k in range(8):
-            sums[kind, k] = 0.0
+    sums[:] = 0.0
     if small <= NOISE:
         return
     G, nu, nubar = work[_G, :n], work[_NU, :n], work[_NUBAR, :n]
@@ -122,48 +81,43 @@ def variation_rows(F, table, narrow, sizes, lost, start, stop):
     ``lost (n, 2, 4)``: what nu_e and nubar_e lose under the scheme, over the total; NaN where mu and tau differ.
     """
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
-    scratch, sums, pairs = np.empty((11, 12)), np.empty((1 + KINDS, 8)), np.empty((4, 6))
+    scratch, sums = np.empty((11, 12)), np.empty((1 + KINDS, 8))
     work = np.empty((_ROWS, table.shape[1] + 6 * narrow.shape[1]))
     out = scratch[0]
     for i in range(start, stop):
-        for pair in range(3):
-            for kind in range(KINDS):
-                for k in range(2):
-                    sizes[i, pair, kind, k, 0] = sizes[i, pair, kind, k, 1] = 0.0
-        for k in range(2):
-            for j in range(4):
-                lost[i, k, j] = 0.0
+        sizes[i] = 0.0
+        lost[i] = 0.0
         total, flavors, beams = enter(F[i], 0, moments, Q, axes, species)
         if not total > 0.0:
             continue
+        nodes, n = table, table.shape[1]
         by_pairs = flavors == 2 and beams == 0
-        n = table.shape[1]
         if not by_pairs:
-            n = fill_nodes(2 * flavors, beams, species, moments, Q, table, narrow, scratch, work)
+            nodes, n = work, fill_nodes(2 * flavors, beams, species, moments, Q, table, narrow, scratch, work)
         for pair in range(3 if flavors == 3 else 1):
             a, b = (1 if pair == 2 else 0), (1 if pair == 0 else 2)
             net = moments[a, 3] - moments[flavors + a, 3] - moments[b, 3] + moments[flavors + b, 3]
             sign = 1.0 if net >= 0.0 else -1.0
+            nu, nubar, G, c = work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n]
             if by_pairs:
-                large, small, moment = _fill_alike(species, sign, table, work, pairs)
-                _pair(table, large, small, moment, work, n, scratch, sums, sizes[i, pair])
-                continue
-            nu, nubar = VALUES, VALUES + flavors
-            fill_values(
-                sign, work[WEIGHT, :n], work[nu + a, :n], work[nu + b, :n], work[nubar + a, :n], work[nubar + b, :n],
-                work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n], out,
-            )  # fmt: skip
-            _pair(work, out[0], out[1], out[2], work, n, scratch, sums, sizes[i, pair])
+                half = n // 2
+                fill_pairs(
+                    species, sign, table[X, :half], table[Y, :half], table[Z, :half], table[WEIGHT, :half],
+                    nu[:half], nu[half:], nubar[:half], nubar[half:], G[:half], G[half:], c[:half], c[half:], out,
+                )  # fmt: skip
+            else:
+                g, gbar = VALUES, VALUES + flavors
+                fill_values(
+                    sign, work[WEIGHT, :n], work[g + a, :n], work[g + b, :n], work[gbar + a, :n], work[gbar + b, :n],
+                    nu, nubar, G, c, out,
+                )  # fmt: skip
+            _pair(nodes, out[0], out[1], out[2], work, n, scratch, sums, sizes[i, pair])
         if flavors == 2:
-            for kind in range(KINDS):
-                for k in range(2):
-                    sizes[i, 1, kind, k, 0], sizes[i, 1, kind, k, 1] = sizes[i, 0, kind, k, 0], sizes[i, 0, kind, k, 1]
+            sizes[i, 1] = sizes[i, 0]
             q = sums[KINDS]
             for k in range(2):
                 for j in range(3):
                     lost[i, k, j] = q[4 * k] * axes[0, j] + q[4 * k + 1] * axes[1, j] + q[4 * k + 2] * axes[2, j]
                 lost[i, k, 3] = 0.5 * (q[3] + q[7])
         else:
-            for k in range(2):
-                for j in range(4):
-                    lost[i, k, j] = np.nan
+            lost[i] = np.nan

@@ -1,4 +1,5 @@
 import os
+import signal
 
 # Lets scikit-learn's checks of estimators pass other libraries' arrays; SciPy looks when it is imported.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
@@ -15,6 +16,8 @@ from tests.warm import interpreter
 # Kernels compile on their first call, and the machine may be busy: time is no property to test.
 settings.register_profile("rheidae", deadline=None)
 settings.load_profile("rheidae")
+# A shell without job control starts what runs in its background deaf to Ctrl-C, and programs of tests with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Two threads gain nothing at these sizes, and lose much where other programs use the second core.
 torch.set_num_threads(1)
 

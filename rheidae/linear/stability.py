@@ -100,7 +100,6 @@ def discrete_mode(
     box : ndarray, shape (d, 3), optional
         Orthonormal vectors: only wave vectors that they span. Default: all.
     """
-    directions = np.ascontiguousarray(directions, dtype=np.float64)
     rows, pairs, parts = [], [], []
     D = np.asarray(lepton_number, dtype=np.float64) * POTENTIAL
     for number, (a, b) in enumerate(PAIRS):
@@ -146,9 +145,10 @@ def _solve(g: Array, directions: Array, box: Array | None) -> tuple[Array, Array
             else np.linspace(-1.6, 1.6, 33)[:, None] * box
         )
         starts, frames = ways, np.broadcast_to(np.eye(3), (len(g), 3, 3))
+    # Copies: to Numba, arrays that cannot be written are of another type, for which it would compile all anew.
     kernels.fastest(
-        directions, _products(directions), np.ascontiguousarray(g), np.ascontiguousarray(frames), P,
-        np.ascontiguousarray(starts), _PHASES, _HEIGHTS, _FLOOR, _ASCENTS, rate, k,
+        np.array(directions, dtype=np.float64, order="C"), _products(directions), np.ascontiguousarray(g),
+        np.array(frames), P, np.ascontiguousarray(starts), _PHASES, _HEIGHTS, _FLOOR, _ASCENTS, rate, k,
     )  # fmt: skip
     return rate, k
 

@@ -2,7 +2,7 @@
 
 Interface
 ---------
-asymptotic_rows(F, table, narrow, fine, finer, finest, own, most, out, start, stop)
+asymptotic_rows(F, spheres, narrow, levels, out, start, stop)
     rows ``start:stop`` of ``F (n, 6, 4)`` (float64) -> ``out``; rules from `symmetric_rule` and `spiral_rule`.
 transition_row(F, table, narrow, directions, p)
     ``p (m, 3, 3)``, from flavor to flavor, of one state (6, 4) in ``directions (3, m)``.
@@ -93,6 +93,8 @@ from rheidae.system.numba import driver, kernel, scalar_kernel, simd_function
 DOUBT = 1e-3
 #: Flux factors between which a species comes to have a rule of its own there.
 FINE = (0.05, 0.3)
+#: The first level where species of such flux factors have one.
+RULED = 2
 #: How much more doubt counts with all fluxes on one line, and the ratio of Q across it and along it where it begins to.
 CIRCLE, NEARLY_LINE = 4.0, 0.02
 _TINY = 1e-280
@@ -262,9 +264,9 @@ def _values(beams, least, species, moments, Q, table, narrow, scratch, work, out
     # The moments are exact but for rounding, and so is the sign of the larger side.
     sign = 1.0 if net >= 0.0 else -1.0
     if beams > 0:
-        n = fill_nodes(4, beams, species, moments, Q, table, narrow, scratch, work)
+        n = fill_nodes(np.int64(4), beams, species, moments, Q, table, narrow, scratch, work)
         if least > 0.0:
-            fill_slope(species, 0, 1, 2, 3, n, work, work[_SLOPE])
+            fill_slope(species, np.int64(0), np.int64(1), np.int64(2), np.int64(3), n, work, work[_SLOPE])
         fill_values(
             sign, work[WEIGHT, :n], work[VALUES, :n], work[VALUES + 1, :n], work[VALUES + 2, :n], work[VALUES + 3, :n],
             work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n], out,
@@ -811,7 +813,7 @@ def _moments(x, y, z, w, h, g, out):
 @kernel
 def _mix_unlike(beams, least, species, moments, Q, table, narrow, scratch, work, change):
     """Change of the six species in the frame; returns the square of its doubt if asked to."""
-    n = fill_nodes(6, beams, species, moments, Q, table, narrow, scratch, work)
+    n = fill_nodes(np.int64(6), beams, species, moments, Q, table, narrow, scratch, work)
     for pair in range(3):
         a, b = _members(pair)
         if least > 0.0:
@@ -842,17 +844,6 @@ def _mix_unlike(beams, least, species, moments, Q, table, narrow, scratch, work,
 
 # Rows
 # ----
-@kernel
-def _mix(flavors, beams, least, species, moments, Q, table, narrow, scratch, work, change):
-    """Change of the six species in the frame; returns the doubt, 0 where it is below `least`, or that is 0."""
-    along = max(1.0 - Q[1, 1] / (NEARLY_LINE * Q[2, 2] + _TINY), 0.0)
-    factor = 1.0 + (CIRCLE - 1.0) * along * along
-    least /= factor
-    if flavors == 2:
-        return factor * np.sqrt(_mix_alike(beams, least, species, moments, Q, table, narrow, scratch, work, change))
-    return factor * np.sqrt(_mix_unlike(beams, least, species, moments, Q, table, narrow, scratch, work, change))
-
-
 @scalar_kernel
 def _share(doubts):
     """Of the next level, from the doubt."""
@@ -868,45 +859,52 @@ def _go_over(change, share, better):
 
 
 @driver
-def asymptotic_rows(F, table, narrow, fine, finer, finest, own, most, out, start, stop):
-    """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``.
-
-    Rules of the sphere and of a species, level by level; without nodes in `fine`, the first alone. The last two share
-    the sphere's.
-    """
+def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
+    """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``; of the rules of the sphere and of a species `levels` count."""
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
-    scratch, change, better = np.empty((11, 12)), np.empty((6, 4)), np.empty((6, 4))
-    best, last = np.empty((6, 4)), np.empty((6, 4))
-    size = max(table.shape[1] + 6 * narrow.shape[1], fine.shape[1] + 6 * finer.shape[1])
-    work = np.empty((_ROWS, max(size, finest.shape[1] + 6 * most.shape[1])))
-    least = DOUBT if fine.shape[1] > 0 else 0.0
+    scratch, changes, shares = np.empty((11, 12)), np.empty((levels, 6, 4)), np.empty(levels)
+    size = 0
+    for level in range(levels):
+        size = max(size, spheres[level].shape[1] + 6 * narrow[level].shape[1])
+    work = np.empty((_ROWS, size))
     for i in range(start, stop):
-        total, flavors, beams = enter(F[i], 0, moments, Q, axes, species)
-        changes = False
+        total, flavors, beams = enter(F[i], np.int64(0), moments, Q, axes, species)
+        moved = False
         forget_scales(scratch)
         if total > 0.0:
-            share = _share(_mix(flavors, beams, least, species, moments, Q, table, narrow, scratch, work, change))
-            if share > 0.0:
-                left = _share(_mix(flavors, beams, least, species, moments, Q, fine, finer, scratch, work, better))
-                if left > 0.0:
+            along = max(1.0 - Q[1, 1] / (NEARLY_LINE * Q[2, 2] + _TINY), 0.0)
+            factor = 1.0 + (CIRCLE - 1.0) * along * along
+            level, share = -1, 1.0
+            while share > 0.0:
+                level += 1
+                change, share = changes[level], 0.0
+                least = DOUBT / factor if level + 1 < levels else 0.0
+                if level == RULED:
                     beams = give_rules(flavors, species, FINE[0], FINE[1])
-                    rest = _share(_mix(flavors, beams, least, species, moments, Q, finest, own, scratch, work, best))
-                    if rest > 0.0:
-                        _mix(flavors, beams, 0.0, species, moments, Q, finest, most, scratch, work, last)
-                        _go_over(best, rest, last)
-                    _go_over(better, left, best)
-                _go_over(change, share, better)
+                if flavors == 2:
+                    doubts = _mix_alike(
+                        beams, least, species, moments, Q, spheres[level], narrow[level], scratch, work, change
+                    )
+                else:
+                    doubts = _mix_unlike(
+                        beams, least, species, moments, Q, spheres[level], narrow[level], scratch, work, change
+                    )
+                if least > 0.0:
+                    share = shares[level] = _share(factor * np.sqrt(doubts))
+            while level > 0:
+                level -= 1
+                _go_over(changes[level], shares[level], changes[level + 1])
             for s in range(6):
                 for k in range(4):
-                    changes = changes or change[s, k] != 0.0
+                    moved = moved or changes[0, s, k] != 0.0
         for s in range(6):
             for k in range(4):
                 out[i, s, k] = F[i, s, k]
-            if changes:
-                x, y, z, t = total * change[s, 0], total * change[s, 1], total * change[s, 2], total * change[s, 3]
+            if moved:
+                x, y, z = total * changes[0, s, 0], total * changes[0, s, 1], total * changes[0, s, 2]
                 for k in range(3):
                     out[i, s, k] += x * axes[0, k] + y * axes[1, k] + z * axes[2, k]
-                out[i, s, 3] += t
+                out[i, s, 3] += total * changes[0, s, 3]
 
 
 @kernel
@@ -941,14 +939,14 @@ def crossing_rows(F, table, narrow, sides, start, stop):
     for i in range(start, stop):
         for pair in range(3):
             sides[i, pair, 0] = sides[i, pair, 1] = 0.0
-        total, flavors, beams = enter(F[i], 0, moments, Q, axes, species)
+        total, flavors, beams = enter(F[i], np.int64(0), moments, Q, axes, species)
         if not total > 0.0:
             continue
         if flavors == 2:
             net = moments[0, 3] - moments[1, 3] - moments[2, 3] + moments[3, 3]
             larger, sign = (0, 1.0) if net >= 0.0 else (1, -1.0)
             if beams > 0:
-                n = fill_nodes(4, beams, species, moments, Q, table, narrow, scratch, work)
+                n = fill_nodes(np.int64(4), beams, species, moments, Q, table, narrow, scratch, work)
                 fill_values(
                     sign, work[WEIGHT, :n], work[VALUES, :n], work[VALUES + 1, :n], work[VALUES + 2, :n],
                     work[VALUES + 3, :n], work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n], scratch[7],
@@ -962,7 +960,7 @@ def crossing_rows(F, table, narrow, sides, start, stop):
             for pair in range(2):
                 sides[i, pair, larger], sides[i, pair, 1 - larger] = large, small
         else:
-            n = fill_nodes(6, beams, species, moments, Q, table, narrow, scratch, work)
+            n = fill_nodes(np.int64(6), beams, species, moments, Q, table, narrow, scratch, work)
             _lepton_numbers(n, work)
             for pair in range(3):
                 a, b = _members(pair)
@@ -979,7 +977,7 @@ def transition_row(F, table, narrow, directions, p):
     size, m = table.shape[1], directions.shape[1]
     nodes = np.zeros((4, size + m))
     work = np.empty((_ROWS, size + m + 6 * narrow.shape[1]))
-    total, _, beams = enter(F, 3, moments, Q, axes, species)
+    total, _, beams = enter(F, np.int64(3), moments, Q, axes, species)
     for i in range(m):
         for a in range(3):
             for b in range(3):
@@ -994,7 +992,7 @@ def transition_row(F, table, narrow, directions, p):
             nodes[k, size + i] = (
                 axes[k, 0] * directions[0, i] + axes[k, 1] * directions[1, i] + axes[k, 2] * directions[2, i]
             )
-    n = fill_nodes(6, beams, species, moments, Q, nodes, narrow, scratch, work)
+    n = fill_nodes(np.int64(6), beams, species, moments, Q, nodes, narrow, scratch, work)
     _lepton_numbers(n, work)
     h = work[_MIXED : _MIXED + 6, :n]
     # Neutrinos start as e, "antineutrinos" as mu.

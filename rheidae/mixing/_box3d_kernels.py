@@ -321,27 +321,22 @@ def _shared(F, work, k, nodes, out):
     kept = (near - away) * total
     if L > 0.0:
         dx, dy, dz, dt, bx, by, bz, bt = bx, by, bz, bt, dx, dy, dz, dt
+    mx, my, mz, mt = _mean_difference(F, np.int64(0))
+    nx, ny, nz, nt = _mean_difference(F, np.int64(3))
     _convert(
-        F,
-        away * _mean_difference(F, 0, 0) + kept * dx,
-        away * _mean_difference(F, 0, 1) + kept * dy,
-        away * _mean_difference(F, 0, 2) + kept * dz,
-        away * _mean_difference(F, 0, 3) + kept * dt,
-        away * _mean_difference(F, 3, 0) + kept * bx,
-        away * _mean_difference(F, 3, 1) + kept * by,
-        away * _mean_difference(F, 3, 2) + kept * bz,
-        away * _mean_difference(F, 3, 3) + kept * bt,
-        out,
-    )
+        F, away * mx + kept * dx, away * my + kept * dy, away * mz + kept * dz, away * mt + kept * dt,
+        away * nx + kept * bx, away * ny + kept * by, away * nz + kept * bz, away * nt + kept * bt, out,
+    )  # fmt: skip
     if L > 0.0:
         return large, small, 1.0 - away, 1.0 - near
     return small, large, 1.0 - near, 1.0 - away
 
 
 @inlined_kernel
-def _mean_difference(F, e, c):
-    """Component ``c`` of the e minus the heavy four-flux, ``e`` 0 or 3: an integral over the sphere, known exactly."""
-    return np.float64(F[e, c]) - 0.5 * (np.float64(F[e + 1, c]) + np.float64(F[e + 2, c]))
+def _mean_difference(F, e):
+    """The e minus the heavy four-flux, ``e`` 0 or 3: integrals over the sphere, known exactly."""
+    x, y, z, t = _species(F, e + 1, e + 2)
+    return np.float64(F[e, 0]) - x, np.float64(F[e, 1]) - y, np.float64(F[e, 2]) - z, np.float64(F[e, 3]) - t
 
 
 @inlined_kernel

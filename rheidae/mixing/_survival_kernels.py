@@ -721,8 +721,8 @@ def survival_rows(
                         sphere[0], sphere[1], sphere[2], moved[0, :K], moved[1, :K], work[6 + k, :K], on_sphere[k]
                     )
             if with_beams:
-                _, _, beams = enter(F[i], 2, own, Q, axes, described)
-                n = fill_nodes(4, beams, described, own, Q, upright, narrow, scratch, nodes)
+                _, _, beams = enter(F[i], np.int64(2), own, Q, axes, described)
+                n = fill_nodes(np.int64(4), beams, described, own, Q, upright, narrow, scratch, nodes)
                 large, small = _on_nodes(n, nodes, sign, moved[0], moved[1], G, size)
                 # A beam has no width to hide an error of s in.
                 tight = min(tolerance, 1e-13)

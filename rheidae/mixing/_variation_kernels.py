@@ -87,7 +87,7 @@ def variation_rows(F, table, narrow, sizes, lost, start, stop):
     for i in range(start, stop):
         sizes[i] = 0.0
         lost[i] = 0.0
-        total, flavors, beams = enter(F[i], 0, moments, Q, axes, species)
+        total, flavors, beams = enter(F[i], np.int64(0), moments, Q, axes, species)
         if not total > 0.0:
             continue
         nodes, n = table, table.shape[1]

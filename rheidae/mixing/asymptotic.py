@@ -127,7 +127,7 @@ def asymptotic_transitions(F: ArrayLike, directions: ArrayLike, *, order: int = 
     """
     state = np.asarray(F)
     _, exact = _checked(state[None] if state.ndim == 2 else state)
-    nodes = np.ascontiguousarray(directions, dtype=np.float64)
+    nodes = np.array(directions, dtype=np.float64, order="C")
     if nodes.ndim != 2 or len(nodes) != 3:
         raise ValueError(f"directions have shape {nodes.shape}; expected (3, m)")
     p = np.empty((nodes.shape[1], 3, 3))
@@ -176,13 +176,11 @@ def _checked(F_init: ArrayLike) -> tuple[fourflux.Float, Array]:
     return F, np.ascontiguousarray(F, dtype=np.float64)
 
 
-def _levels(order: int = ORDER, levels: int = 4) -> tuple[Array, ...]:
-    """Nodes of each level, on the sphere and of a beam; none of those that are left out."""
-    first = _tables(order)
-    if levels == 1:
-        return *first, *5 * (np.empty((4, 0)),)
-    finer = [table for least, n in FINER for table in _tables(max(order, least), n)]
-    return *first, *finer[:4], finer[5]
+def _levels(order: int = ORDER, levels: int = 4) -> tuple[tuple[Array, ...], tuple[Array, ...], int]:
+    """Nodes of each level, on the sphere and of a beam, and how many levels there are."""
+    rules = [_tables(order), *(_tables(max(order, least), n) for least, n in FINER)]
+    spheres, narrow = zip(*rules, strict=True)
+    return spheres, narrow, levels
 
 
 @cache

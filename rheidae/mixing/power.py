@@ -104,10 +104,10 @@ def power_flux(
         for column, name, value, least, most, transform in given:
             theta[:, column] = transform(_per_row(name, value, len(F), least, most))
     out = np.empty(F.shape)
-    change = survival.mixing_change(F, theta, power_law=True, order=order, threads=threads)
-
-    share_rows(lambda start, stop: kernels.share_change(F, change.D, out, start, stop), len(F), threads)
-    keep_physical(F, out, threads)
+    exact = np.ascontiguousarray(F, dtype=np.float64)
+    change = survival.mixing_change(exact, theta, power_law=True, order=order, threads=threads)
+    share_rows(lambda start, stop: kernels.share_change(exact, change.D, out, start, stop), len(F), threads)
+    keep_physical(exact, out, threads)
     return out.astype(F.dtype, copy=False)
 
 

@@ -110,6 +110,7 @@ def mixing_change(
     and s from ``int q G = 0``. `ASYMPTOTIC` is the scheme of `rheidae.mixing.asymptotic` for mu and tau alike.
     """
     n = len(F)
+    F = np.ascontiguousarray(F, dtype=np.float64)
     theta = np.ascontiguousarray(theta, dtype=np.float64)
     D, scales = np.empty((n, 8)), np.empty((n, 2))
     J = np.empty((n, kernels.PARAMETERS, 8) if derivatives else (0, 0, 0))
@@ -144,6 +145,7 @@ def invariants(F: fourflux.Float, *, order: int = _ORDER, threads: int | None = 
         times the quadrupole ``int Gbar P2(zeta)/A``, zeta counted towards the larger side. Species fade out of all but
         net number and net flux as they become beams, from a flux factor of 0.9 to 0.95.
     """
+    F = np.ascontiguousarray(F, dtype=np.float64)
     out = np.empty((len(F), kernels.FEATURES))
     sphere, axial = _rules(order)
     share_rows(lambda start, stop: kernels.survival_features(F, sphere, axial, out, start, stop), len(F), threads)

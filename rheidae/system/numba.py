@@ -70,8 +70,8 @@ def _compile(**options: Any) -> Callable[[Any], Any]:
     def decorate(function: Any) -> Any:
         """Make a kernel of a function."""
         # Every option is given everywhere: one that is not would be inherited from the function whose compilation asks
-        # for this one.
-        compiled = njit(error_model="numpy", nogil=True, **options)(function)
+        # for this one. Nothing calls kernels from C.
+        compiled = njit(error_model="numpy", nogil=True, no_cfunc_wrapper=True, **options)(function)
         if INTERPRETED:
             _say_once("NUMBA_DISABLE_JIT is set: kernels run in Python, thousands of times slower")
             return np.errstate(all="ignore")(function)  # what error_model="numpy" says
@@ -83,6 +83,9 @@ def _compile(**options: Any) -> Callable[[Any], Any]:
 
     return decorate
 
+
+# An integer that is written as an argument is a type of its own to Numba, and so is an array that cannot be written:
+# `np.int64(2)` in place of 2, and copies, spare a compilation each.
 
 # Kernels neither allocate nor keep arrays, so they need no reference counts (_nrt): as atomic operations on every slice
 # and call they would take longer than the arithmetic of a small rule.

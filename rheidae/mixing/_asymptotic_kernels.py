@@ -860,7 +860,7 @@ def _go_over(change, share, better):
 
 @driver
 def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
-    """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``; of the rules of the sphere and of a species `levels` count."""
+    """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``; of the levels' rules, sphere and species, that many."""
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
     scratch, changes, shares = np.empty((11, 12)), np.empty((levels, 6, 4)), np.empty(levels)
     size = 0

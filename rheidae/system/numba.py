@@ -66,12 +66,14 @@ class _Cache(FunctionCache):
 
 def _compile(**options: Any) -> Callable[[Any], Any]:
     """Decorator of a kernel: compiled when it is first called, and kept on the disk where that is possible."""
+    # Nothing calls kernels from C.
+    options |= {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True}
 
     def decorate(function: Any) -> Any:
         """Make a kernel of a function."""
         # Every option is given everywhere: one that is not would be inherited from the function whose compilation asks
-        # for this one. Nothing calls kernels from C.
-        compiled = njit(error_model="numpy", nogil=True, no_cfunc_wrapper=True, **options)(function)
+        # for this one.
+        compiled = njit(**options)(function)
         if INTERPRETED:
             _say_once("NUMBA_DISABLE_JIT is set: kernels run in Python, thousands of times slower")
             return np.errstate(all="ignore")(function)  # what error_model="numpy" says

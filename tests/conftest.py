@@ -3,6 +3,8 @@ import signal
 
 # Lets scikit-learn's checks of estimators pass other libraries' arrays; SciPy looks when it is imported.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
+# Two processes share the tests, and BLAS's threads wait for the next product at full speed.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 import torch

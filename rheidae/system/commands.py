@@ -97,11 +97,13 @@ def _identity(path: Path) -> object:
 
 
 def _require_environment() -> None:
-    """Refuse what makes imports fail; what figures are shown with is of no interest, since they go into files."""
+    """Refuse what makes imports fail, and set what they read; figures go into files, whatever they are shown with."""
     threads = os.environ.get("NUMBA_NUM_THREADS", "")
     if re.fullmatch(r"0+|-\d+", threads):
         raise ConfigError(f"NUMBA_NUM_THREADS={threads} in the environment: must be 1 or more; mend or unset it")
     require_address_space()
+    # NumPy is not loaded yet. Its products are small here, and OpenBLAS's threads wait for the next one at full speed.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if "matplotlib" not in sys.modules:
         os.environ["MPLBACKEND"] = "agg"
 

@@ -6,8 +6,8 @@ asymptotic_rows(F, spheres, narrow, levels, out, start, stop)
     rows ``start:stop`` of ``F (n, 6, 4)`` (float64) -> ``out``; rules from `symmetric_rule` and `spiral_rule`.
 transition_row(F, table, narrow, directions, p)
     ``p (m, 3, 3)``, from flavor to flavor, of one state (6, 4) in ``directions (3, m)``.
-crossing_rows(F, table, narrow, sides, start, stop)
-    ``sides (n, 3, 2)``: I+ and I- of the pairs e-mu, e-tau, mu-tau, over the total density.
+crossing_rows(F, table, narrow, crosses, start, stop)
+    ``crosses (n, 3)``: whether the pairs e-mu, e-tau, mu-tau do.
 
 One pair: two flavors
 ---------------------
@@ -97,6 +97,8 @@ FINE = (0.05, 0.3)
 RULED = 2
 #: How much more doubt counts with all fluxes on one line, and the ratio of Q across it and along it where it begins to.
 CIRCLE, NEARLY_LINE = 4.0, 0.02
+#: Pairs of nodes that are looked at for a crossing at a time.
+SOME = 16
 _TINY = 1e-280
 _LN_2 = 0.6931471805599453
 # Rows of `work`: two flavors use four behind the weights, three flavors those of the distances and six more.
@@ -908,7 +910,7 @@ def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
 
 
 @kernel
-def _sides_alike(species, sign, x, y, z, w):
+def _sides_alike(species, x, y, z, w):
     """I+ and I- of a row with mu = tau and without beams; the arithmetic is that of `fill_pairs`."""
     simd_function()
     _, ex, ey, ez, eA = _exponent(species[0])
@@ -922,8 +924,8 @@ def _sides_alike(species, sign, x, y, z, w):
         f1, f2 = pow2_pair(fx * p + fy * q + fz * r)
         g1, g2 = pow2_pair(gx * p + gy * q + gz * r)
         h1, h2 = pow2_pair(hx * p + hy * q + hz * r)
-        d1 = sign * ((eA * e1 - gA * g1) - (fA * f1 - hA * h1))
-        d2 = sign * ((eA * e2 - gA * g2) - (fA * f2 - hA * h2))
+        d1 = (eA * e1 - gA * g1) - (fA * f1 - hA * h1)
+        d2 = (eA * e2 - gA * g2) - (fA * f2 - hA * h2)
         b1, b2 = abs(d1), abs(d2)
         large += v * (b1 + d1 + b2 + d2)
         small += v * (b1 - d1 + b2 - d2)
@@ -931,42 +933,40 @@ def _sides_alike(species, sign, x, y, z, w):
 
 
 @driver
-def crossing_rows(F, table, narrow, sides, start, stop):
-    """I+ and I- of the three pairs, over the total density, into ``sides (n, 3, 2)``."""
+def crossing_rows(F, table, narrow, crosses, start, stop):
+    """Whether both sides of the three pairs hold more than `NOISE` of the total density, into ``crosses (n, 3)``."""
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
     scratch = np.empty((11, 12))
     work = np.empty((_ROWS, table.shape[1] + 6 * narrow.shape[1]))
     for i in range(start, stop):
-        for pair in range(3):
-            sides[i, pair, 0] = sides[i, pair, 1] = 0.0
         total, flavors, beams = enter(F[i], np.int64(0), moments, Q, axes, species)
+        crosses[i] = False
         if not total > 0.0:
             continue
+        if flavors == 2 and beams == 0:
+            # Both sides only grow: most rows are known after some nodes.
+            large = small = 0.0
+            begin, half = 0, table.shape[1] // 2
+            while begin < half and not min(large, small) > NOISE:
+                end = min(begin + SOME, half)
+                plus, minus = _sides_alike(
+                    species, table[0, begin:end], table[1, begin:end], table[2, begin:end], table[3, begin:end]
+                )
+                large += plus
+                small += minus
+                begin = end
+            crosses[i, 0] = crosses[i, 1] = min(large, small) > NOISE
+            continue
+        n = fill_nodes(np.int64(2 * flavors), beams, species, moments, Q, table, narrow, scratch, work)
+        for f in range(flavors):
+            for j in range(n):
+                work[_LEPTON + f, j] = work[VALUES + f, j] - work[VALUES + flavors + f, j]
+        for pair in range(3 if flavors == 3 else 1):
+            a, b = _members(pair)
+            large, small = _sides(work[_LEPTON + a, :n], work[_LEPTON + b, :n], work[WEIGHT, :n])
+            crosses[i, pair] = min(large, small) > NOISE
         if flavors == 2:
-            net = moments[0, 3] - moments[1, 3] - moments[2, 3] + moments[3, 3]
-            larger, sign = (0, 1.0) if net >= 0.0 else (1, -1.0)
-            if beams > 0:
-                n = fill_nodes(np.int64(4), beams, species, moments, Q, table, narrow, scratch, work)
-                fill_values(
-                    sign, work[WEIGHT, :n], work[VALUES, :n], work[VALUES + 1, :n], work[VALUES + 2, :n],
-                    work[VALUES + 3, :n], work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n], scratch[7],
-                )  # fmt: skip
-                large, small = scratch[7, 0], scratch[7, 1]
-            else:
-                half = table.shape[1] // 2
-                large, small = _sides_alike(
-                    species, sign, table[0, :half], table[1, :half], table[2, :half], table[3, :half]
-                )
-            for pair in range(2):
-                sides[i, pair, larger], sides[i, pair, 1 - larger] = large, small
-        else:
-            n = fill_nodes(np.int64(6), beams, species, moments, Q, table, narrow, scratch, work)
-            _lepton_numbers(n, work)
-            for pair in range(3):
-                a, b = _members(pair)
-                sides[i, pair, 0], sides[i, pair, 1] = _sides(
-                    work[_LEPTON + a, :n], work[_LEPTON + b, :n], work[WEIGHT, :n]
-                )
+            crosses[i, 1] = crosses[i, 0]
 
 
 @driver

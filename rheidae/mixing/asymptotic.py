@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from rheidae import fourflux
 from rheidae.mixing import _asymptotic_kernels as kernels
-from rheidae.mixing._box3d_kernels import NOISE
 from rheidae.mixing._nodes_kernels import LATITUDES, spiral_rule, symmetric_rule
 from rheidae.mixing.physical import keep_physical
 from rheidae.mixing.quadrature import lebedev
@@ -163,10 +162,9 @@ def crossings(F_init: ArrayLike, *, order: int = ORDER, threads: int | None = No
         If the shape is another, or a row is not physical.
     """
     F, exact = _checked(F_init)
-    sides, tables = np.empty((len(F), 3, 2)), _tables(order)
-    share_rows(lambda start, stop: kernels.crossing_rows(exact, *tables, sides, start, stop), len(F), threads)
-    both: NDArray[np.bool_] = sides.min(axis=2) > NOISE
-    return both
+    crosses, tables = np.empty((len(F), 3), dtype=np.bool_), _tables(order)
+    share_rows(lambda start, stop: kernels.crossing_rows(exact, *tables, crosses, start, stop), len(F), threads)
+    return crosses
 
 
 def _checked(F_init: ArrayLike) -> tuple[fourflux.Float, Array]:

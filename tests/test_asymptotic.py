@@ -418,6 +418,18 @@ def test_models_and_their_graphs_on_beams(pretrained_graph):
         assert distance(pretrained_graph(F), after, F).max() < 1e-6
 
 
+def test_a_trace_that_is_a_beam_costs_no_row_its_change(pretrained_graph):
+    """Antineutrinos without width, which cannot spare density alone, not even by the error of a root."""
+    F = random_states(300, seed=7, alike=True)
+    F[:, 3:, :3] /= np.linalg.norm(F[:, 3:, :3], axis=2, keepdims=True)
+    F[:, 3:, :3] *= 1 - 1e-11
+    F[:, 3:, 3] = 1.0
+    F[:, 3:] *= np.array([3e-5, 3e-7, 3e-7])[:, None] * F[:, :3, 3].sum(axis=1)[:, None, None]
+    after = rheidae.pretrained().predict(F)
+    assert np.median(distance(after, F, F)) > 1e-2
+    assert distance(pretrained_graph(F), after, F).max() < 1e-6
+
+
 @given(states(max_flux_factor=0.99), st.integers(0, 1000))
 @settings(max_examples=15)
 def test_symmetries_of_models_and_their_graphs(pretrained_graph, F, seed):

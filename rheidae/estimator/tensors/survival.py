@@ -275,7 +275,7 @@ class SurvivalMixing(nn.Module):
         seen = (steep > _STEEP) & (both < 1.1)
         error = torch.where(seen, length.square() * shape.p.float().clamp(min=1.0), 1.0)
         hard = (weight * error > _SETTLED**2).any(dim=1)
-        return self._again(h, hard, nodes.G, both, small, *shape)
+        return _balanced(self._again(h, hard, nodes.G, both, small, *shape), nodes.G, self.parts, self.spread)
 
     def _again(self, h: Tensor, hard: Tensor, *tables: Tensor) -> Tensor:
         """``h`` with the rows `hard` done again in double precision."""
@@ -407,6 +407,18 @@ def _bessel_table(root: Any) -> Any:
 def faded(small: Tensor) -> Tensor:
     """Share of a crossing with this integral of its smaller side: a last node leaves it with its whole weight."""
     return torch.where(small > kernels.NOISE, 1.0 - torch.exp(-small / kernels.FADE), 0.0)
+
+
+def _balanced(h: Tensor, G: Tensor, parts: Tensor, spread: Tensor) -> Tensor:
+    """``h (n, nodes)`` with ``int h G = 0`` to rounding: the side that would lose too much by the root's error loses less.
+
+    The difference would else be made up by densities alone, which a beam cannot spare without its flux.
+    """
+    lost = h * G
+    plus, minus = lost.clamp(min=0.0) @ parts, (-lost).clamp(min=0.0) @ parts
+    least = torch.minimum(plus, minus)
+    up, down = ((least / side.clamp(min=_TINY)) @ spread for side in (plus, minus))
+    return h * torch.where(G > 0.0, up, down)
 
 
 def matrices_of(averages: Tensor) -> Tensor:

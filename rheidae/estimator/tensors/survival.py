@@ -410,7 +410,7 @@ def faded(small: Tensor) -> Tensor:
 
 
 def _balanced(h: Tensor, G: Tensor, parts: Tensor, spread: Tensor) -> Tensor:
-    """``h (n, nodes)`` with ``int h G = 0`` to rounding: the side that would lose too much by the root's error loses less.
+    """``h (n, nodes)`` with ``int h G = 0`` to rounding: the side that the root's error makes lose too much loses less.
 
     The difference would else be made up by densities alone, which a beam cannot spare without its flux.
     """

@@ -120,7 +120,7 @@ def _mixed(unit, Z, N, base, lattice, change):
     x, w, g = work[:3], work[WEIGHT], work[VALUES : VALUES + 6]
     for row in range(len(N)):
         n = _nodes(unit[row], Z[row], N[row], base, lattice, x, w, g)
-        kernels._lepton_numbers(n, work)
+        kernels._lepton_numbers(np.int64(3), n, work)
         kernels.forget_scales(scratch)
         h = work[kernels._MIXED : kernels._MIXED + 6, :n]
         h[:] = g[:, :n]

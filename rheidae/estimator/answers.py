@@ -10,7 +10,6 @@ import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import validate_data
-from threadpoolctl import threadpool_limits
 
 from rheidae.estimator.batches import rows_of
 from rheidae.estimator.net import VALIDATION_ROWS, FluxNet
@@ -280,8 +279,7 @@ class Answering(FluxNet):
     def _calibrate(self, X: Any, y: Any) -> Answering:
         if len(X) < 2:
             raise FourFluxError(f"X has {len(X)} rows; two or more are needed to calibrate")
-        with threadpool_limits(1, user_api="blas"):  # others' threads wait for the next product at full speed
-            self.error_scale_ = self._layout.error_scale(X, y, self._answer(X), self.module_)
+        self.error_scale_ = self._layout.error_scale(X, y, self._answer(X), self.module_)
         return self
 
 

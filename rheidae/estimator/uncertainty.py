@@ -123,9 +123,8 @@ class ErrorScale:
     def _beyond(self, F_init: Array) -> Array:
         """By how much the distance from the rows seen exceeds that of 95 of 100 of these."""
         known = self.arrays
-        # Not by BLAS, whose threads wait for the next product at full speed.
-        white = np.einsum("nk,kj->nj", _description(F_init) - known["mean"], known["whitening"])
-        beyond: Array = np.maximum(np.sqrt(np.square(white).sum(axis=1)) - known["distance"], 0.0)
+        distance = _distance(_description(F_init), known["mean"], known["whitening"])
+        beyond: Array = np.maximum(distance - known["distance"], 0.0)
         return beyond
 
     def to_bytes(self) -> bytes:
@@ -165,8 +164,14 @@ def _nearness(numbers: Array) -> dict[str, Array]:
     mean = numbers.mean(axis=0)
     covariance = np.atleast_2d(np.cov(numbers.T, bias=True)) + _BLUR**2 * np.eye(numbers.shape[1])
     whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
-    distance = np.sqrt(np.square((numbers - mean) @ whitening).sum(axis=1))
+    distance = _distance(numbers, mean, whitening)
     return {"mean": mean, "whitening": np.ascontiguousarray(whitening), "distance": np.quantile(distance, [_NEAR])}
+
+
+def _distance(numbers: Array, mean: Array, whitening: Array) -> Array:
+    """Mahalanobis distance ``(n)``; not by BLAS, whose threads would wait for the next product at full speed."""
+    white = np.einsum("nk,kj->nj", numbers - mean, whitening)
+    return np.asarray(np.sqrt(np.square(white).sum(axis=1)))
 
 
 def _terms(F: Array, F_pred: Array, F_far: Array | None) -> tuple[Array, Array]:

@@ -792,10 +792,10 @@ def mix_flavors(n, h, work, scratch):
 
 
 @kernel
-def _lepton_numbers(n, work):
-    for f in range(3):
+def _lepton_numbers(flavors, n, work):
+    for f in range(flavors):
         for i in range(n):
-            work[_LEPTON + f, i] = work[VALUES + f, i] - work[VALUES + 3 + f, i]
+            work[_LEPTON + f, i] = work[VALUES + f, i] - work[VALUES + flavors + f, i]
 
 
 @kernel
@@ -822,7 +822,7 @@ def _mix_unlike(beams, least, species, moments, Q, table, narrow, scratch, work,
             fill_slope(species, a, b, a + 3, b + 3, n, work, work[_SLOPE + pair])
         else:
             work[_SLOPE + pair, :n] = 0.0
-    _lepton_numbers(n, work)
+    _lepton_numbers(np.int64(3), n, work)
     h = work[_MIXED : _MIXED + 6, :n]
     for s in range(6):
         for i in range(n):
@@ -876,10 +876,8 @@ def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
         if total > 0.0:
             along = max(1.0 - Q[1, 1] / (NEARLY_LINE * Q[2, 2] + _TINY), 0.0)
             factor = 1.0 + (CIRCLE - 1.0) * along * along
-            level, share = -1, 1.0
-            while share > 0.0:
-                level += 1
-                change, share = changes[level], 0.0
+            for level in range(levels):
+                change = changes[level]
                 least = DOUBT / factor if level + 1 < levels else 0.0
                 if level == RULED:
                     beams = give_rules(flavors, species, FINE[0], FINE[1])
@@ -891,11 +889,11 @@ def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
                     doubts = _mix_unlike(
                         beams, least, species, moments, Q, spheres[level], narrow[level], scratch, work, change
                     )
-                if least > 0.0:
-                    share = shares[level] = _share(factor * np.sqrt(doubts))
-            while level > 0:
-                level -= 1
-                _go_over(changes[level], shares[level], changes[level + 1])
+                shares[level] = _share(factor * np.sqrt(doubts)) if least > 0.0 else 0.0
+                if shares[level] == 0.0:
+                    break
+            for finer in range(level, 0, -1):
+                _go_over(changes[finer - 1], shares[finer - 1], changes[finer])
             for s in range(6):
                 for k in range(4):
                     moved = moved or changes[0, s, k] != 0.0
@@ -911,7 +909,7 @@ def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
 
 @kernel
 def _sides_alike(species, x, y, z, w):
-    """I+ and I- of a row with mu = tau and without beams; the arithmetic is that of `fill_pairs`."""
+    """I+ and I- of a row with mu = tau and without beams, over pairs of nodes."""
     simd_function()
     _, ex, ey, ez, eA = _exponent(species[0])
     _, fx, fy, fz, fA = _exponent(species[2])
@@ -958,9 +956,7 @@ def crossing_rows(F, table, narrow, crosses, start, stop):
             crosses[i, 0] = crosses[i, 1] = min(large, small) > NOISE
             continue
         n = fill_nodes(np.int64(2 * flavors), beams, species, moments, Q, table, narrow, scratch, work)
-        for f in range(flavors):
-            for j in range(n):
-                work[_LEPTON + f, j] = work[VALUES + f, j] - work[VALUES + flavors + f, j]
+        _lepton_numbers(flavors, n, work)
         for pair in range(3 if flavors == 3 else 1):
             a, b = _members(pair)
             large, small = _sides(work[_LEPTON + a, :n], work[_LEPTON + b, :n], work[WEIGHT, :n])
@@ -993,7 +989,7 @@ def transition_row(F, table, narrow, directions, p):
                 axes[k, 0] * directions[0, i] + axes[k, 1] * directions[1, i] + axes[k, 2] * directions[2, i]
             )
     n = fill_nodes(np.int64(6), beams, species, moments, Q, nodes, narrow, scratch, work)
-    _lepton_numbers(n, work)
+    _lepton_numbers(np.int64(3), n, work)
     h = work[_MIXED : _MIXED + 6, :n]
     # Neutrinos start as e, "antineutrinos" as mu.
     for s in range(6):

@@ -175,9 +175,11 @@ def _checked(F_init: ArrayLike) -> tuple[fourflux.Float, Array]:
 
 
 def _levels(order: int = ORDER, levels: int = 4) -> tuple[tuple[Array, ...], tuple[Array, ...], int]:
-    """Nodes of each level, on the sphere and of a beam, and how many levels there are."""
-    rules = [_tables(order), *(_tables(max(order, least), n) for least, n in FINER)]
-    spheres, narrow = zip(*rules, strict=True)
+    """Nodes of each level, on the sphere and of a beam, and how many levels count."""
+    first = _tables(order)
+    # Of one length, for which the kernel is compiled.
+    finer = [_tables(max(order, least), n) if levels > 1 else first for least, n in FINER]
+    spheres, narrow = zip(first, *finer, strict=True)
     return spheres, narrow, levels
 
 

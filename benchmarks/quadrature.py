@@ -122,15 +122,19 @@ def residual():
 
 
 def jump(scheme, start, end):
-    """The largest step of the change that refining leaves."""
+    """The largest second difference of the change that refining to the largest step leaves.
+
+    A steep slope, as of beams that are narrower than a step, leaves steps that are alike, and no second difference.
+    """
     low, high = 0.0, 1.0
     for _ in range(9):
         t = np.linspace(low, high, 33)
         F = (1 - t)[:, None, None] * start + t[:, None, None] * end
         change = scheme(F) - F
-        steps = distance(change[1:], change[:-1])
-        low, high = t[steps.argmax()], t[steps.argmax() + 1]
-    return steps.max()
+        steps = change[1:] - change[:-1]
+        largest = np.linalg.norm(steps, axis=2).max(axis=1).argmax()
+        low, high = t[largest], t[largest + 1]
+    return distance(steps[1:], steps[:-1]).max()
 
 
 if __name__ == "__main__":

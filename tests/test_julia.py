@@ -27,6 +27,9 @@ BEAMS = {"large_flux_factor", "flux_factor_0.999999"}  # kinds with a species na
 POWER_PARAMETERS = ("c", "p", "a", "axial", "p_axial", "a_axial")
 ORBIT_SIZE = {"a1": 6, "a2": 12, "a3": 8, "b": 24, "c": 24, "d": 48}
 
+# Starts in a quarter of the time.
+INTERPRETED = ("--compile=min", "-O0")
+
 needs_julia = [
     pytest.mark.julia,
     pytest.mark.skipif(shutil.which("julia") is None, reason="julia is not on the PATH"),
@@ -191,9 +194,8 @@ def test_orbit_table_holds_the_points_of_scipy():
 # -------------------------------------------------------------- live Julia
 
 
-def julia(*arguments, reference=REFERENCE, stdin=b"", status=0, compiled=True):
-    """Run the reference's command and return (stdout, stderr); not compiled it starts in a quarter of the time."""
-    options = [] if compiled else ["--compile=min", "-O0"]
+def julia(*arguments, reference=REFERENCE, stdin=b"", status=0, options=("-O1",)):
+    """Run the reference's command and return (stdout, stderr)."""
     command = ["julia", "--startup-file=no", *options, str(reference / "main.jl"), *map(str, arguments)]
     done = subprocess.run(command, input=stdin, capture_output=True, timeout=600, check=False)
     hint = "julia crashed; reference_julia/install.sh mends Debian's build" if done.returncode < 0 else ""
@@ -219,14 +221,14 @@ class TestLive:
     pytestmark = needs_julia
 
     def test_golden_files_are_reproduced_byte_for_byte(self, tmp_path):
-        stdout, _ = julia("golden", tmp_path / "new" / "folder")
+        stdout, _ = julia("golden", tmp_path / "new" / "folder", options=())
         written = sorted(Path(line) for line in stdout.decode().splitlines())
         assert [path.name for path in written] == sorted(path.name for path in GOLDEN.glob("*.csv"))
         for path in written:
             assert path.read_bytes() == (GOLDEN / path.name).read_bytes(), path.name
 
     def test_rules_and_closure_pass_the_check(self):
-        stdout, _ = julia("check")
+        stdout, _ = julia("check", options=())
         lines = stdout.decode().splitlines()
         assert len(lines) == 33
         assert all(line.endswith("ok") for line in lines)
@@ -241,7 +243,7 @@ class TestLive:
         fields[5] = repr(float(fields[5]) * (1 + 1e-9))
         lines[at] = ",".join(fields)
         table.write_text("\n".join(lines) + "\n")
-        stdout, _ = julia("check", reference=copy, status=1)
+        stdout, _ = julia("check", reference=copy, status=1, options=())
         failed = [line for line in stdout.decode().splitlines() if line.endswith("FAILED")]
         assert len(failed) == 1
         assert failed[0].startswith("order  31,")
@@ -279,7 +281,7 @@ class TestLive:
         seed = np.random.SeedSequence().generate_state(1)[0]
         F_init = random_four_flux(12, 0.95, seed=seed)
         F_init[:7, [2, 5]] = F_init[:7, [1, 4]]
-        stdout, _ = julia("asymptotic", "--points", 32, stdin=F_init.astype("<f8").tobytes())
+        stdout, _ = julia("asymptotic", "--points", 32, options=(), stdin=F_init.astype("<f8").tobytes())
         expected = np.frombuffer(stdout, dtype="<f8").reshape(F_init.shape)
         # Any state may come, and now and then one is off by more than 1e-3.
         for order in (ORDER, 131):
@@ -289,7 +291,7 @@ class TestLive:
         assert conservation_error(F_init, expected) < 1e-7, seed
 
     def test_no_sample_gives_no_output(self):
-        stdout, _ = julia("box3d", "--order", 31, compiled=False)
+        stdout, _ = julia("box3d", "--order", 31, options=INTERPRETED)
         assert stdout == b""
 
     def test_time_prints_microseconds(self):
@@ -319,7 +321,7 @@ class TestLive:
         ],
     )
     def test_wrong_arguments_exit_with_status_2(self, arguments, message):
-        stdout, stderr = julia(*arguments, status=2, compiled=False)
+        stdout, stderr = julia(*arguments, status=2, options=INTERPRETED)
         assert message in stderr
         assert "usage:" in stderr
         assert stdout == b""
@@ -335,12 +337,12 @@ class TestLive:
     def test_unphysical_sample_exits_with_status_1(self, value, message):
         F_init = random_four_flux(4, 0.9, seed=3)
         F_init[2, 4, 3] = value
-        stdout, stderr = julia("box3d", "--order", 13, stdin=F_init.tobytes(), status=1, compiled=False)
+        stdout, stderr = julia("box3d", "--order", 13, stdin=F_init.tobytes(), status=1, options=INTERPRETED)
         assert message in stderr
         assert stdout == b""
 
     def test_truncated_input_exits_with_status_1(self):
-        _, stderr = julia("box3d", "--order", 13, stdin=b"\0" * 100, status=1, compiled=False)
+        _, stderr = julia("box3d", "--order", 13, stdin=b"\0" * 100, status=1, options=INTERPRETED)
         assert "multiple of 192" in stderr
 
     def test_installer_leaves_an_installed_julia_alone(self):

@@ -290,7 +290,8 @@ def _of_torch(module: Any, threads: int) -> Function:
         if threads:
             torch.set_num_threads(threads)
         try:
-            with torch.no_grad():
+            # Optimizing a trace of this size takes longer than all calls of most users.
+            with torch.no_grad(), torch.jit.optimized_execution(False):
                 answer = module(*(torch.from_numpy(table) for table in tables))
         finally:
             if threads:

@@ -116,15 +116,15 @@ def _nodes(h, Z, N, base, lattice, x, w, g):
 
 @numba.njit(error_model="numpy")
 def _mixed(unit, Z, N, base, lattice, change):
-    work, scratch = np.zeros((kernels._ROWS, 7 * base.shape[1])), np.empty((11, 12))
+    work, scratch = np.zeros((kernels._ROWS, 7 * base.shape[1])), np.empty((10, 12))
     x, w, g = work[:3], work[WEIGHT], work[VALUES : VALUES + 6]
     for row in range(len(N)):
         n = _nodes(unit[row], Z[row], N[row], base, lattice, x, w, g)
         kernels._lepton_numbers(np.int64(3), n, work)
         kernels.forget_scales(scratch)
-        h = work[kernels._MIXED : kernels._MIXED + 6, :n]
-        h[:] = g[:, :n]
-        kernels.mix_flavors(n, h, work, scratch)
+        h = work[kernels._MIXED : kernels._MIXED + 6]
+        h[:, :n] = g[:, :n]
+        kernels.mix_flavors(n, work, scratch)
         for s in range(6):
             for i in range(n):
                 moved = w[i] * (h[s, i] - g[s, i])

@@ -41,14 +41,13 @@ def test_power_scheme(rate, initial):
     rate(PREDICT, 'the power scheme alone, mix(F, "power")', ROWS, lambda: mix(initial, "power", threads=1), rounds=3)
 
 
-def test_asymptotic_scheme(rate, initial):
-    rate(
-        PREDICT,
-        'the settled state, mix(F, "asymptotic")',
-        ROWS,
-        lambda: mix(initial, "asymptotic", threads=1),
-        rounds=5,
-    )
+@pytest.mark.parametrize("alike", [True, False])
+def test_asymptotic_scheme(rate, initial, alike):
+    F, name = initial, 'the settled state, mix(F, "asymptotic")'
+    if not alike:
+        F, name = initial[::8].copy(), f"{name}, unlike mu and tau"
+        F[:, [2, 5]] *= 0.9
+    rate(PREDICT, name, len(F), lambda: mix(F, "asymptotic", threads=1), rounds=5)
 
 
 def test_prediction(rate, table, model):

@@ -461,9 +461,8 @@ def _pair(La, Lb, w, plus, minus, share, G, c, q, out):
 # 2 to 3 to 1, and down, from 1 to 3 to 2 to 1. With alpha, beta > 0 the differences of lambda,
 #     c12 = A alpha,  c23 = B beta,  up = c12 + c23 + B alpha,  down = c12 + c23 + A beta,  c13 = (A + B)(alpha + beta).
 @kernel
-def _sort(L, upper, lower, bottom):
+def _sort(a, b, c, upper, lower, bottom):
     simd_function()
-    a, b, c = L[0], L[1], L[2]
     for i in range(np.uint64(bottom.shape[0])):
         high, low = max(a[i], b[i]), min(a[i], b[i])
         top, middle = max(high, c[i]), min(high, c[i])
@@ -630,60 +629,101 @@ def solve_two_scales(A, B, w, t1, t3, out):
     return _keep(log_a, log_b, out)
 
 
-@kernel
-def _permute(h, L, upper, lower, alpha, beta, rank, share, pair_a, pair_b, q, w, slope):
-    """Replace the six ``h`` by ``h + share (p h - h)``, less what the pair exchanges with probability ``q``.
+@scalar_kernel
+def _places(x, y, z):
+    """Whether the largest of three numbers is the first, or the second; likewise the middle one and the least."""
+    rises, over, last = y > x, z > x, z > y
+    return (
+        ((not rises) & (not over), rises & (not last)),
+        (rises ^ over, not rises ^ last),
+        (rises & over, (not rises) & last),
+    )
 
-    ``rank[f]``: place of flavor f in the order of the totals. Returns the square of the doubt, of neighbors in the
-    order of each direction; half of it, since where mu and tau are alike two pairs are one pair of neighbors.
+
+@scalar_kernel
+def _at(place, x, y, z):
+    return x if place[0] else (y if place[1] else z)
+
+
+@scalar_kernel
+def _mixed(places, p, x, y, z):
+    """What ``x, y, z`` change by, and the squares of the differences of neighbors in the order of the direction."""
+    high, middle, low = _at(places[0], x, y, z), _at(places[1], x, y, z), _at(places[2], x, y, z)
+    return (
+        p[0] * high + p[1] * middle + p[2] * low - x,
+        p[3] * high + p[4] * middle + p[5] * low - y,
+        p[6] * high + p[7] * middle + p[8] * low - z,
+        (high - middle) * (high - middle),
+        (middle - low) * (middle - low),
+    )
+
+
+@kernel
+def _permute(
+    La, Lb, Lc, upper, lower, alpha, beta, share, ea, eb, ec, q, w, slope_a, slope_b, slope_c, a, b, c, d, e, f
+):  # fmt: skip
+    """Replace each h of six by ``h + share (p h - h)``, less what a pair exchanges with probability ``q``.
+
+    Flavors a, b, c in the order of their totals: lepton numbers; 1 and -1 for those of the pair, else 0; slopes, each
+    of the other two; h, ``a`` to ``c`` of neutrinos and ``d`` to ``f`` of antineutrinos. Returns the square of the
+    doubt, of neighbors in the order of each direction; half of it, since where mu and tau are alike two pairs are one
+    pair of neighbors.
     """
+    simd_function()
     square = 1.0 / ((alpha + beta) * (alpha + beta))
     doubts = 0.0
     for i in range(np.uint64(q.shape[0])):
-        a, b = upper[i], lower[i]
-        c12, c23 = a * alpha, b * beta
-        up, down, c13 = c12 + c23 + b * alpha, c12 + c23 + a * beta, (a + b) * (alpha + beta)
+        A, B = upper[i], lower[i]
+        c12, c23 = A * alpha, B * beta
+        up, down, c13 = c12 + c23 + B * alpha, c12 + c23 + A * beta, (A + B) * (alpha + beta)
         g2, g3 = min(c12, c23), max(c12, c23)
         g4, g5 = min(up, down), max(up, down)
         u2, u3 = g2 * inverse_sqrt(1.0 + g2 * g2), g3 * inverse_sqrt(1.0 + g3 * g3)
         u4, u5 = g4 * inverse_sqrt(1.0 + g4 * g4), g5 * inverse_sqrt(1.0 + g5 * g5)
-        w6 = (1.0 - c13 * inverse_sqrt(1.0 + c13 * c13)) / 6.0
-        w5 = w6 + (c13 * inverse_sqrt(1.0 + c13 * c13) - u5) / 5.0
+        u6 = c13 * inverse_sqrt(1.0 + c13 * c13)
+        w6 = (1.0 - u6) / 6.0
+        w5 = w6 + (u6 - u5) / 5.0
         w4 = w5 + (u5 - u4) / 4.0
         w3 = w4 + (u4 - u3) / 3.0
         w2 = w3 + (u3 - u2) / 2.0
         w1 = w2 + u2
-        s12, s23 = (w2, w3) if c12 <= c23 else (w3, w2)
-        rising, falling = (w4, w5) if up <= down else (w5, w4)
-        # Flavors of the direction in their order.
-        l0, l1, l2 = L[0, i], L[1, i], L[2, i]
-        r0 = (1 if l1 > l0 else 0) + (1 if l2 > l0 else 0)
-        r1 = (1 if l0 >= l1 else 0) + (1 if l2 > l1 else 0)
-        top = bottom = 0.0
-        for nu in (0, 3):
-            x0, x1, x2 = h[nu, i], h[nu + 1, i], h[nu + 2, i]
-            moved = q[i] * (h[nu + pair_a, i] - h[nu + pair_b, i])
-            first = x0 if r0 == 0 else (x1 if r1 == 0 else x2)
-            second = x0 if r0 == 1 else (x1 if r1 == 1 else x2)
-            third = x0 if r0 == 2 else (x1 if r1 == 2 else x2)
-            top += (first - second) * (first - second)
-            bottom += (second - third) * (second - third)
-            p = (
-                (w1 + s23) * first + (s12 + falling) * second + (w6 + rising) * third,
-                (s12 + rising) * first + (w1 + w6) * second + (s23 + falling) * third,
-                (w6 + falling) * first + (s23 + rising) * second + (w1 + s12) * third,
-            )
-            for f in range(3):
-                value = p[0] if rank[f] == 0 else (p[1] if rank[f] == 1 else p[2])
-                h[nu + f, i] += share * (value - h[nu + f, i])
-            h[nu + pair_a, i] -= moved
-            h[nu + pair_b, i] += moved
+        s12, s23 = (w2 if c12 <= c23 else w3), (w3 if c12 <= c23 else w2)
+        rising, falling = (w4 if up <= down else w5), (w5 if up <= down else w4)
+        p = (
+            w1 + s23, s12 + falling, w6 + rising, s12 + rising, w1 + w6, s23 + falling, w6 + falling, s23 + rising,
+            w1 + s12,
+        )  # fmt: skip
+        places = _places(La[i], Lb[i], Lc[i])
+        x, y, z, top, bottom = _mixed(places, p, a[i], b[i], c[i])
+        moved = q[i] * (ea * a[i] + eb * b[i] + ec * c[i])
+        a[i] += share * x - ea * moved
+        b[i] += share * y - eb * moved
+        c[i] += share * z - ec * moved
+        x, y, z, top_bar, bottom_bar = _mixed(places, p, d[i], e[i], f[i])
+        moved = q[i] * (ea * d[i] + eb * e[i] + ec * f[i])
+        d[i] += share * x - ea * moved
+        e[i] += share * y - eb * moved
+        f[i] += share * z - ec * moved
         v = w[i] * w[i]
-        # Pairs in the order of `_members`, by the flavor that is not of them.
-        upmost, lowest = (0 if r0 == 0 else (1 if r1 == 0 else 2)), (0 if r0 == 2 else (1 if r1 == 2 else 2))
-        doubts += doubt(v * top, slope[2 - lowest, i] + _TINY, a, square)
-        doubts += doubt(v * bottom, slope[2 - upmost, i] + _TINY, b, square)
+        # The slope of the highest two is that without the lowest.
+        highest = _at(places[2], slope_a[i], slope_b[i], slope_c[i]) + _TINY
+        lowest = _at(places[0], slope_a[i], slope_b[i], slope_c[i]) + _TINY
+        doubts += doubt(v * (top + top_bar), highest, A, square) + doubt(v * (bottom + bottom_bar), lowest, B, square)
     return doubts
+
+
+@scalar_kernel
+def _by_total(x, y, z):
+    """The three flavors by falling total."""
+    first = 0 if x >= y and x >= z else (1 if y >= z else 2)
+    third = 2 if z <= x and z <= y else (1 if y <= x else 0)
+    return first, 3 - first - third, third
+
+
+@scalar_kernel
+def _in_pair(flavor, a, b):
+    """1 for the first of a pair, -1 for the second, 0 for the one that is not in it."""
+    return 1.0 if flavor == a else (-1.0 if flavor == b else 0.0)
 
 
 @scalar_kernel
@@ -693,9 +733,12 @@ def _members(pair):
 
 
 @kernel
-def _doubts_of_pair(a, b, L, h, w, slopes, square):
+def _doubts_of_pair(a, b, n, work, square):
     """As `_doubts`, of one pair of flavors; of the three slopes its own."""
-    return _sum_of_pair(L[a], L[b], w, h[a], h[b], h[a + 3], h[b + 3], slopes[a + b - 1], square)
+    return _sum_of_pair(
+        work[_LEPTON + a, :n], work[_LEPTON + b, :n], work[WEIGHT, :n], work[_MIXED + a, :n], work[_MIXED + b, :n],
+        work[_MIXED + a + 3, :n], work[_MIXED + b + 3, :n], work[_SLOPE + a + b - 1, :n], square,
+    )  # fmt: skip
 
 
 @kernel
@@ -709,19 +752,20 @@ def _sum_of_pair(La, Lb, w, ga, gb, ha, hb, slope, square):
 
 
 @kernel
-def mix_flavors(n, h, work, scratch):
-    """Mix the six ``h (6, n)`` as the lepton numbers in `work` say, which change.
+def mix_flavors(n, work, scratch):
+    """Mix the six rows of `work` from `_MIXED` on as the lepton numbers there say, which change.
 
     Returns whether there is a crossing, and the square of the doubt, from the slopes in `work`.
     """
-    w, L, slope = work[WEIGHT, :n], work[_LEPTON : _LEPTON + 3, :n], work[_SLOPE : _SLOPE + 3, :n]
+    # Not ``[..., :n]``: rows of what is not contiguous would not be vectorised over.
+    w, L, h, slope = work[WEIGHT, :n], work[_LEPTON : _LEPTON + 3], work[_MIXED : _MIXED + 6], work[_SLOPE : _SLOPE + 3]
     q, upper, lower, bottom = work[_EXCHANGE, :n], work[_UPPER, :n], work[_LOWER, :n], work[_BOTTOM, :n]
-    out, plus, minus, rank = scratch[7], scratch[8], scratch[9], scratch[10]
+    out, plus, minus = scratch[7], scratch[8], scratch[9]
     first = second = doubts = 0.0
     deepest = -1
     for pair in range(3):
         a, b = _members(pair)
-        plus[pair], minus[pair] = _sides(L[a], L[b], w)
+        plus[pair], minus[pair] = _sides(L[a, :n], L[b, :n], w)
         sigma = np.sqrt(plus[pair] * minus[pair]) if min(plus[pair], minus[pair]) > NOISE else 0.0
         if sigma > first:
             first, second, deepest = sigma, first, pair
@@ -732,23 +776,23 @@ def mix_flavors(n, h, work, scratch):
         share = ahead * fade(min(plus[deepest], minus[deepest]))
         if share > 0.0:
             a, b = _members(deepest)
-            square = _pair(L[a], L[b], w, plus[deepest], minus[deepest], share, lower, upper, q, out)
-            doubts += ahead * ahead * _doubts_of_pair(a, b, L, h, w, slope, square)
-            _exchange(q, L[a], L[b])
-            _exchange(q, h[a], h[b])
-            _exchange(q, h[a + 3], h[b + 3])
+            square = _pair(L[a, :n], L[b, :n], w, plus[deepest], minus[deepest], share, lower, upper, q, out)
+            doubts += ahead * ahead * _doubts_of_pair(a, b, n, work, square)
+            _exchange(q, L[a, :n], L[b, :n])
+            _exchange(q, h[a, :n], h[b, :n])
+            _exchange(q, h[a + 3, :n], h[b + 3, :n])
     if second == 0.0:
         # What crosses between the nodes.
         for pair in range(3):
             a, b = _members(pair)
             if pair != deepest:
-                doubts += _doubts_of_pair(a, b, L, h, w, slope, 0.0)
+                doubts += _doubts_of_pair(a, b, n, work, 0.0)
         return first > 0.0, doubts
     strongest = deepest
     first = second = 0.0
     for pair in range(3):
         a, b = _members(pair)
-        plus[pair], minus[pair] = _sides(L[a], L[b], w)
+        plus[pair], minus[pair] = _sides(L[a, :n], L[b, :n], w)
         small = min(plus[pair], minus[pair])
         if small > first:
             first, second, deepest = small, first, pair
@@ -760,34 +804,35 @@ def mix_flavors(n, h, work, scratch):
         for pair in range(3):
             a, b = _members(pair)
             if pair != strongest:
-                doubts += (1.0 - together) * (1.0 - together) * _doubts_of_pair(a, b, L, h, w, slope, 0.0)
+                doubts += (1.0 - together) * (1.0 - together) * _doubts_of_pair(a, b, n, work, 0.0)
     a, b = _members(deepest)
     if alone > 0.0:
-        square = _pair(L[a], L[b], w, plus[deepest], minus[deepest], alone, lower, upper, q, out)
-        doubts += alone * alone * _doubts_of_pair(a, b, L, h, w, slope, square)
+        square = _pair(L[a, :n], L[b, :n], w, plus[deepest], minus[deepest], alone, lower, upper, q, out)
+        doubts += alone * alone * _doubts_of_pair(a, b, n, work, square)
     else:
         for i in range(n):
             q[i] = 0.0
     if together == 0.0:
         if alone > 0.0:
-            _exchange(q, h[a], h[b])
-            _exchange(q, h[a + 3], h[b + 3])
+            _exchange(q, h[a, :n], h[b, :n])
+            _exchange(q, h[a + 3, :n], h[b + 3, :n])
         return True, doubts
-    _sort(L, upper, lower, bottom)
+    _sort(L[0, :n], L[1, :n], L[2, :n], upper, lower, bottom)
     least = 0.0
     for i in range(n):
         least += w[i] * bottom[i]
-    for f in range(3):
+    for flavor in range(3):
         total = 0.0
         for i in range(n):
-            total += w[i] * L[f, i]
-        plus[f] = total
-    rank[0] = (1 if plus[1] > plus[0] else 0) + (1 if plus[2] > plus[0] else 0)
-    rank[1] = (1 if plus[0] >= plus[1] else 0) + (1 if plus[2] > plus[1] else 0)
-    rank[2] = 3 - rank[0] - rank[1]
-    t1, t3 = max(plus[0], max(plus[1], plus[2])) - least, min(plus[0], min(plus[1], plus[2])) - least
-    alpha, beta = solve_two_scales(upper, lower, w, t1, t3, out)
-    half = _permute(h, L, upper, lower, alpha, beta, rank, together, a, b, q, w, slope)
+            total += w[i] * L[flavor, i]
+        plus[flavor] = total
+    f, g, k = _by_total(plus[0], plus[1], plus[2])
+    alpha, beta = solve_two_scales(upper, lower, w, plus[f] - least, plus[k] - least, out)
+    half = _permute(
+        L[f, :n], L[g, :n], L[k, :n], upper, lower, alpha, beta, together, _in_pair(f, a, b), _in_pair(g, a, b),
+        _in_pair(k, a, b), q, w, slope[2 - f, :n], slope[2 - g, :n], slope[2 - k, :n], h[f, :n], h[g, :n], h[k, :n],
+        h[f + 3, :n], h[g + 3, :n], h[k + 3, :n],
+    )  # fmt: skip
     return True, doubts + 2.0 * together * together * half
 
 
@@ -823,16 +868,18 @@ def _mix_unlike(beams, least, species, moments, Q, table, narrow, scratch, work,
         else:
             work[_SLOPE + pair, :n] = 0.0
     _lepton_numbers(np.int64(3), n, work)
-    h = work[_MIXED : _MIXED + 6, :n]
     for s in range(6):
         for i in range(n):
-            h[s, i] = work[VALUES + s, i]
+            work[_MIXED + s, i] = work[VALUES + s, i]
     change[:] = 0.0
-    crosses, doubts = mix_flavors(n, h, work, scratch)
+    crosses, doubts = mix_flavors(n, work, scratch)
     if not crosses:
         return doubts
     for s in range(6):
-        _moments(work[X, :n], work[Y, :n], work[Z, :n], work[WEIGHT, :n], h[s], work[VALUES + s, :n], change[s])
+        _moments(
+            work[X, :n], work[Y, :n], work[Z, :n], work[WEIGHT, :n], work[_MIXED + s, :n], work[VALUES + s, :n],
+            change[s],
+        )  # fmt: skip
     # Conservation, which holds to the error of the scales, to rounding.
     for f in range(3):
         change[f, 3] = change[f + 3, 3] = 0.5 * (change[f, 3] + change[f + 3, 3])
@@ -864,7 +911,7 @@ def _go_over(change, share, better):
 def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
     """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``; of the levels' rules, sphere and species, that many."""
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
-    scratch, changes, shares = np.empty((11, 12)), np.empty((levels, 6, 4)), np.empty(levels)
+    scratch, changes, shares = np.empty((10, 12)), np.empty((levels, 6, 4)), np.empty(levels)
     size = 0
     for level in range(levels):
         size = max(size, spheres[level].shape[1] + 6 * narrow[level].shape[1])
@@ -934,7 +981,7 @@ def _sides_alike(species, x, y, z, w):
 def crossing_rows(F, table, narrow, crosses, start, stop):
     """Whether both sides of the three pairs hold more than `NOISE` of the total density, into ``crosses (n, 3)``."""
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
-    scratch = np.empty((11, 12))
+    scratch = np.empty((10, 12))
     work = np.empty((_ROWS, table.shape[1] + 6 * narrow.shape[1]))
     for i in range(start, stop):
         total, flavors, beams = enter(F[i], np.int64(0), moments, Q, axes, species)
@@ -969,7 +1016,7 @@ def crossing_rows(F, table, narrow, crosses, start, stop):
 def transition_row(F, table, narrow, directions, p):
     """``p (m, 3, 3)`` of one state: the directions are nodes of weight 0, and flavors are mixed that are 1 each."""
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
-    scratch = np.empty((11, 12))
+    scratch = np.empty((10, 12))
     size, m = table.shape[1], directions.shape[1]
     nodes = np.zeros((4, size + m))
     work = np.empty((_ROWS, size + m + 6 * narrow.shape[1]))
@@ -990,14 +1037,14 @@ def transition_row(F, table, narrow, directions, p):
             )
     n = fill_nodes(np.int64(6), beams, species, moments, Q, nodes, narrow, scratch, work)
     _lepton_numbers(np.int64(3), n, work)
-    h = work[_MIXED : _MIXED + 6, :n]
+    h = work[_MIXED : _MIXED + 6]
     # Neutrinos start as e, "antineutrinos" as mu.
     for s in range(6):
         for i in range(n):
             h[s, i] = 1.0 if s == 0 or s == 4 else 0.0
     work[_SLOPE : _SLOPE + 3, :n] = 0.0
     forget_scales(scratch)
-    crosses, _ = mix_flavors(n, h, work, scratch)
+    crosses, _ = mix_flavors(n, work, scratch)
     if crosses:
         for i in range(m):
             for b in range(3):

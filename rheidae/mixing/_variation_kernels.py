@@ -81,7 +81,7 @@ def variation_rows(F, table, narrow, sizes, lost, start, stop):
     ``lost (n, 2, 4)``: what nu_e and nubar_e lose under the scheme, over the total; NaN where mu and tau differ.
     """
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
-    scratch, sums = np.empty((11, 12)), np.empty((1 + KINDS, 8))
+    scratch, sums = np.empty((10, 12)), np.empty((1 + KINDS, 8))
     work = np.empty((_ROWS, table.shape[1] + 6 * narrow.shape[1]))
     out = scratch[0]
     for i in range(start, stop):

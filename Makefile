@@ -8,10 +8,10 @@ SETUP := $(VENV)/.installed
 	slurm-preprocess slurm-train test test-lowest bench docs lint clean
 .DEFAULT_GOAL := demo
 
-# Made anew when the requirements change.
+# Made anew when the requirements change. Modules are compiled when first imported: all of torch's would take a minute.
 $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 setup: $(SETUP)
@@ -70,7 +70,7 @@ test: setup
 LOWEST := .venv-lowest
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . pytest pytest-timeout hypothesis
+	$(LOWEST)/bin/python -m pip install --quiet --no-compile --constraint constraints-lowest.txt --editable . pytest pytest-timeout hypothesis
 	touch $@
 
 setup-lowest: $(LOWEST)/.installed

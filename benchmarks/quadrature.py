@@ -132,7 +132,7 @@ def jump(scheme, start, end):
         F = (1 - t)[:, None, None] * start + t[:, None, None] * end
         change = scheme(F) - F
         steps = change[1:] - change[:-1]
-        largest = np.linalg.norm(steps, axis=2).max(axis=1).argmax()
+        largest = distance(change[1:], change[:-1]).argmax()
         low, high = t[largest], t[largest + 1]
     return distance(steps[1:], steps[:-1]).max()
 

@@ -166,28 +166,26 @@ def _write(
     metadata = {**about, "format": format}
     with Outputs() as outputs:
         temporary = outputs.path(path)
-
-        def write() -> None:
+        # Once to learn how near it comes, once more with that in it, to see that it can be read.
+        for few in (None, 3):
             content = FORMATS[format].write(made, metadata)
             with naming(path, len(content)):
                 temporary.write_bytes(content)
-
-        write()
-        reached = _difference(temporary, format, given, expected)
-        if not reached <= tolerance:
-            raise ExportError(
-                f"{path}: the {format} file differs from {'the scheme' if 'scheme' in about else 'the estimator'} "
-                f"by {reached:.1e} of the total density, more than {tolerance:.1e}; nothing was written. Try "
-                "another format, or leave Box3D outside"
-            )
-        metadata["tolerance"] = {
-            "reached": reached,
-            "allowed": tolerance,
-            "relative_to": "total number density of the row",
-            "rows_compared": len(expected),
-        }
-        # The same again, with that in it.
-        write()
+            reached = _difference(temporary, format, [table[:few] for table in given], expected[:few])
+            if not reached <= tolerance:
+                raise ExportError(
+                    f"{path}: the {format} file differs from {'the scheme' if 'scheme' in about else 'the estimator'} "
+                    f"by {reached:.1e} of the total density, more than {tolerance:.1e}; nothing was written. Try "
+                    "another format, or leave Box3D outside"
+                )
+            if "tolerance" in metadata:
+                break
+            metadata["tolerance"] = {
+                "reached": reached,
+                "allowed": tolerance,
+                "relative_to": "total number density of the row",
+                "rows_compared": len(expected),
+            }
         outputs.write(f"{path}.json", (json.dumps(metadata, indent=2) + "\n").encode())
     return metadata
 

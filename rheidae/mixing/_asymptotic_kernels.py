@@ -646,13 +646,14 @@ def _at(place, x, y, z):
 
 
 @scalar_kernel
-def _mixed(places, p, x, y, z):
-    """What ``x, y, z`` change by, and the squares of the differences of neighbors in the order of the direction."""
+def _mixed(places, p, share, pair, q, x, y, z):
+    """New ``x, y, z``, and the squares of the differences of neighbors in the order of the direction."""
     high, middle, low = _at(places[0], x, y, z), _at(places[1], x, y, z), _at(places[2], x, y, z)
+    moved = q * (pair[0] * x + pair[1] * y + pair[2] * z)
     return (
-        p[0] * high + p[1] * middle + p[2] * low - x,
-        p[3] * high + p[4] * middle + p[5] * low - y,
-        p[6] * high + p[7] * middle + p[8] * low - z,
+        x + share * (p[0] * high + p[1] * middle + p[2] * low - x) - pair[0] * moved,
+        y + share * (p[3] * high + p[4] * middle + p[5] * low - y) - pair[1] * moved,
+        z + share * (p[6] * high + p[7] * middle + p[8] * low - z) - pair[2] * moved,
         (high - middle) * (high - middle),
         (middle - low) * (middle - low),
     )
@@ -660,12 +661,12 @@ def _mixed(places, p, x, y, z):
 
 @kernel
 def _permute(
-    La, Lb, Lc, upper, lower, alpha, beta, share, ea, eb, ec, q, w, slope_a, slope_b, slope_c, a, b, c, d, e, f
+    La, Lb, Lc, upper, lower, alpha, beta, share, pair, q, w, slope_a, slope_b, slope_c, a, b, c, d, e, f
 ):  # fmt: skip
     """Replace each h of six by ``h + share (p h - h)``, less what a pair exchanges with probability ``q``.
 
-    Flavors a, b, c in the order of their totals: lepton numbers; 1 and -1 for those of the pair, else 0; slopes, each
-    of the other two; h, ``a`` to ``c`` of neutrinos and ``d`` to ``f`` of antineutrinos. Returns the square of the
+    Flavors a, b, c in the order of their totals: lepton numbers; ``pair``, 1 and -1 for those of it, else 0; slopes,
+    each of the other two; h, ``a`` to ``c`` of neutrinos and ``d`` to ``f`` of antineutrinos. Returns the square of the
     doubt, of neighbors in the order of each direction; half of it, since where mu and tau are alike two pairs are one
     pair of neighbors.
     """
@@ -694,16 +695,8 @@ def _permute(
             w1 + s12,
         )  # fmt: skip
         places = _places(La[i], Lb[i], Lc[i])
-        x, y, z, top, bottom = _mixed(places, p, a[i], b[i], c[i])
-        moved = q[i] * (ea * a[i] + eb * b[i] + ec * c[i])
-        a[i] += share * x - ea * moved
-        b[i] += share * y - eb * moved
-        c[i] += share * z - ec * moved
-        x, y, z, top_bar, bottom_bar = _mixed(places, p, d[i], e[i], f[i])
-        moved = q[i] * (ea * d[i] + eb * e[i] + ec * f[i])
-        d[i] += share * x - ea * moved
-        e[i] += share * y - eb * moved
-        f[i] += share * z - ec * moved
+        a[i], b[i], c[i], top, bottom = _mixed(places, p, share, pair, q[i], a[i], b[i], c[i])
+        d[i], e[i], f[i], top_bar, bottom_bar = _mixed(places, p, share, pair, q[i], d[i], e[i], f[i])
         v = w[i] * w[i]
         # The slope of the highest two is that without the lowest.
         highest = _at(places[2], slope_a[i], slope_b[i], slope_c[i]) + _TINY
@@ -828,10 +821,10 @@ def mix_flavors(n, work, scratch):
         plus[flavor] = total
     f, g, k = _by_total(plus[0], plus[1], plus[2])
     alpha, beta = solve_two_scales(upper, lower, w, plus[f] - least, plus[k] - least, out)
+    signs = _in_pair(f, a, b), _in_pair(g, a, b), _in_pair(k, a, b)
     half = _permute(
-        L[f, :n], L[g, :n], L[k, :n], upper, lower, alpha, beta, together, _in_pair(f, a, b), _in_pair(g, a, b),
-        _in_pair(k, a, b), q, w, slope[2 - f, :n], slope[2 - g, :n], slope[2 - k, :n], h[f, :n], h[g, :n], h[k, :n],
-        h[f + 3, :n], h[g + 3, :n], h[k + 3, :n],
+        L[f, :n], L[g, :n], L[k, :n], upper, lower, alpha, beta, together, signs, q, w, slope[2 - f, :n],
+        slope[2 - g, :n], slope[2 - k, :n], h[f, :n], h[g, :n], h[k, :n], h[f + 3, :n], h[g + 3, :n], h[k + 3, :n],
     )  # fmt: skip
     return True, doubts + 2.0 * together * together * half
 

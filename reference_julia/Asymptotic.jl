@@ -18,7 +18,7 @@ using ..Power: gauss_legendre
 
 const PAIRS = ((1, 2), (1, 3), (2, 3))
 
-"Where flavors e, mu, tau go, for each of the six permutations."
+"Which flavors go to the first, second and third place, for each of the six permutations."
 const PERMUTATIONS = ((1, 2, 3), (2, 1, 3), (1, 3, 2), (2, 3, 1), (3, 1, 2), (3, 2, 1))
 
 "A side of a crossing below this part of the total density is rounding."
@@ -96,16 +96,17 @@ end
 # ----------------------------------------------------------- three flavors ---
 
 """
-    permutation_weights(L, lambda)
+    permutation_weights(L, alpha, beta)
 
-Probabilities of the six permutations in one direction. Permutation pi has the
-value `e = sum_a L_a lambda_pi(a)` and lacks `c = max e - e` to the best. All
+Probabilities of the six permutations in one direction, for `lambda` that falls
+by `alpha` from the first flavor to the second and by `beta` to the third.
+Permutation pi has the value `e = sum_a L_a lambda_pi(a)` and lacks
+`c = max e - e` to the best, which has the flavors in the order of their L. All
 those with c < t are equally likely, and `P(t < c) = c/sqrt(1 + c^2)`.
 """
-function permutation_weights(L, lambda)
-    e = map(pi -> L[1] * lambda[pi[1]] + L[2] * lambda[pi[2]] + L[3] * lambda[pi[3]], PERMUTATIONS)
-    best = maximum(e)
-    u = map(value -> share_out(best - value), e)
+function permutation_weights(L, alpha, beta)
+    # From distances in L: of e itself, a large beta would leave no digit of alpha.
+    u = map(pi -> share_out(alpha * (maximum(L) - L[pi[1]]) + beta * (L[pi[3]] - minimum(L))), PERMUTATIONS)
     # A threshold between two neighboring costs admits the k permutations up to the lower one.
     ends = sort!([u..., 1.0])
     weights = zeros(6)
@@ -119,12 +120,12 @@ function permutation_weights(L, lambda)
 end
 
 "Total lepton number of flavor `b` after mixing."
-function total_after(w, L, lambda, b)
+function total_after(w, L, alpha, beta, b)
     total = 0.0
     for i in eachindex(w)
-        weights = permutation_weights((L[1, i], L[2, i], L[3, i]), lambda)
-        for (weight, pi) in zip(weights, PERMUTATIONS), a in 1:3
-            pi[a] == b && (total += w[i] * weight * L[a, i])
+        weights = permutation_weights((L[1, i], L[2, i], L[3, i]), alpha, beta)
+        for (weight, pi) in zip(weights, PERMUTATIONS)
+            total += w[i] * weight * L[pi[b], i]
         end
     end
     return total
@@ -137,26 +138,23 @@ end
 two differences follow from `int L'_a = int L_a`.
 """
 function three_flavors(w, L)
-    L = L ./ maximum(abs, L)
-    totals = [sum(w .* L[a, :]) for a in 1:3]
-    first, second, third = sortperm(totals; rev=true)
+    totals = [sum(w .* L[a, :]) for a in 1:3] ./ maximum(abs, L)
+    order = sortperm(totals; rev=true)
+    L, totals = L[order, :] ./ maximum(abs, L), totals[order]
 
-    levels(log_alpha, log_beta) = ntuple(
-        a -> a == first ? exp(log_alpha) + exp(log_beta) : a == second ? exp(log_beta) : 0.0, 3)
-
-    after(b, log_alpha, log_beta) = total_after(w, L, levels(log_alpha, log_beta), b)
+    after(b, log_alpha, log_beta) = total_after(w, L, exp(log_alpha), exp(log_beta), b)
 
     # The lowest keeps its total by beta, for each alpha; the highest by alpha.
     last = Ref(0.0)
-    beta(log_alpha) = last[] = root(log_beta -> totals[third] - after(third, log_alpha, log_beta), last[])
-    log_alpha = root(log_alpha -> after(first, log_alpha, beta(log_alpha)) - totals[first])
-    lambda = levels(log_alpha, beta(log_alpha))
+    beta(log_alpha) = last[] = root(log_beta -> totals[3] - after(3, log_alpha, log_beta), last[])
+    log_alpha = root(log_alpha -> after(1, log_alpha, beta(log_alpha)) - totals[1])
+    log_beta = beta(log_alpha)
 
     p = zeros(3, 3, length(w))
     for i in eachindex(w)
-        weights = permutation_weights((L[1, i], L[2, i], L[3, i]), lambda)
-        for (weight, pi) in zip(weights, PERMUTATIONS), a in 1:3
-            p[a, pi[a], i] += weight
+        weights = permutation_weights((L[1, i], L[2, i], L[3, i]), exp(log_alpha), exp(log_beta))
+        for (weight, pi) in zip(weights, PERMUTATIONS), b in 1:3
+            p[order[pi[b]], order[b], i] += weight
         end
     end
     return p

@@ -291,7 +291,7 @@ class TestLive:
             error = relative_error(asymptotic_flux(F_init, order=order), expected, F_init)
             assert np.median(error) < 2e-4, seed
             assert error.max() < 5e-3, (seed, int(error.argmax()))
-        assert conservation_error(F_init, expected) < 1e-7, seed
+        assert conservation_error(F_init, expected) < 1e-12, seed
 
     def test_no_sample_gives_no_output(self):
         stdout, _ = julia("box3d", "--order", 31, options=INTERPRETED)

@@ -8,7 +8,10 @@ SETUP := $(VENV)/.installed
 	slurm-preprocess slurm-train test test-lowest bench docs lint clean
 .DEFAULT_GOAL := demo
 
-# Made anew when the requirements change. Modules are compiled when first imported: all of torch's would take a minute.
+# Modules are compiled when first imported, as all of torch's would take a minute; and then for good.
+unexport PYTHONDONTWRITEBYTECODE
+
+# Made anew when the requirements change.
 $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'

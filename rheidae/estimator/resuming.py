@@ -76,12 +76,13 @@ class Resumable(OwnRandomness, NeuralNetRegressor):
             self.state_ = None
             self._forget_batches()
 
-    def training_state(self) -> dict[str, Any]:
+    def training_state(self, history: bool = True) -> dict[str, Any]:
         """Return everything that training needs to go on exactly, at the end of an epoch.
 
-        Tensors and plain data alone: ``torch.load(..., weights_only=True)`` reads it back.
+        Tensors and plain data alone: ``torch.load(..., weights_only=True)`` reads it back. Without its `history` it
+        takes as long after many epochs as after few.
         """
-        return {
+        state = {
             "format": STATE_FORMAT,
             "epoch": len(self.history),
             "module": copy_state(self.module_.state_dict()),
@@ -90,8 +91,8 @@ class Resumable(OwnRandomness, NeuralNetRegressor):
             "callbacks": {name: callback_state(callback) for name, callback in self.callbacks_},
             "rng": get_rng(self._device),
             "box3d_valid": self.box3d_valid_,
-            "history": plain_history(self.history),
         }
+        return state | {"history": plain_history(self.history)} if history else state
 
     def _restore(self, state: dict[str, Any]) -> int:
         """Put the state back; return how many epochs are left."""

@@ -54,7 +54,7 @@ class RunCheckpoint(Callback):
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         """Keep the state, and save it if the epoch's number is a multiple of `every`."""
-        self.snapshot_ = net.training_state()
+        self.snapshot_ = net.training_state(history=False)
         if len(net.history) % self.every == 0:
             self.write(net)
 
@@ -67,10 +67,11 @@ class RunCheckpoint(Callback):
         if self.snapshot_ is None:
             return False
         folder, state = Path(self.folder), io.BytesIO()
-        torch.save(self.snapshot_, state)
+        history = plain_history(net.history)[: self.snapshot_["epoch"]]
+        torch.save(self.snapshot_ | {"history": history}, state)
         with Outputs() as outputs:
             outputs.write(folder / "last.safetensors", _safetensors(self.snapshot_["module"]))
-            outputs.write(folder / "history.json", json.dumps(self.snapshot_["history"]).encode())
+            outputs.write(folder / "history.json", json.dumps(history).encode())
             # Renamed last: a run killed before goes on from the state of before and writes the others again.
             outputs.write(self.path, state.getvalue())
         net.last_checkpoint_ = str(self.path)
@@ -96,12 +97,11 @@ class HistoryLog(Callback):
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         """Add a line."""
         path = Path(self.folder) / "history.jsonl"
-        rows = plain_history(net.history)
         if self.fresh_:
-            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(path, "".join(json.dumps(row) + "\n" for row in plain_history(net.history)))
             self.fresh_ = False
         else:
-            _append(path, (json.dumps(rows[-1]) + "\n").encode())
+            _append(path, (json.dumps(plain_history(net.history, -1)[0]) + "\n").encode())
 
     def on_train_end(self, net: Any, **kwargs: Any) -> None:
         """Write the table."""
@@ -171,11 +171,11 @@ def callback_state(callback: Any) -> dict[str, Any]:
     """
     state = {}
     for name, value in vars(callback).items():
-        if not name.endswith("_"):
+        if not name.endswith("_") or name == "snapshot_":
             continue
         if hasattr(value, "state_dict") and not isinstance(value, torch.nn.Module | type):
             value = value.state_dict()
-        if _is_plain(value) and name != "snapshot_":
+        if _is_plain(value):
             state[name] = copy_state(value)
     return state
 
@@ -246,9 +246,9 @@ def _append(path: Path, line: bytes) -> None:
         raise not_written(path, error, len(line)) from error
 
 
-def plain_history(history: Any) -> list[dict[str, Any]]:
-    """Return the epochs as dicts without skorch's list of batches."""
-    return [{name: value for name, value in row.items() if name != "batches"} for row in history.to_list()]
+def plain_history(history: Any, first: int = 0) -> list[dict[str, Any]]:
+    """Return the epochs from `first` on as dicts without skorch's list of batches."""
+    return [{name: value for name, value in row.items() if name != "batches"} for row in history.to_list()[first:]]
 
 
 def write_history_csv(rows: list[dict[str, Any]], path: Path) -> None:

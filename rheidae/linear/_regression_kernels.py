@@ -43,15 +43,16 @@ def _add_minerbo(F, sign, half, weights, g):
 
 
 @kernel
-def _sums(g, half, plus, minus):
-    """Moments 1, x, y, z, xx, xy, xz, yy, yz, zz of the positive and the negative part of ``g``."""
+def _sums(La, Lb, half, plus, minus):
+    """Moments 1, x, y, z, xx, xy, xz, yy, yz, zz of the positive and the negative part of ``La - Lb``."""
     simd_function()
     pairs = half.shape[1]
     a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = a8 = a9 = 0.0
     b0 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = b8 = b9 = 0.0
     for p in range(pairs):
         x, y, z = half[0, p], half[1, p], half[2, p]
-        u, v = max(g[p], 0.0), max(g[pairs + p], 0.0)
+        g, opposite = La[p] - Lb[p], La[pairs + p] - Lb[pairs + p]
+        u, v = max(g, 0.0), max(opposite, 0.0)
         s, d = u + v, u - v
         a0 += s
         a1 += d * x
@@ -63,7 +64,7 @@ def _sums(g, half, plus, minus):
         a7 += s * y * y
         a8 += s * y * z
         a9 += s * z * z
-        u, v = u - g[p], v - g[pairs + p]
+        u, v = u - g, v - opposite
         s, d = u + v, u - v
         b0 += s
         b1 += d * x
@@ -143,34 +144,29 @@ def _network(x, W, b, v, c, hidden):
 
 
 @driver
-def features(F, a, b, half, weights, out, scale):
-    """Features ``out (n, FEATURES)`` and ``scale (n)`` of flavors a, b of ``F (n, 6, 4)``; b = 3: mu as the average."""
-    g, plus, minus = np.empty(2 * half.shape[1]), np.empty(10), np.empty(10)
+def features(F, half, weights, out, scale):
+    """Features ``out (n, FEATURES)`` and ``scale (n)`` of e and mu of ``F (n, 6, 4)``."""
+    L, plus, minus = np.empty((2, 2 * half.shape[1])), np.empty(10), np.empty(10)
     for r in range(F.shape[0]):
-        _difference(F[r], a, b, half, weights, g)
-        _sums(g, half, plus, minus)
+        for a in range(2):
+            _lepton_number(F[r], a, half, weights, L[a])
+        _sums(L[0], L[1], half, plus, minus)
         scale[r] = _features(plus, minus, out[r])
 
 
 @kernel
-def _difference(F, a, b, half, weights, g):
-    for p in range(g.shape[0]):
-        g[p] = 0.0
-    _add_minerbo(F[a], 1.0, half, weights, g)
-    _add_minerbo(F[3 + a], -1.0, half, weights, g)
-    if b < 3:
-        _add_minerbo(F[b], -1.0, half, weights, g)
-        _add_minerbo(F[3 + b], 1.0, half, weights, g)
-    else:
-        # mu and tau are alike, so that one of them is their average.
-        _add_minerbo(F[1], -1.0, half, weights, g)
-        _add_minerbo(F[4], 1.0, half, weights, g)
+def _lepton_number(F, a, half, weights, L):
+    """Of flavor a, times the weights."""
+    for p in range(L.shape[0]):
+        L[p] = 0.0
+    _add_minerbo(F[a], 1.0, half, weights, L)
+    _add_minerbo(F[3 + a], -1.0, half, weights, L)
 
 
 @driver
 def rates(F, half, weights, W, b, v, c, out):
     """Growth rates in the unit of ``F (n, 6, 4)``; of unlike mu and tau the largest of three pairs."""
-    g, plus, minus, x = np.empty(2 * half.shape[1]), np.empty(10), np.empty(10), np.empty(FEATURES)
+    L, plus, minus, x = np.empty((3, 2 * half.shape[1])), np.empty(10), np.empty(10), np.empty(FEATURES)
     hidden = np.empty(b.shape[0])
     for r in range(F.shape[0]):
         total, apart = 0.0, 0.0
@@ -179,12 +175,11 @@ def rates(F, half, weights, W, b, v, c, out):
         for k in range(4):
             apart = max(apart, abs(F[r, 1, k] - F[r, 2, k]), abs(F[r, 4, k] - F[r, 5, k]))
         unlike = apart > 1e-6 * total
+        for a in range(3 if unlike else 2):
+            _lepton_number(F[r], a, half, weights, L[a])
         best = 0.0
         for pair in range(3 if unlike else 1):
-            first = 1 if pair == 2 else 0
-            second = 3 if not unlike else (1 if pair == 0 else 2)
-            _difference(F[r], first, second, half, weights, g)
-            _sums(g, half, plus, minus)
+            _sums(L[1 if pair == 2 else 0], L[1 if pair == 0 else 2], half, plus, minus)
             scale = _features(plus, minus, x)
             if scale > 1e-12 * total:
                 best = max(best, scale * np.exp(_network(x, W, b, v, c, hidden)))

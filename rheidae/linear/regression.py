@@ -102,7 +102,7 @@ def features(F: Array) -> tuple[Array, Array]:
     from rheidae.linear import _regression_kernels as kernels
 
     out, scale = np.zeros((len(F), kernels.FEATURES)), np.zeros(len(F))
-    kernels.features(np.ascontiguousarray(F), 0, 3, *_half(), out, scale)
+    kernels.features(np.ascontiguousarray(F), *_half(), out, scale)
     return out, scale
 
 

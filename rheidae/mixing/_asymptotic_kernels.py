@@ -948,13 +948,13 @@ def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
 
 
 @kernel
-def _sides_alike(species, x, y, z, w):
-    """I+ and I- of a row with mu = tau and without beams, over pairs of nodes."""
+def _sides_of_species(a, abar, b, bbar, x, y, z, w):
+    """I+ and I- between two flavors, of species without nodes of their own, over pairs of nodes."""
     simd_function()
-    _, ex, ey, ez, eA = _exponent(species[0])
-    _, fx, fy, fz, fA = _exponent(species[2])
-    _, gx, gy, gz, gA = _exponent(species[1])
-    _, hx, hy, hz, hA = _exponent(species[3])
+    _, ex, ey, ez, eA = _exponent(a)
+    _, fx, fy, fz, fA = _exponent(abar)
+    _, gx, gy, gz, gA = _exponent(b)
+    _, hx, hy, hz, hA = _exponent(bbar)
     large = small = 0.0
     for i in range(np.uint64(x.shape[0])):
         p, q, r, v = x[i], y[i], z[i], w[i]
@@ -970,6 +970,22 @@ def _sides_alike(species, x, y, z, w):
     return 0.5 * large, 0.5 * small
 
 
+@kernel
+def _crosses(a, abar, b, bbar, table):
+    """Whether two flavors do: both sides only grow, and are mostly known after some nodes."""
+    large = small = 0.0
+    begin, half = 0, table.shape[1] // 2
+    while begin < half and not min(large, small) > NOISE:
+        end = min(begin + SOME, half)
+        plus, minus = _sides_of_species(
+            a, abar, b, bbar, table[0, begin:end], table[1, begin:end], table[2, begin:end], table[3, begin:end]
+        )
+        large += plus
+        small += minus
+        begin = end
+    return min(large, small) > NOISE
+
+
 @driver
 def crossing_rows(F, table, narrow, crosses, start, stop):
     """Whether both sides of the three pairs hold more than `NOISE` of the total density, into ``crosses (n, 3)``."""
@@ -981,26 +997,17 @@ def crossing_rows(F, table, narrow, crosses, start, stop):
         crosses[i] = False
         if not total > 0.0:
             continue
-        if flavors == 2 and beams == 0:
-            # Both sides only grow: most rows are known after some nodes.
-            large = small = 0.0
-            begin, half = 0, table.shape[1] // 2
-            while begin < half and not min(large, small) > NOISE:
-                end = min(begin + SOME, half)
-                plus, minus = _sides_alike(
-                    species, table[0, begin:end], table[1, begin:end], table[2, begin:end], table[3, begin:end]
-                )
-                large += plus
-                small += minus
-                begin = end
-            crosses[i, 0] = crosses[i, 1] = min(large, small) > NOISE
-            continue
-        n = fill_nodes(np.int64(2 * flavors), beams, species, moments, Q, table, narrow, scratch, work)
-        _lepton_numbers(flavors, n, work)
+        n = 0
+        if beams > 0:
+            n = fill_nodes(np.int64(2 * flavors), beams, species, moments, Q, table, narrow, scratch, work)
+            _lepton_numbers(flavors, n, work)
         for pair in range(3 if flavors == 3 else 1):
-            a, b = _members(pair)
-            large, small = _sides(work[_LEPTON + a, :n], work[_LEPTON + b, :n], work[WEIGHT, :n])
-            crosses[i, pair] = min(large, small) > NOISE
+            a, b = _members(pair) if flavors == 3 else (0, 1)
+            if beams > 0:
+                large, small = _sides(work[_LEPTON + a, :n], work[_LEPTON + b, :n], work[WEIGHT, :n])
+                crosses[i, pair] = min(large, small) > NOISE
+            else:
+                crosses[i, pair] = _crosses(species[a], species[flavors + a], species[b], species[flavors + b], table)
         if flavors == 2:
             crosses[i, 1] = crosses[i, 0]
 

@@ -9,6 +9,7 @@ import torch
 from benchmarks.conftest import many
 from benchmarks.tables import make_table
 from rheidae import FluxRegressor, box3d_flux, mix
+from rheidae.mixing.transition import transition_matrix
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time)
 
@@ -48,6 +49,14 @@ def test_asymptotic_scheme(rate, initial, alike):
         F, name = initial[::8].copy(), f"{name}, unlike mu and tau"
         F[:, [2, 5]] *= 0.9
     rate(PREDICT, name, len(F), lambda: mix(F, "asymptotic", threads=1), rounds=5)
+
+
+@pytest.mark.parametrize("scheme", ["asymptotic", "power"])
+def test_transition_matrices(rate, initial, scheme):
+    F = initial[::64].copy()
+    rate(
+        PREDICT, f'transition_matrix(F, "{scheme}")', len(F), lambda: transition_matrix(F, scheme, threads=1), rounds=3
+    )
 
 
 def test_prediction(rate, table, model):

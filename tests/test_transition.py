@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from benchmarks import converged
 from rheidae import mix, moments
 from rheidae.fourflux import T
 from rheidae.mixing.transition import transition_matrix
@@ -13,7 +14,7 @@ def alike(n, seed=0):
     return F
 
 
-@pytest.mark.parametrize("scheme", ["none", "box3d", "power"])
+@pytest.mark.parametrize("scheme", ["none", "box3d", "power", "asymptotic"])
 def test_densities_are_those_of_the_scheme_and_columns_sum_to_one(scheme):
     F = random_states(60)
     matrix = transition_matrix(F, scheme)
@@ -24,7 +25,25 @@ def test_densities_are_those_of_the_scheme_and_columns_sum_to_one(scheme):
     assert np.abs((mixed - mix(F, scheme)[..., T]) / total).max() < 2e-3
 
 
-@pytest.mark.parametrize("scheme", ["box3d", "power"])
+@pytest.mark.parametrize("kind", ["any", "beams", "along", "nearly empty"])
+@pytest.mark.parametrize("same", [True, False])
+def test_settled_states_of_any_kind_have_matrices(kind, same):
+    """Also of beams and of unlike mu and tau, where one survival probability on a plain rule does not do."""
+    F = converged.states(kind, 60, alike=same)
+    density, flux = transition_matrix(F, "asymptotic")
+    for matrix in (density, flux):
+        np.testing.assert_allclose(matrix.sum(axis=-2), 1, rtol=0, atol=1e-14)
+    assert density.min() > -1e-14
+    mixed = mix(F, "asymptotic")
+    assert np.abs(np.einsum("nij,nj->ni", density, F[..., T]) - mixed[..., T]).max() < 2e-3
+    if kind == "along":  # then fluxes, too, are known wholly by what is along their own direction
+        axis = F[:, 0, :3] / np.linalg.norm(F[:, 0, :3], axis=1)[:, None]
+        before, after = (np.einsum("nsk,nk->ns", G[..., :3], axis) for G in (F, mixed))
+        assert np.abs(np.einsum("nij,nj->ni", flux, before) - after).max() < 2e-3
+        assert np.abs(after - before).max() > 0.05
+
+
+@pytest.mark.parametrize("scheme", ["box3d", "power", "asymptotic"])
 def test_fluxes_along_one_axis_are_those_of_the_scheme(scheme):
     F = alike(60)
     F[..., 2] = np.linalg.norm(F[..., :3], axis=-1)
@@ -54,6 +73,10 @@ def test_vacuum_and_cells_that_are_not_physical():
     np.testing.assert_array_equal(density[0], np.eye(6))
     assert np.isnan(density[1]).all()
     assert np.isnan(flux[1]).all()
+    assert np.isfinite(density[2]).all()
+    density, _ = transition_matrix(F, "asymptotic")
+    np.testing.assert_array_equal(density[0], np.eye(6))
+    assert np.isnan(density[1]).all()
     assert np.isfinite(density[2]).all()
     with pytest.raises(ValueError, match="is not one of"):
         transition_matrix(F, "other")

@@ -6,6 +6,8 @@ asymptotic_rows(F, spheres, narrow, levels, out, start, stop)
     rows ``start:stop`` of ``F (n, 6, 4)`` (float64) -> ``out``; rules from `symmetric_rule` and `spiral_rule`.
 transition_row(F, table, narrow, directions, p)
     ``p (m, 3, 3)``, from flavor to flavor, of one state (6, 4) in ``directions (3, m)``.
+matrix_rows(F, table, narrow, out, start, stop)
+    rows ``start:stop`` of ``F (n, 6, 4)`` -> ``out (n, 2, 6, 6)``, averages of those over densities and fluxes.
 crossing_rows(F, table, narrow, crosses, start, stop)
     ``crosses (n, 3)``: whether the pairs e-mu, e-tau, mu-tau do.
 
@@ -1012,6 +1014,21 @@ def crossing_rows(F, table, narrow, crosses, start, stop):
             crosses[i, 1] = crosses[i, 0]
 
 
+@kernel
+def _probabilities(n, work, scratch):
+    """Fill the mixed rows of `work` with where e and mu go; return whether there is a crossing."""
+    _lepton_numbers(np.int64(3), n, work)
+    h = work[_MIXED : _MIXED + 6]
+    # Neutrinos start as e, "antineutrinos" as mu.
+    for s in range(6):
+        for i in range(n):
+            h[s, i] = 1.0 if s == 0 or s == 4 else 0.0
+    work[_SLOPE : _SLOPE + 3, :n] = 0.0
+    forget_scales(scratch)
+    crosses, _ = mix_flavors(n, work, scratch)
+    return crosses
+
+
 @driver
 def transition_row(F, table, narrow, directions, p):
     """``p (m, 3, 3)`` of one state: the directions are nodes of weight 0, and flavors are mixed that are 1 each."""
@@ -1036,17 +1053,82 @@ def transition_row(F, table, narrow, directions, p):
                 axes[k, 0] * directions[0, i] + axes[k, 1] * directions[1, i] + axes[k, 2] * directions[2, i]
             )
     n = fill_nodes(np.int64(6), beams, species, moments, Q, nodes, narrow, scratch, work)
-    _lepton_numbers(np.int64(3), n, work)
     h = work[_MIXED : _MIXED + 6]
-    # Neutrinos start as e, "antineutrinos" as mu.
-    for s in range(6):
-        for i in range(n):
-            h[s, i] = 1.0 if s == 0 or s == 4 else 0.0
-    work[_SLOPE : _SLOPE + 3, :n] = 0.0
-    forget_scales(scratch)
-    crosses, _ = mix_flavors(n, work, scratch)
-    if crosses:
+    if _probabilities(n, work, scratch):
         for i in range(m):
             for b in range(3):
                 p[i, 0, b], p[i, 1, b] = h[b, size + i], h[b + 3, size + i]
                 p[i, 2, b] = 1.0 - p[i, 0, b] - p[i, 1, b]
+
+
+@kernel
+def _probabilities_alike(moments, n, work, out):
+    """As `_probabilities` of e, x and their antineutrinos, x being mu and tau in equal parts."""
+    sign = 1.0 if moments[0, 3] - moments[1, 3] - moments[2, 3] + moments[3, 3] >= 0.0 else -1.0
+    fill_values(
+        sign, work[WEIGHT, :n], work[VALUES, :n], work[VALUES + 1, :n], work[VALUES + 2, :n], work[VALUES + 3, :n],
+        work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n], out,
+    )  # fmt: skip
+    large, small, moment = out[0], out[1], out[2]
+    if small <= NOISE:
+        return False
+    q, h = work[_PART, :n], work[_MIXED : _MIXED + 6]
+    s = solve_scale(q, work[_G, :n], small, (2.0 / 3.0) * large + (1.0 / 3.0) * small, moment, out)
+    _lose(work[_G, :n], s * s + _TINY, q)
+    share = fade(small)
+    for i in range(n):
+        lost = share * q[i]
+        h[0, i], h[1, i], h[2, i] = 1.0 - lost, 0.5 * lost, 0.5 * lost
+        h[3, i], h[4, i], h[5, i] = 0.5 * lost, 1.0 - 0.5 * share - 0.25 * lost, 0.5 * share - 0.25 * lost
+    return True
+
+
+@driver
+def matrix_rows(F, table, narrow, out, start, stop):
+    """Matrices of densities and of fluxes of rows ``start:stop`` into ``out (n, 2, 6, 6)``, species out and in."""
+    moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
+    scratch, sums = np.empty((10, 12)), np.empty((2, 3))
+    work = np.empty((_ROWS, table.shape[1] + 6 * narrow.shape[1]))
+    for i in range(start, stop):
+        total, flavors, beams = enter(F[i], np.int64(0), moments, Q, axes, species)
+        for s in range(6):
+            for r in range(6):
+                out[i, 0, r, s] = out[i, 1, r, s] = 1.0 if r == s else 0.0
+        if not total > 0.0:
+            continue
+        n = fill_nodes(np.int64(2 * flavors), beams, species, moments, Q, table, narrow, scratch, work)
+        if flavors == 2:
+            crosses = _probabilities_alike(moments, n, work, scratch[7])
+        else:
+            crosses = _probabilities(n, work, scratch)
+        for s in range(6):
+            first = s // 3 * 3
+            k = s // 3 * flavors + min(s - first, flavors - 1)
+            if not crosses or not moments[k, 3] > 0.0:
+                continue
+            _sums_of_species(s - first, k, n, species[k], work, sums)
+            size = np.sqrt(moments[k, 0] ** 2 + moments[k, 1] ** 2 + moments[k, 2] ** 2)
+            for kind in range(2):
+                by = kind if size > 1e-6 * moments[k, 3] else 0
+                out[i, kind, first, s] = to_e = sums[by, 1] / sums[by, 0]
+                out[i, kind, first + 1, s] = to_mu = sums[by, 2] / sums[by, 0]
+                out[i, kind, first + 2, s] = 1.0 - to_e - to_mu
+
+
+@kernel
+def _sums_of_species(a, k, n, own, work, sums):
+    """Of species k, of flavor a, all and what goes to e and to mu: its density, and its flux along its direction."""
+    h = work[_MIXED : _MIXED + 6]
+    N = N_e = N_mu = F = F_e = F_mu = 0.0
+    for i in range(n):
+        to_e, to_mu = h[0, i], h[1, i]
+        if a == 1:
+            to_e, to_mu = h[3, i], h[4, i]
+        elif a == 2:
+            to_e, to_mu = 1.0 - to_e - h[3, i], 1.0 - to_mu - h[4, i]
+        part = work[WEIGHT, i] * work[VALUES + k, i]
+        along = part * (work[X, i] * own[0] + work[Y, i] * own[1] + work[Z, i] * own[2])
+        N, N_e, N_mu = N + part, N_e + part * to_e, N_mu + part * to_mu
+        F, F_e, F_mu = F + along, F_e + along * to_e, F_mu + along * to_mu
+    sums[0, 0], sums[0, 1], sums[0, 2] = N, N_e, N_mu
+    sums[1, 0], sums[1, 1], sums[1, 2] = F, F_e, F_mu

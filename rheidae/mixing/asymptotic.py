@@ -134,6 +134,32 @@ def asymptotic_transitions(F: ArrayLike, directions: ArrayLike, *, order: int = 
     return p
 
 
+def asymptotic_matrices(F: fourflux.Float, *, order: int = ORDER, threads: int | None = None) -> Array:
+    """Averages of the transition probabilities over each species; see `rheidae.mixing.transition`.
+
+    Parameters
+    ----------
+    F : ndarray, shape (n, 6, 4)
+        States, any unit.
+    order, threads
+        As of `asymptotic_flux`.
+
+    Returns
+    -------
+    ndarray, shape (n, 2, 6, 6)
+        Of densities and of fluxes, species out and in.
+
+    Raises
+    ------
+    FourFluxError
+        If the shape is another, or a row is not physical.
+    """
+    _, exact = _checked(F)
+    out, tables = np.empty((len(exact), 2, 6, 6)), _tables(order)
+    share_rows(lambda start, stop: kernels.matrix_rows(exact, *tables, out, start, stop), len(exact), threads)
+    return out
+
+
 def asymptotic_survival(F: fourflux.Float, directions: Array) -> Array:
     """``P(n)`` of electron neutrinos, shape (m,), of a state (6, 4) in directions (3, m)."""
     survival: Array = asymptotic_transitions(F, directions)[:, 0, 0]

@@ -37,6 +37,8 @@ class Scheme:
         Name of its answer in preprocessed files; None for what is not stored.
     takes_strength : bool
         Whether `flux` has the parameter `c` of `mix`. If not, the change is multiplied by it.
+    matrices : callable or None
+        ``matrices(F, order=..., threads=...)``: transition matrices ``(n, 2, 6, 6)``, where ``P(n)`` does not say all.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Scheme:
     survival: Callable[..., NDArray[np.float64]]
     dataset: str | None = None
     takes_strength: bool = False
+    matrices: Callable[..., NDArray[np.float64]] | None = None
 
 
 def _late(name: str, function: str) -> Callable[..., Any]:
@@ -79,6 +82,7 @@ SCHEMES = {
         Scheme(
             "asymptotic", "asymptotic", "#000000", _late("asymptotic", "asymptotic_flux"),
             _late("asymptotic", "asymptotic_survival"), "F_asymptotic",
+            matrices=_late("asymptotic", "asymptotic_matrices"),
         ),
     )
 }  # fmt: skip

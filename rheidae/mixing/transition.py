@@ -41,7 +41,13 @@ class Transition(NamedTuple):
 
 
 def transition_matrix(
-    F: ArrayLike, scheme: str = "box3d", *, species: int = 6, heavy_sum: int | None = None, order: int = ORDER
+    F: ArrayLike,
+    scheme: str = "box3d",
+    *,
+    species: int = 6,
+    heavy_sum: int | None = None,
+    order: int = ORDER,
+    threads: int | None = None,
 ) -> Transition:
     r"""Transition matrices of densities and of fluxes.
 
@@ -50,12 +56,13 @@ def transition_matrix(
     F : array_like, shape (..., 6, 4) or (..., 24)
         Initial four-fluxes of number, any unit; cells that are not physical get NaN.
     scheme : str
-        One of `rheidae.mixing.schemes.SCHEMES`. "asymptotic" mixes unlike mu and tau by pairs, which these matrices
-        leave out: they are its answer where both are alike.
+        One of `rheidae.mixing.schemes.SCHEMES`.
     species, heavy_sum : int
         Of the matrices, as in `rheidae.moments.to_six`.
     order : int
         Of the Lebedev rule.
+    threads : int, optional
+        Threads to share the rows among, of the asymptotic scheme.
 
     Returns
     -------
@@ -70,28 +77,35 @@ def transition_matrix(
 
     Notes
     -----
-    With the averages :math:`q_a = \int (1-P) g_a d\Omega / N_a` of the electron and of the heavy flavor, for neutrinos
-    and for antineutrinos,
+    Of the asymptotic scheme, with its transition probabilities :math:`p_{ab}` from flavor to flavor, for neutrinos and
+    for antineutrinos,
+
+    .. math:: N_b' = \sum_a \Bigl(\int p_{ab}\, g_a\, d\Omega / N_a\Bigr)\, N_a .
+
+    Of the others, which have one survival probability, with the averages :math:`q_a = \int (1-P) g_a d\Omega / N_a` of
+    the electron and of the heavy flavor,
 
     .. math:: N_e' = (1 - q_e) N_e + \tfrac12 q_x (N_\mu + N_\tau), \quad
               N_\mu' = N_\mu + \tfrac12 q_e N_e - \tfrac14 q_x (N_\mu + N_\tau),
 
-    and likewise tau: an initial difference of mu and tau survives, as in the schemes. For fluxes :math:`q_a = \int
-    (1-P) g_a\, n \cdot \hat F_a\, d\Omega / |F_a|`, which is exact along the species' own direction; what conversion
-    turns aside is left out. A species without flux takes the average of its density. Energy moments E of a group mix
-    as ``density @ E``. A state takes some 0.2 ms, in Python; per cell and step, take `rheidae.mix` for number
-    moments.
+    and likewise tau: an initial difference of mu and tau survives, as in the schemes. For fluxes the averages are over
+    :math:`g_a\, n \cdot \hat F_a`, which is exact along the species' own direction; what conversion turns aside is left
+    out. A species without flux takes the average of its density. Energy moments E of a group mix as ``density @ E``. A
+    state takes some 0.2 ms, in Python, and less by the asymptotic scheme; per cell and step, take `rheidae.mix` for
+    number moments.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme={scheme!r} is not one of {', '.join(SCHEMES)}")
     cells = Cells(F, "F", "pass")
-    out = np.full((2, len(cells.rows), 6, 6), np.nan)
-    rule = lebedev(order)
-    for row, state in enumerate(np.asarray(cells.rows, dtype=np.float64)):
-        if not cells.invalid[row]:
-            for kind, averages in enumerate(_averages(state, scheme, *rule)):
-                out[kind, row] = _matrix(averages)
-    density, flux = of_species(out, species, heavy_sum).reshape(2, *cells.shape, species, species)
+    rows = np.asarray(cells.rows, dtype=np.float64)
+    matrices = SCHEMES[scheme].matrices
+    if matrices is not None:
+        out = matrices(rows, order=order, threads=threads)
+    else:
+        averages = np.array([_averages(state, scheme, *lebedev(order)) for state in rows]).reshape(-1, 2, 4)
+        out = np.array([[_matrix(of) for of in kinds] for kinds in averages]).reshape(-1, 2, 6, 6)
+    out[cells.invalid] = np.nan
+    density, flux = of_species(out.swapaxes(0, 1), species, heavy_sum).reshape(2, *cells.shape, species, species)
     return Transition(density, flux)
 
 

@@ -93,7 +93,7 @@ def _by_scheme(name: str, full: bool, F: Array) -> Answer:
     mixed = mix(F, name, threads=1)
     # Box3D as published may leave the physical states.
     keep_physical(F, mixed, 1)
-    return Answer(mixed, transition=np.stack(transition_matrix(F, name), axis=1) if full else None)
+    return Answer(mixed, transition=np.stack(transition_matrix(F, name, threads=1), axis=1) if full else None)
 
 
 def _by_exported(exported: Any, path: Path, F: Array) -> Answer:

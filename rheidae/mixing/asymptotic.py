@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 ORDER = 29
 """Order of the Lebedev rule."""
 
-FINER = ((53, 192), (59, 192), (59, 640))
+FINER = ((53, 192), (59, 320), (59, 640))
 """Order, and circles of latitude of the rule of a species, of the levels for states that those before leave in doubt.
 """
 

@@ -37,6 +37,7 @@ def processor() -> str:
 def seconds(arguments: list[str], folder: str, cache: Path) -> float:
     """CPU time of a process and its threads."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or every process compiles what it imports
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1107,9 +1107,10 @@ def matrix_rows(F, table, narrow, out, start, stop):
             if not crosses or not moments[k, 3] > 0.0:
                 continue
             _sums_of_species(s - first, k, n, species[k], work, sums)
-            size = np.sqrt(moments[k, 0] ** 2 + moments[k, 1] ** 2 + moments[k, 2] ** 2)
+            if not sums[0, 0] > 0.0:  # a trace that no node holds
+                continue
             for kind in range(2):
-                by = kind if size > 1e-6 * moments[k, 3] else 0
+                by = kind if sums[1, 0] > 1e-6 * sums[0, 0] else 0
                 out[i, kind, first, s] = to_e = sums[by, 1] / sums[by, 0]
                 out[i, kind, first + 1, s] = to_mu = sums[by, 2] / sums[by, 0]
                 out[i, kind, first + 2, s] = 1.0 - to_e - to_mu

@@ -50,11 +50,13 @@ A cap or a lens of the smaller side that lies between a few nodes is the first l
 doubt of a row is the root of the sum of ``w^2 ((g_e - g_x)^2 + (gbar_e - gbar_x)^2) rho^6`` over nodes, ``rho =
 d^2/(d^2 + G^2 + s^2)``, d what G changes by over the node's cell: what nodes would be off by where G and s are small
 against that. Of three flavors it is summed over the pair that mixes first, with its share and its s, and over neighbors
-in the order of each direction, with s = 1/(alpha + beta); and over pairs without a crossing, with s = 0. d goes by the
-gradient of G itself: where antineutrinos of x are those of neutrinos, as in most simulations, they drop out. Where all
-fluxes lie on one line, nodes on one circle are off alike, and doubt counts up to `CIRCLE` times as much. From `DOUBT`
-to twice that, the answer goes over to one with more nodes; where that is in doubt, too, to one where every species of a
-flux factor above `FINE` has a rule of its own; and from that, likewise, to one whose rules have three times as many.
+in the order of each direction, with s = 1/(alpha + beta); and over pairs without a crossing, with s = 0. The share of
+the pair that mixes first goes like the root of the second crossing, so what the smaller side of that may hold between
+the nodes counts by its root. d goes by the gradient of G itself: where antineutrinos of x are those of neutrinos, as in
+most simulations, they drop out. Where all fluxes lie on one line, nodes on one circle are off alike, and doubt counts
+up to `CIRCLE` times as much. From `DOUBT` to twice that, the answer goes over to one with more nodes; where that is in
+doubt, too, to one where every species of a flux factor above `FINE` has a rule of its own; and from that, likewise, to
+one whose rules have twice as many.
 All levels conserve, and a mean of physical answers is physical. Most rows are found to be out of doubt by s alone: d
 is nowhere larger than for the sum of all peaks.
 
@@ -99,6 +101,8 @@ FINE = (0.05, 0.3)
 RULED = 2
 #: How much more doubt counts with all fluxes on one line, and the ratio of Q across it and along it where it begins to.
 CIRCLE, NEARLY_LINE = 4.0, 0.02
+#: Depth of a lens of G < 0 between nodes over what G changes by over the cell, at most: that of a parabola.
+LENS = 1.0 / 8.0
 #: Pairs of nodes that are looked at for a crossing at a time.
 SOME = 16
 _TINY = 1e-280
@@ -747,6 +751,16 @@ def _sum_of_pair(La, Lb, w, ga, gb, ha, hb, slope, square):
 
 
 @kernel
+def _missed(La, Lb, w, slope):
+    """What the smaller side of a pair may hold between the nodes."""
+    simd_function()
+    total = 0.0
+    for i in range(np.uint64(w.shape[0])):
+        total += doubt(w[i] * w[i] * slope[i], slope[i] + _TINY, La[i] - Lb[i], 0.0)
+    return LENS * np.sqrt(total)
+
+
+@kernel
 def mix_flavors(n, work, scratch):
     """Mix the six rows of `work` from `_MIXED` on as the lepton numbers there say, which change.
 
@@ -767,6 +781,14 @@ def mix_flavors(n, work, scratch):
         elif sigma > second:
             second = sigma
     if first > 0.0:
+        reach = second
+        for pair in range(3):
+            if pair != deepest:
+                a, b = _members(pair)
+                small = min(plus[pair], minus[pair]) + _missed(L[a, :n], L[b, :n], w, slope[a + b - 1, :n])
+                reach = max(reach, min(np.sqrt(max(plus[pair], minus[pair]) * small), first))
+        risk = (reach - second) / first * min(plus[deepest], minus[deepest])
+        doubts += risk * risk
         ahead = 1.0 - second / first
         share = ahead * fade(min(plus[deepest], minus[deepest]))
         if share > 0.0:

@@ -22,8 +22,7 @@ from rheidae import FluxRegressor, box3d_flux, mix
 from rheidae.estimator.networks import ResidualFFIModel
 from rheidae.export import export_regressor, load_exported
 from rheidae.mixing._asymptotic_kernels import asymptotic_rows
-from rheidae.mixing._nodes_kernels import spiral_rule, symmetric_rule
-from rheidae.mixing.quadrature import lebedev
+from rheidae.mixing.asymptotic import _tables
 from rheidae.system.threads import share_rows
 from tests.states import conservation_error, random_rotation, turn
 
@@ -46,8 +45,8 @@ def outside(F):
 
 def many_nodes(F):
     """The asymptotic scheme by 5,810 nodes and 2,560 for each beam, whatever its doubt: in a tenth of the time."""
-    rules, out = (symmetric_rule(*lebedev(131)), spiral_rule(640)), np.empty(F.shape)
-    spheres, narrow = zip(*[rules] * 4, strict=True)
+    spheres, narrow = zip(*[_tables(131, 640)] * 4, strict=True)
+    out = np.empty(F.shape)
     share_rows(lambda start, stop: asymptotic_rows(F, spheres, narrow, 1, out, start, stop), len(F), None)
     return out
 

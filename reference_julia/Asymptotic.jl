@@ -106,7 +106,8 @@ those with c < t are equally likely, and `P(t < c) = c/sqrt(1 + c^2)`.
 """
 function permutation_weights(L, alpha, beta)
     # From distances in L: of e itself, a large beta would leave no digit of alpha.
-    u = map(pi -> share_out(alpha * (maximum(L) - L[pi[1]]) + beta * (L[pi[3]] - minimum(L))), PERMUTATIONS)
+    low, high = extrema(L)
+    u = map(pi -> share_out(alpha * (high - L[pi[1]]) + beta * (L[pi[3]] - low)), PERMUTATIONS)
     # A threshold between two neighboring costs admits the k permutations up to the lower one.
     ends = sort!([u..., 1.0])
     weights = zeros(6)
@@ -138,9 +139,10 @@ end
 two differences follow from `int L'_a = int L_a`.
 """
 function three_flavors(w, L)
-    totals = [sum(w .* L[a, :]) for a in 1:3] ./ maximum(abs, L)
+    L = L ./ maximum(abs, L)
+    totals = [sum(w .* L[a, :]) for a in 1:3]
     order = sortperm(totals; rev=true)
-    L, totals = L[order, :] ./ maximum(abs, L), totals[order]
+    L, totals = L[order, :], totals[order]
 
     after(b, log_alpha, log_beta) = total_after(w, L, exp(log_alpha), exp(log_beta), b)
 

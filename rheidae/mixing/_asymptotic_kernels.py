@@ -265,25 +265,34 @@ def _lose(G, square, q):
         q[i] = 2.0 / 3.0 - (0.5 * u + (1.0 / 6.0) * abs(u))
 
 
+@scalar_kernel
+def _larger_side(moments):
+    """Sign of G on the side with the larger integral; the moments are exact but for rounding, and so is this."""
+    return 1.0 if moments[0, 3] - moments[1, 3] - moments[2, 3] + moments[3, 3] >= 0.0 else -1.0
+
+
+@kernel
+def _values_on_nodes(moments, n, work, out):
+    """As `fill_values`, of e, x, ebar and xbar, from what `fill_nodes` left."""
+    fill_values(
+        _larger_side(moments), work[WEIGHT, :n], work[VALUES, :n], work[VALUES + 1, :n], work[VALUES + 2, :n],
+        work[VALUES + 3, :n], work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n], out,
+    )  # fmt: skip
+
+
 @kernel
 def _values(beams, least, species, moments, Q, table, narrow, scratch, work, out):
     """Nodes and integrands of a row with mu = tau; returns the number of nodes."""
-    net = moments[0, 3] - moments[1, 3] - moments[2, 3] + moments[3, 3]
-    # The moments are exact but for rounding, and so is the sign of the larger side.
-    sign = 1.0 if net >= 0.0 else -1.0
     if beams > 0:
         n = fill_nodes(np.int64(4), beams, species, moments, Q, table, narrow, scratch, work)
         if least > 0.0:
             fill_slope(species, np.int64(0), np.int64(1), np.int64(2), np.int64(3), n, work, work[_SLOPE])
-        fill_values(
-            sign, work[WEIGHT, :n], work[VALUES, :n], work[VALUES + 1, :n], work[VALUES + 2, :n], work[VALUES + 3, :n],
-            work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n], out,
-        )  # fmt: skip
+        _values_on_nodes(moments, n, work, out)
         return n
     n = table.shape[1]
     half = n // 2
     fill_pairs(
-        species, sign, table[0, :half], table[1, :half], table[2, :half], table[3, :half],
+        species, _larger_side(moments), table[0, :half], table[1, :half], table[2, :half], table[3, :half],
         work[_NU, :half], work[_NU, half:n], work[_NUBAR, :half], work[_NUBAR, half:n],
         work[_G, :half], work[_G, half:n], work[_PART, :half], work[_PART, half:n], out,
     )  # fmt: skip
@@ -381,23 +390,28 @@ def _doubts_alike(beams, least, species, squares, square, n, table, work):
 
 
 @kernel
+def _lost_alike(n, work, out):
+    """1 - P of a row with mu = tau, over its `c`, which is of no more use then; returns the square of s."""
+    large, small, moment = out[0], out[1], out[2]
+    q = work[_PART, :n]
+    s = solve_scale(q, work[_G, :n], small, (2.0 / 3.0) * large + (1.0 / 3.0) * small, moment, out)
+    _lose(work[_G, :n], s * s + _TINY, q)
+    return s * s
+
+
+@kernel
 def _mix_alike(beams, least, species, moments, Q, table, narrow, scratch, work, change):
     """Change of the six species in the frame, of a row with mu = tau; returns the square of its doubt if asked to."""
     out = scratch[7]
     n = _values(beams, least, species, moments, Q, table, narrow, scratch, work, out)
-    large, small, moment, squares = out[0], out[1], out[2], out[3]
+    small, squares = out[1], out[3]
     square = 0.0
     if small <= NOISE:
         change[:] = 0.0
     else:
-        limit = (2.0 / 3.0) * large + (1.0 / 3.0) * small
-        # c is of no more use once s is known.
-        q = work[_PART, :n]
-        s = solve_scale(q, work[_G, :n], small, limit, moment, out)
-        square = s * s
-        _lose(work[_G, :n], square + _TINY, q)
+        square = _lost_alike(n, work, out)
         nodes = work if beams > 0 else table
-        sums_on_nodes(nodes[X, :n], nodes[Y, :n], nodes[Z, :n], work[_NU, :n], work[_NUBAR, :n], q, out)
+        sums_on_nodes(nodes[X, :n], nodes[Y, :n], nodes[Z, :n], work[_NU, :n], work[_NUBAR, :n], work[_PART, :n], out)
         share = fade(small)
         out[3] = out[7] = 0.5 * (out[3] + out[7])
         for k in range(4):
@@ -1026,7 +1040,7 @@ def crossing_rows(F, table, narrow, crosses, start, stop):
             n = fill_nodes(np.int64(2 * flavors), beams, species, moments, Q, table, narrow, scratch, work)
             _lepton_numbers(flavors, n, work)
         for pair in range(3 if flavors == 3 else 1):
-            a, b = _members(pair) if flavors == 3 else (0, 1)
+            a, b = _members(pair)
             if beams > 0:
                 large, small = _sides(work[_LEPTON + a, :n], work[_LEPTON + b, :n], work[WEIGHT, :n])
                 crosses[i, pair] = min(large, small) > NOISE
@@ -1086,18 +1100,12 @@ def transition_row(F, table, narrow, directions, p):
 @kernel
 def _probabilities_alike(moments, n, work, out):
     """As `_probabilities` of e, x and their antineutrinos, x being mu and tau in equal parts."""
-    sign = 1.0 if moments[0, 3] - moments[1, 3] - moments[2, 3] + moments[3, 3] >= 0.0 else -1.0
-    fill_values(
-        sign, work[WEIGHT, :n], work[VALUES, :n], work[VALUES + 1, :n], work[VALUES + 2, :n], work[VALUES + 3, :n],
-        work[_NU, :n], work[_NUBAR, :n], work[_G, :n], work[_PART, :n], out,
-    )  # fmt: skip
-    large, small, moment = out[0], out[1], out[2]
+    _values_on_nodes(moments, n, work, out)
+    small = out[1]
     if small <= NOISE:
         return False
-    q, h = work[_PART, :n], work[_MIXED : _MIXED + 6]
-    s = solve_scale(q, work[_G, :n], small, (2.0 / 3.0) * large + (1.0 / 3.0) * small, moment, out)
-    _lose(work[_G, :n], s * s + _TINY, q)
-    share = fade(small)
+    _lost_alike(n, work, out)
+    q, h, share = work[_PART, :n], work[_MIXED : _MIXED + 6], fade(small)
     for i in range(n):
         lost = share * q[i]
         h[0, i], h[1, i], h[2, i] = 1.0 - lost, 0.5 * lost, 0.5 * lost

@@ -102,8 +102,10 @@ def transition_matrix(
     if matrices is not None:
         out = matrices(rows, order=order, threads=threads)
     else:
-        averages = np.array([_averages(state, scheme, *lebedev(order)) for state in rows]).reshape(-1, 2, 4)
-        out = np.array([[_matrix(of) for of in kinds] for kinds in averages]).reshape(-1, 2, 6, 6)
+        out, rule = np.empty((len(rows), 2, 6, 6)), lebedev(order)
+        for row, state in enumerate(rows):
+            for kind, averages in enumerate(_averages(state, scheme, *rule)):
+                out[row, kind] = _matrix(averages)
     out[cells.invalid] = np.nan
     density, flux = of_species(out.swapaxes(0, 1), species, heavy_sum).reshape(2, *cells.shape, species, species)
     return Transition(density, flux)

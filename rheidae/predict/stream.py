@@ -76,8 +76,8 @@ def predict_file(
     layout : str or path, optional
         A preset (`rheidae.predict.snapshot.PRESETS`) or a YAML file like those. Default: the preset that fits.
     full : bool
-        Write the transition matrices too. Of Box3D and power they take some 0.2 ms a cell, a twentieth of
-        that of the asymptotic scheme; an exported model needs to be a full one.
+        Write the transition matrices too. Of Box3D and power they take some 0.2 ms a cell, of the asymptotic scheme a
+        twentieth of the time of power; an exported model needs to be a full one.
     block_cells : int
         How many cells of a thread are in memory at a time.
     threads : int, optional

@@ -49,12 +49,13 @@ class RunCheckpoint(Callback):
 
     def on_train_begin(self, net: Any, **kwargs: Any) -> None:
         """Forget the last run."""
-        self.snapshot_: dict[str, Any] | None = None
+        # By its name no part of what `callback_state` keeps: it holds that of all callbacks itself.
+        self._snapshot: dict[str, Any] | None = None
         net.last_checkpoint_ = None
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         """Keep the state, and save it if the epoch's number is a multiple of `every`."""
-        self.snapshot_ = net.training_state(history=False)
+        self._snapshot = net.training_state(history=False)
         if len(net.history) % self.every == 0:
             self.write(net)
 
@@ -64,13 +65,13 @@ class RunCheckpoint(Callback):
 
     def write(self, net: Any) -> bool:
         """Put the last finished epoch on disk; return whether there is one."""
-        if self.snapshot_ is None:
+        if self._snapshot is None:
             return False
         folder, state = Path(self.folder), io.BytesIO()
-        history = plain_history(net.history)[: self.snapshot_["epoch"]]
-        torch.save(self.snapshot_ | {"history": history}, state)
+        history = plain_history(net.history)[: self._snapshot["epoch"]]
+        torch.save(self._snapshot | {"history": history}, state)
         with Outputs() as outputs:
-            outputs.write(folder / "last.safetensors", _safetensors(self.snapshot_["module"]))
+            outputs.write(folder / "last.safetensors", _safetensors(self._snapshot["module"]))
             outputs.write(folder / "history.json", json.dumps(history).encode())
             # Renamed last: a run killed before goes on from the state of before and writes the others again.
             outputs.write(self.path, state.getvalue())
@@ -97,11 +98,13 @@ class HistoryLog(Callback):
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         """Add a line."""
         path = Path(self.folder) / "history.jsonl"
+        rows = plain_history(net.history, 0 if self.fresh_ else -1)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
         if self.fresh_:
-            write_text(path, "".join(json.dumps(row) + "\n" for row in plain_history(net.history)))
+            write_text(path, lines)
             self.fresh_ = False
         else:
-            _append(path, (json.dumps(plain_history(net.history, -1)[0]) + "\n").encode())
+            _append(path, lines.encode())
 
     def on_train_end(self, net: Any, **kwargs: Any) -> None:
         """Write the table."""
@@ -171,7 +174,7 @@ def callback_state(callback: Any) -> dict[str, Any]:
     """
     state = {}
     for name, value in vars(callback).items():
-        if not name.endswith("_") or name == "snapshot_":
+        if not name.endswith("_"):
             continue
         if hasattr(value, "state_dict") and not isinstance(value, torch.nn.Module | type):
             value = value.state_dict()

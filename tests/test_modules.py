@@ -123,6 +123,21 @@ def test_untrained_mixing_model_is_the_asymptotic_scheme():
         np.testing.assert_allclose(F + corrections(model.train(training), inputs(F)), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_kernel_of_the_mixing_model_answers_as_torch_does(layers):
+    torch.manual_seed(1)
+    model = MixingModel(hidden_layers=layers, members=3)
+    torch.nn.init.normal_(model.net.weights[-1])
+    # Beams and unlike mu and tau among them.
+    F = np.concatenate([random_states(100, max_flux_factor=f, alike=alike) for f in (0.6, 1) for alike in (0, 1)])
+    x = inputs(F)
+    model.prepare(x[:200].float())
+    model.double().eval()
+    change = model.answer(x.numpy())
+    np.testing.assert_allclose(change.reshape(-1, 6, 4), corrections(model, x), rtol=0, atol=1e-12)
+    assert (model.offset - model.parameters_of(x)).abs().amax(dim=0).min() > 0.01
+
+
 def test_members_take_turns_in_training_and_agree_on_a_mean():
     model, x = random_mixing(), inputs(random_states(9, alike=True))
     with torch.no_grad():

@@ -197,16 +197,20 @@ class Answering(FluxNet):
         """Answers ``(n, outputs)`` for rows that are known to be good; messages count them from `first` on."""
         if not len(table):
             return np.empty((0, self._layout.n_outputs or self.n_outputs_), table.dtype)
-        doubles = getattr(self.module_, "takes_doubles", False) and torch.device(self._device).type != "mps"
+        device = torch.device(self._device).type
+        doubles = getattr(self.module_, "takes_doubles", False) and device != "mps"
         x, _ = self._layout.scaled(table, None, np.float64 if doubles else np.float32)
         if self.module_.training:
             self._set_training(False)
-        with limited(self.threads), torch.no_grad():
-            blocks = torch.from_numpy(x).split(self._block)
-            parts = [self.module_(rows.to(self._device)).cpu().numpy() for rows in blocks]
-        output = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        finite = np.isfinite(output).all(axis=1)
-        if not finite.all():
+        if device == "cpu" and getattr(self.module_, "has_kernel", False):
+            output = self.module_.answer(x)
+        else:
+            with limited(self.threads), torch.no_grad():
+                blocks = torch.from_numpy(x).split(self._block)
+                parts = [self.module_(rows.to(self._device)).cpu().numpy() for rows in blocks]
+            output = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if not np.isfinite(output).all():
+            finite = np.isfinite(output).all(axis=1)
             raise RunError(
                 f"X, row {first + int(np.argmin(finite))}: the network's output is not finite (NaN or infinity); its "
                 "weights are damaged or have grown without bound: train anew, with a smaller learning rate"

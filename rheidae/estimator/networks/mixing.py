@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rheidae.estimator.networks.layers import activation_of
@@ -25,7 +26,9 @@ _SIGN = (1.0, 1.0, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0)
 _LEAST = tuple(0.0 if name in ("rise", "axial") else -math.inf for name in PARAMETERS)
 # What of the electrons' loss goes to each flavor.
 _SHARES = np.array([-1.0, 0.5, 0.5])[:, None]
+_BOUNDS = np.array([_REACH, np.divide(_SLOPE, _REACH), _LEAST, _OFFSET, _SIGN], dtype=np.float32)
 CUT, WIDTH = 3.0, 3.0
+Array = NDArray[Any]
 
 
 class _Mixing(torch.autograd.Function):
@@ -41,8 +44,7 @@ class _Mixing(torch.autograd.Function):
         )  # fmt: skip
         if change.jacobian is not None:
             ctx.save_for_backward(torch.from_numpy(change.jacobian).to(theta))
-        moved = change.D.reshape(-1, 2, 1, 4) * _SHARES
-        return torch.from_numpy(moved.reshape(-1, FLAT)).to(theta.device, dtype)
+        return torch.from_numpy(_of_species(change.D)).to(theta.device, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -75,6 +77,8 @@ class Members(nn.Module):
             bound = 1 / math.sqrt(n_in) if len(self.weights) < hidden_layers else 0.0  # the last layer starts at zero
             self.weights.append(torch.empty(members, n_in, n_out).uniform_(-bound, bound))
             self.biases.append(torch.empty(members, 1, n_out).uniform_(-bound, bound))
+        #: Both once more: a list of parameters takes as long to look into as a layer to evaluate.
+        self.layers = tuple(self.weights), tuple(self.biases)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(members, n, inputs)`` to ``(members, n, outputs)``."""
@@ -172,14 +176,40 @@ class MixingModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(n, 48)``, in units of the total density, to the change of the initial state ``(n, 24)``."""
-        from rheidae.mixing.survival import calm
-
         state = _as_states(x)
         change = _Mixing.apply(self._theta(self._invariants(state)), state, self.order, x.dtype)
-        unlike = np.abs(state[:, 1::3] - state[:, 2::3]).max(axis=(1, 2), initial=0.0) > ALIKE
-        trust = calm(state)
-        apart = unlike | (trust < 1.0)
-        return self._with_scheme(change, state, trust, unlike, apart) if apart.any() else change
+        apart = self._beside(state)
+        if apart is None:
+            return change
+        rows, *others = (torch.from_numpy(values).to(change.device) for values in apart)
+        scheme, on_mean, weight = (values.to(change) for values in others)
+        out = change.clone()
+        out[rows] = scheme + weight * (change[rows] - on_mean)
+        return out
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether `answer` knows the activation."""
+        return isinstance(self.net.activation, nn.SiLU)
+
+    def answer(self, x: Array) -> Array:
+        """As `forward` in evaluation, of arrays and without torch, whose calls are most of the time of a row."""
+        from rheidae.estimator.networks._mixing_kernels import theta_rows
+        from rheidae.mixing.survival import invariants, mixing_change
+
+        state = np.ascontiguousarray(x[:, INPUT["F_init"]], dtype=np.float64).reshape(-1, 6, 4)
+        weights, biases = (tuple(t.detach().numpy() for t in tensors) for tensors in self.net.layers)
+        theta = np.empty((len(state), N_PARAMETERS))
+        theta_rows(
+            invariants(state, order=self.order, threads=1), self.mean.numpy(), self.deviation.numpy(), CUT, WIDTH,
+            weights, biases, _BOUNDS, theta,
+        )  # fmt: skip
+        change = _of_species(mixing_change(state, theta, order=self.order, tolerance=1e-7, beams=False, threads=1).D)
+        apart = self._beside(state)
+        if apart is not None:
+            rows, scheme, on_mean, weight = apart
+            change[rows] = scheme + weight * (change[rows] - on_mean)
+        return change
 
     def last_shared_parameters(self) -> list[Tensor]:
         """For GradNorm."""
@@ -224,11 +254,20 @@ class MixingModel(nn.Module):
         inside = z.clamp(-CUT, CUT)
         return inside, torch.exp(-0.5 * ((z - inside) / WIDTH).square().sum(dim=1, keepdim=True))
 
-    def _with_scheme(self, change: Tensor, state: Any, trust: Any, unlike: Any, apart: Any) -> Tensor:
-        """The change ``(n, 24)`` with rows that are `apart` made of the scheme's and of that on their mean flavor."""
-        from rheidae.mixing.asymptotic import asymptotic_flux
-        from rheidae.mixing.survival import likeness
+    def _beside(self, state: Array) -> tuple[Array, Array, Array, Array] | None:
+        """Rows that take the scheme's answer, wholly or in part; None if there are none.
 
+        With these its change ``(m, 24)``, that on their mean heavy flavor, and the weight ``(m, 1)`` of what the
+        networks' change differs from the latter by.
+        """
+        from rheidae.mixing.asymptotic import asymptotic_flux
+        from rheidae.mixing.survival import calm, likeness
+
+        unlike = np.abs(state[:, 1::3] - state[:, 2::3]).max(axis=(1, 2), initial=0.0) > ALIKE
+        trust = calm(state)
+        apart = unlike | (trust < 1.0)
+        if not apart.any():
+            return None
         F, unlike, weight = state[apart], unlike[apart], trust[apart]
         mean = F.copy()
         for nu in (1, 4):
@@ -239,11 +278,12 @@ class MixingModel(nn.Module):
             scheme = on_mean.copy()
             scheme[unlike] = asymptotic_flux(F[unlike], threads=1) - F[unlike]
             weight[unlike] *= likeness(F[unlike], order=self.order)
-        rows = torch.from_numpy(apart).to(change.device)
-        flat = [torch.from_numpy(t.reshape(len(F), -1)).to(change) for t in (scheme, on_mean, weight)]
-        out = change.clone()
-        out[rows] = flat[0] + flat[2] * (change[rows] - flat[1])
-        return out
+        return apart, scheme.reshape(-1, FLAT), on_mean.reshape(-1, FLAT), weight[:, None]
+
+
+def _of_species(D: Array) -> Array:
+    """Changes ``(n, 24)`` from what nu_e and nubar_e lose, ``(n, 8)``."""
+    return (D.reshape(-1, 2, 1, 4) * _SHARES).reshape(-1, FLAT)
 
 
 def _as_states(x: Tensor) -> Any:

@@ -7,22 +7,38 @@ import numpy as np
 from rheidae.mixing._closure_kernels import LOG2_E, pow2
 from rheidae.system.numba import driver, kernel, simd_function
 
-
-@kernel
-def _layer(x, weight, bias, y):
-    simd_function()
-    for j in range(np.uint64(y.shape[0])):
-        y[j] = bias[j]
-    for i in range(x.shape[0]):
-        for j in range(np.uint64(y.shape[0])):
-            y[j] += x[i] * weight[i, j]
+#: Rows at a time: loops over them are vectors, and what is in between stays in the first cache.
+BLOCK = 64
 
 
 @kernel
-def _silu(x):
+def _layer(x, weight, bias, count, y):
+    """``y (outputs, rows)`` from ``x (inputs, rows)``, the first `count` rows."""
     simd_function()
-    for j in range(np.uint64(x.shape[0])):
-        x[j] /= 1.0 + pow2(min(max(-LOG2_E * x[j], -1000.0), 1000.0))
+    for j in range(weight.shape[1]):
+        for r in range(np.uint64(count)):
+            y[j, r] = bias[j]
+        for i in range(weight.shape[0]):
+            factor = np.float64(weight[i, j])
+            for r in range(np.uint64(count)):
+                y[j, r] += factor * x[i, r]
+
+
+@kernel
+def _silu(y, outputs, count, x):
+    simd_function()
+    for j in range(outputs):
+        for r in range(np.uint64(count)):
+            x[j, r] = y[j, r] / (1.0 + pow2(min(max(-LOG2_E * y[j, r], -1000.0), 1000.0)))
+
+
+@kernel
+def _bounded(y, near, steepness, reach, least, share, count, total):
+    """Add ``share max(near reach tanh(steepness y), least)`` of one parameter."""
+    simd_function()
+    for r in range(np.uint64(count)):
+        power = pow2(min(max(2.0 * LOG2_E * steepness * y[r], -1000.0), 1000.0))
+        total[r] += share * max(near[r] * reach * (1.0 - 2.0 / (1.0 + power)), least)
 
 
 @driver
@@ -33,29 +49,33 @@ def theta_rows(features, mean, deviation, cut, width, weights, biases, bounds, t
     8)``: reach, steepness, least value, offset and sign of each parameter.
     """
     reach, steepness, least, offset, sign = bounds[0], bounds[1], bounds[2], bounds[3], bounds[4]
-    members, widest = weights[0].shape[0], 0
+    members, last = weights[0].shape[0], len(weights) - 1
+    widest = 0
     for weight in weights:
         widest = max(widest, weight.shape[1], weight.shape[2])
-    inside, x, y = np.empty(features.shape[1]), np.empty(widest), np.empty(widest)
-    for i in range(features.shape[0]):
-        beyond = 0.0
-        for k in range(inside.shape[0]):
-            z = (features[i, k] - mean[k]) / deviation[k]
-            inside[k] = min(max(z, -cut), cut)
-            beyond += ((z - inside[k]) / width) ** 2
-        near = np.exp(-0.5 * beyond)
-        theta[i] = 0.0
+    inside, near = np.empty((features.shape[1], BLOCK)), np.empty(BLOCK)
+    total = np.empty((theta.shape[1], BLOCK))
+    x, y = np.empty((widest, BLOCK)), np.empty((widest, BLOCK))
+    for start in range(0, features.shape[0], BLOCK):
+        count = min(BLOCK, features.shape[0] - start)
+        for r in range(count):
+            beyond = 0.0
+            for k in range(inside.shape[0]):
+                z = (features[start + r, k] - mean[k]) / deviation[k]
+                inside[k, r] = min(max(z, -cut), cut)
+                beyond += ((z - inside[k, r]) / width) ** 2
+            near[r] = np.exp(-0.5 * beyond)
+        total[:] = 0.0
         for member in range(members):
-            n = inside.shape[0]
-            x[:n] = inside
-            for layer in range(len(weights)):
-                m = weights[layer].shape[2]
-                _layer(x[:n], weights[layer][member], biases[layer][member, 0], y[:m])
-                if layer + 1 < len(weights):
-                    _silu(y[:m])
-                x[:m] = y[:m]
-                n = m
-            for k in range(n):
-                theta[i, k] += max(near * reach[k] * np.tanh(steepness[k] * x[k]), least[k]) / members
-        for k in range(theta.shape[1]):
-            theta[i, k] = offset[k] + sign[k] * theta[i, k]
+            _layer(inside, weights[0][member], biases[0][member, 0], count, y)
+            for layer in range(1, last + 1):
+                _silu(y, weights[layer].shape[1], count, x)
+                _layer(x, weights[layer][member], biases[layer][member, 0], count, y)
+            for k in range(theta.shape[1]):
+                _bounded(
+                    y[k], near, np.float64(steepness[k]), np.float64(reach[k]), np.float64(least[k]), 1.0 / members,
+                    count, total[k],
+                )  # fmt: skip
+        for r in range(count):
+            for k in range(theta.shape[1]):
+                theta[start + r, k] = offset[k] + sign[k] * total[k, r]

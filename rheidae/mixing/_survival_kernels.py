@@ -63,7 +63,6 @@ from rheidae.mixing._nodes_kernels import (
     VANISHING,
     WEIGHT,
     X,
-    Y,
     Z,
     enter,
     fill_nodes,
@@ -217,7 +216,7 @@ def _describe(f, ratio, peak):
 
 
 @kernel
-def _enter(F, moments, basis, species):
+def enter_row(F, moments, basis, species):
     """Set the frame of a state ``F (6, 4)`` and its species in it; returns ``int G``, ``|int G n|`` and how calm it is.
 
     The second is zero where it is too small to have a direction; the last is 1 without beams, 0 with one.
@@ -331,7 +330,7 @@ def _fill_pairs(species, x, y, z, w, sign, nu, nu2, nubar, nubar2, G, G2, size, 
 
 
 @kernel
-def _on_sphere(species, rule, sign, terms, G, size):
+def fill_sphere(species, rule, sign, terms, G, size):
     """Fill for G(n); returns the integrals over the larger and the smaller side."""
     n = rule.shape[1]
     half = n // 2
@@ -408,7 +407,7 @@ def _axial_sides(rule, sign, even, terms, G, size):
 
 
 @kernel
-def _on_axis(species, rule, sign, terms, G, size, even):
+def fill_axis(species, rule, sign, terms, G, size, even):
     """Fill for Gbar(zeta); returns the integrals over the larger and the smaller side."""
     n = rule.shape[1]
     half = n // 2
@@ -661,10 +660,48 @@ def _component(G, large, small, shape, settled, tolerance, with_derivatives, wor
 
 
 @kernel
-def _trust(net_flux, both):
+def trust_in_axis(net_flux, both):
     """How far the axis is to be trusted, 0 to 1."""
     ratio = net_flux / (AXIS * both) if both > 0.0 else 0.0
     return 1.0 - pow2(-min(LOG2_E * ratio * ratio, 1000.0))
+
+
+@kernel
+def mix_axis(species, G, large, small, shape, settled, tolerance, with_derivatives, terms, work, sums):
+    """Sums by the component on the axis, and their derivatives, into ``sums (_SUMS, 8)``; returns log2 s."""
+    scale = _component(G, large, small, shape, settled, tolerance, with_derivatives, work)
+    for k in range(_SUMS if with_derivatives else 1):
+        if small > NOISE:
+            _sums_of_terms(terms, work[6 + k, : G.shape[0]], sums[k])
+            _turn_odd(species, sums[k])
+        else:
+            sums[k] = 0.0
+    return scale
+
+
+@kernel
+def mix_sphere(nodes, G, large, small, shape, settled, tolerance, with_derivatives, moved, work, sums):
+    """Likewise on the sphere, in the frame of its nodes."""
+    scale, n = _component(G, large, small, shape, settled, tolerance, with_derivatives, work), G.shape[0]
+    for k in range(_SUMS if with_derivatives else 1):
+        if small > NOISE:
+            sums_on_nodes(
+                nodes[0, :n], nodes[1, :n], nodes[2, :n], moved[0, :n], moved[1, :n], work[6 + k, :n], sums[k]
+            )
+        else:
+            sums[k] = 0.0
+    return scale
+
+
+@kernel
+def take_mean(q0, beta, on_sphere, on_axis, moments, basis, change, D):
+    """Change by both components, in the frame and, into ``D (8)``, out of it."""
+    for k in range(8):
+        change[k] = q0 * ((1.0 - beta) * on_sphere[k] + beta * on_axis[k])
+    _leave(change, basis, D)
+    # The root's last digits must not ask of an empty species what it does not have.
+    least, most = -2.0 * min(moments[2, 3], moments[3, 3]), min(moments[0, 3], moments[1, 3])
+    D[3] = D[7] = min(max(D[3], least), most)
 
 
 @driver
@@ -692,7 +729,7 @@ def survival_rows(
     on_nodes = np.zeros((_SUMS, 8))
     count = _SUMS if with_derivatives else 1
     for i in range(start, stop):
-        net, net_flux, calm = _enter(F[i], moments, basis, species)
+        net, net_flux, calm = enter_row(F[i], moments, basis, species)
         with_beams = calm < 1.0 and narrow.shape[1] > 0
         sign = 1.0 if net >= 0.0 else -1.0
         q0, b, rho, beta = 2.0 / 3.0 * np.exp(theta[i, 0]), theta[i, 3], theta[i, 4], theta[i, 5]
@@ -702,49 +739,36 @@ def survival_rows(
         scales[i, 0] = scales[i, 1] = np.nan
         trust = 1.0
         if beta != 0.0 or with_derivatives:
-            large, small = _on_axis(species, axial, sign, terms, G[:M], size[:M], even)
-            trust = _trust(net_flux, large + small) * (calm if with_beams else 1.0)
+            large, small = fill_axis(species, axial, sign, terms, G[:M], size[:M], even)
+            trust = trust_in_axis(net_flux, large + small) * (calm if with_beams else 1.0)
             shape = (np.exp(theta[i, 6]), np.exp(theta[i, 7]), lift, rho)
-            scales[i, 1] = _component(G[:M], large, small, shape, settled, tolerance, with_derivatives, work)
-            if small > NOISE:
-                for k in range(count):
-                    _sums_of_terms(terms, work[6 + k, :M], on_axis[k])
-                    _turn_odd(species, on_axis[k])
+            scales[i, 1] = mix_axis(
+                species, G[:M], large, small, shape, settled, tolerance, with_derivatives, terms, work, on_axis
+            )
         beta *= trust
         if beta != 1.0 or with_derivatives:
             shape = (np.exp(theta[i, 1]), np.exp(theta[i, 2]), lift, rho)
-            large, small = _on_sphere(species, sphere, sign, moved, G[:K], size[:K])
-            scales[i, 0] = _component(G[:K], large, small, shape, settled, tolerance, with_derivatives, work)
-            if small > NOISE:
-                for k in range(count):
-                    sums_on_nodes(
-                        sphere[0], sphere[1], sphere[2], moved[0, :K], moved[1, :K], work[6 + k, :K], on_sphere[k]
-                    )
+            large, small = fill_sphere(species, sphere, sign, moved, G[:K], size[:K])
+            scales[i, 0] = mix_sphere(
+                sphere, G[:K], large, small, shape, settled, tolerance, with_derivatives, moved, work, on_sphere
+            )
             if with_beams:
                 _, _, beams = enter(F[i], np.int64(2), own, Q, axes, described)
                 n = fill_nodes(np.int64(4), beams, described, own, Q, upright, narrow, scratch, nodes)
                 large, small = _on_nodes(n, nodes, sign, moved[0], moved[1], G, size)
                 # A beam has no width to hide an error of s in.
                 tight = min(tolerance, 1e-13)
-                scales[i, 0] = _component(G[:n], large, small, shape, settled, tight, with_derivatives, work)
-                on_nodes[:] = 0.0
-                if small > NOISE:
-                    for k in range(count):
-                        sums_on_nodes(
-                            nodes[X, :n], nodes[Y, :n], nodes[Z, :n], moved[0, :n], moved[1, :n], work[6 + k, :n],
-                            on_nodes[k],
-                        )  # fmt: skip
-                        _change_frame(axes, basis, on_nodes[k])
+                scales[i, 0] = mix_sphere(
+                    nodes[X : Z + 1], G[:n], large, small, shape, settled, tight, with_derivatives, moved, work,
+                    on_nodes,
+                )  # fmt: skip
+                for k in range(count):
+                    _change_frame(axes, basis, on_nodes[k])
                 for k in range(count):
                     for j in range(8):
                         on_sphere[k, j] = on_nodes[k, j] + calm * (on_sphere[k, j] - on_nodes[k, j])
         alpha = 1.0 - beta
-        for k in range(8):
-            change[0, k] = q0 * (alpha * on_sphere[0, k] + beta * on_axis[0, k])
-        _leave(change[0], basis, D[i])
-        # The root's last digits must not ask of an empty species what it does not have.
-        least, most = -2.0 * min(moments[2, 3], moments[3, 3]), min(moments[0, 3], moments[1, 3])
-        D[i, 3] = D[i, 7] = min(max(D[i, 3], least), most)
+        take_mean(q0, beta, on_sphere[0], on_axis[0], moments, basis, change[0], D[i])
         if with_derivatives:
             for k in range(8):
                 lifted = alpha * on_sphere[3, k] + beta * on_axis[3, k]
@@ -779,19 +803,25 @@ def survival_features(F, sphere, axial, out, start, stop):
     moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((7, 6))
     terms, moved, even, G, size = np.empty((8, M)), np.empty((2, K)), np.empty((4, M)), np.empty(m), np.empty(m)
     for i in range(start, stop):
-        net, net_flux, _ = _enter(F[i], moments, basis, species)
+        net, net_flux, _ = enter_row(F[i], moments, basis, species)
         sign = 1.0 if net >= 0.0 else -1.0
-        large, small = _on_sphere(species, sphere, sign, moved, G[:K], size[:K])
-        out[i, 1] = np.log(small / max(large, _TINY) + 1e-3)
-        large, small = _on_axis(species, axial, sign, terms, G[:M], size[:M], even)
-        out[i, 0] = np.log(small / max(large, _TINY) + 1e-3)
-        both = max(large + small, _TINY)
-        quadrupole = 0.0
-        for j in range(M):
-            quadrupole += G[j] * (1.5 * axial[0, j] * axial[0, j] - 0.5)
-        out[i, 2] = min(abs(net) / both, UNSEEN)
-        out[i, 3] = min(net_flux / both, UNSEEN)
-        out[i, 4] = out[i, 2] * quadrupole / both
+        sphere_sides = fill_sphere(species, sphere, sign, moved, G[:K], size[:K])
+        axis_sides = fill_axis(species, axial, sign, terms, G[:M], size[:M], even)
+        describe_sides(net, net_flux, sphere_sides, axis_sides, G[:M], axial, out[i])
+
+
+@kernel
+def describe_sides(net, net_flux, on_sphere, on_axis, G, axial, out):
+    """Invariants of a row from the integrals over the larger and the smaller side, and from Gbar on the axis."""
+    both = max(on_axis[0] + on_axis[1], _TINY)
+    quadrupole = 0.0
+    for j in range(G.shape[0]):
+        quadrupole += G[j] * (1.5 * axial[0, j] * axial[0, j] - 0.5)
+    out[0] = np.log(on_axis[1] / max(on_axis[0], _TINY) + 1e-3)
+    out[1] = np.log(on_sphere[1] / max(on_sphere[0], _TINY) + 1e-3)
+    out[2] = min(abs(net) / both, UNSEEN)
+    out[3] = min(net_flux / both, UNSEEN)
+    out[4] = out[2] * quadrupole / both
 
 
 @driver
@@ -799,7 +829,7 @@ def calm_rows(F, out):
     """How calm each row is: 1 without beams, 0 with one."""
     moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((7, 6))
     for i in range(F.shape[0]):
-        out[i] = _enter(F[i], moments, basis, species)[2]
+        out[i] = enter_row(F[i], moments, basis, species)[2]
 
 
 @driver
@@ -808,7 +838,7 @@ def likeness_rows(F, rule, out):
     moments, basis, means = np.empty((4, 4)), np.empty((3, 3)), np.empty((7, 6))
     species, L = np.empty((6, 5)), np.empty(3)
     for i in range(F.shape[0]):
-        _enter(F[i], moments, basis, means)
+        enter_row(F[i], moments, basis, means)
         for s in range(6):
             N = np.float64(F[i, s, 3])
             inverse = 1.0 / N if N > 0.0 else 0.0

@@ -22,6 +22,9 @@ AXIAL_POINTS = 24
 TOLERANCE = 1e-10
 """Relative error allowed in ``int (1 - P) G = 0`` before the two densities that it equates are averaged."""
 
+LOG_TOLERANCE = 1.4
+"""Of the logarithm to base 2, for which the kernels' tolerance holds, over that."""
+
 PARAMETERS = ("log_c", "log_p", "log_a", "rise", "log2_shift", "axial", "log_p_axial", "log_a_axial")
 """Columns of `theta`. Of ``1 - P``: ``2/3 c`` at the crossing, p and a on the larger side, b and rho on the smaller;
 the weight of the axial component, and p and a of that one."""
@@ -55,7 +58,8 @@ class Change(NamedTuple):
 
 
 @cache
-def _rules(order: int) -> tuple[Array, Array]:
+def rules(order: int) -> tuple[Array, Array]:
+    """Nodes of the sphere and of the axis."""
     return kernels.sphere_rule(*lebedev(order)), kernels.axial_rule(AXIAL_POINTS)
 
 
@@ -114,11 +118,10 @@ def mixing_change(
     theta = np.ascontiguousarray(theta, dtype=np.float64)
     D, scales = np.empty((n, 8)), np.empty((n, 2))
     J = np.empty((n, kernels.PARAMETERS, 8) if derivatives else (0, 0, 0))
-    (sphere, axial), rules = _rules(order), _beam_rules(order, beams)
-    # The tolerance holds for the logarithm to base 2.
+    (sphere, axial), of_beams, slack = rules(order), _beam_rules(order, beams), LOG_TOLERANCE * tolerance
     share_rows(
         lambda start, stop: kernels.survival_rows(
-            F, theta, not power_law, sphere, *rules, axial, 1.4 * tolerance, derivatives, D, J, scales, start, stop
+            F, theta, not power_law, sphere, *of_beams, axial, slack, derivatives, D, J, scales, start, stop
         ),
         n,
         threads,
@@ -147,7 +150,7 @@ def invariants(F: fourflux.Float, *, order: int = _ORDER, threads: int | None = 
     """
     F = np.ascontiguousarray(F, dtype=np.float64)
     out = np.empty((len(F), kernels.FEATURES))
-    sphere, axial = _rules(order)
+    sphere, axial = rules(order)
     share_rows(lambda start, stop: kernels.survival_features(F, sphere, axial, out, start, stop), len(F), threads)
     return out
 
@@ -191,7 +194,7 @@ def likeness(F: fourflux.Float, *, order: int = _ORDER) -> Array:
         .. math:: u = 2 \int |L_\mu - L_\tau|\, d\Omega \Big/ \int |L_e - L_\mu| + |L_e - L_\tau|\, d\Omega.
     """
     w = np.empty(len(F))
-    kernels.likeness_rows(F, _rules(order)[0], w)
+    kernels.likeness_rows(F, rules(order)[0], w)
     return w
 
 

@@ -1,81 +1,109 @@
-"""Numba kernel of `rheidae.estimator.networks.mixing`: the networks' answers, without torch's calls."""
+"""Numba kernels of `rheidae.estimator.networks.mixing`: a row's answer in one pass, without torch's calls.
+
+What the networks see and what they set is of the same functions on the same nodes, so these are filled once.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from rheidae.mixing._closure_kernels import LOG2_E, pow2
+from rheidae.mixing._survival_kernels import (
+    describe_sides,
+    enter_row,
+    fill_axis,
+    fill_sphere,
+    mix_axis,
+    mix_sphere,
+    take_mean,
+    trust_in_axis,
+)
 from rheidae.system.numba import driver, kernel, simd_function
 
-#: Rows at a time: loops over them are vectors, and what is in between stays in the first cache.
-BLOCK = 64
+
+@kernel
+def _layer(x, weight, bias, y):
+    simd_function()
+    for j in range(np.uint64(y.shape[0])):
+        y[j] = bias[j]
+    for i in range(x.shape[0]):
+        for j in range(np.uint64(y.shape[0])):
+            y[j] += x[i] * weight[i, j]
 
 
 @kernel
-def _layer(x, weight, bias, count, y):
-    """``y (outputs, rows)`` from ``x (inputs, rows)``, the first `count` rows."""
+def _silu(y, x):
     simd_function()
-    for j in range(weight.shape[1]):
-        for r in range(np.uint64(count)):
-            y[j, r] = bias[j]
-        for i in range(weight.shape[0]):
-            factor = np.float64(weight[i, j])
-            for r in range(np.uint64(count)):
-                y[j, r] += factor * x[i, r]
+    for j in range(np.uint64(y.shape[0])):
+        x[j] = y[j] / (1.0 + pow2(min(max(-LOG2_E * y[j], -1000.0), 1000.0)))
 
 
 @kernel
-def _silu(y, outputs, count, x):
+def _bounded(y, near, bounds, share, theta):
+    """Add ``share max(near reach tanh(steepness y), least)``."""
     simd_function()
-    for j in range(outputs):
-        for r in range(np.uint64(count)):
-            x[j, r] = y[j, r] / (1.0 + pow2(min(max(-LOG2_E * y[j, r], -1000.0), 1000.0)))
+    for k in range(np.uint64(y.shape[0])):
+        power = pow2(min(max(2.0 * LOG2_E * bounds[1, k] * y[k], -1000.0), 1000.0))
+        theta[k] += share * max(near * bounds[0, k] * (1.0 - 2.0 / (1.0 + power)), np.float64(bounds[2, k]))
 
 
 @kernel
-def _bounded(y, near, steepness, reach, least, share, count, total):
-    """Add ``share max(near reach tanh(steepness y), least)`` of one parameter."""
-    simd_function()
-    for r in range(np.uint64(count)):
-        power = pow2(min(max(2.0 * LOG2_E * steepness * y[r], -1000.0), 1000.0))
-        total[r] += share * max(near[r] * reach * (1.0 - 2.0 / (1.0 + power)), least)
+def take_theta(features, mean, deviation, cut, width, weights, biases, bounds, x, y, theta):
+    """Parameters ``theta (8)`` of a row, as `MixingModel` makes them of ``features (5)`` by perceptrons with SiLU.
+
+    ``weights`` and ``biases``: by layer, ``(members, inputs, outputs)`` and ``(members, 1, outputs)``. ``bounds (5,
+    8)``: reach, steepness, least value, offset and sign of each parameter. ``x``, ``y``: as long as the widest layer.
+    """
+    beyond = 0.0
+    for k in range(features.shape[0]):
+        z = (features[k] - mean[k]) / deviation[k]
+        features[k] = min(max(z, -cut), cut)
+        beyond += ((z - features[k]) / width) ** 2
+    near, members = np.exp(-0.5 * beyond), weights[0].shape[0]
+    for k in range(theta.shape[0]):
+        theta[k] = 0.0
+    for member in range(members):
+        n = weights[0].shape[2]
+        _layer(features, weights[0][member], biases[0][member, 0], y[:n])
+        for layer in range(1, len(weights)):
+            _silu(y[:n], x[:n])
+            m = weights[layer].shape[2]
+            _layer(x[:n], weights[layer][member], biases[layer][member, 0], y[:m])
+            n = m
+        _bounded(y[:n], near, bounds, 1.0 / members, theta)
+    for k in range(theta.shape[0]):
+        theta[k] = bounds[3, k] + bounds[4, k] * theta[k]
 
 
 @driver
-def theta_rows(features, mean, deviation, cut, width, weights, biases, bounds, theta):
-    """Parameters ``theta (n, 8)`` of ``features (n, 5)``, as `MixingModel` makes them by perceptrons with SiLU.
+def answer_rows(F, mean, deviation, cut, width, weights, biases, bounds, sphere, axial, tolerance, D, calm):
+    """What nu_e and nubar_e of ``F (n, 6, 4)`` lose, over the total density, into ``D (n, 8)``; beams fade out.
 
-    ``weights`` and ``biases``: by layer, ``(members, inputs, outputs)`` and ``(members, 1, outputs)``. ``bounds (5,
-    8)``: reach, steepness, least value, offset and sign of each parameter.
+    ``calm (n)``: how far that is to be trusted, as `calm_rows` has it; the rest as of `take_theta` and `survival_rows`.
     """
-    reach, steepness, least, offset, sign = bounds[0], bounds[1], bounds[2], bounds[3], bounds[4]
-    members, last = weights[0].shape[0], len(weights) - 1
+    K, M = sphere.shape[1], axial.shape[1]
+    moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((7, 6))
+    terms, moved, even = np.empty((8, M)), np.empty((2, K)), np.empty((4, M))
+    G, Gbar, work, axial_work = np.empty(K), np.empty(M), np.empty((12, K)), np.empty((12, M))
+    on_sphere, on_axis, change = np.zeros((1, 8)), np.zeros((1, 8)), np.empty(8)
     widest = 0
     for weight in weights:
-        widest = max(widest, weight.shape[1], weight.shape[2])
-    inside, near = np.empty((features.shape[1], BLOCK)), np.empty(BLOCK)
-    total = np.empty((theta.shape[1], BLOCK))
-    x, y = np.empty((widest, BLOCK)), np.empty((widest, BLOCK))
-    for start in range(0, features.shape[0], BLOCK):
-        count = min(BLOCK, features.shape[0] - start)
-        for r in range(count):
-            beyond = 0.0
-            for k in range(inside.shape[0]):
-                z = (features[start + r, k] - mean[k]) / deviation[k]
-                inside[k, r] = min(max(z, -cut), cut)
-                beyond += ((z - inside[k, r]) / width) ** 2
-            near[r] = np.exp(-0.5 * beyond)
-        total[:] = 0.0
-        for member in range(members):
-            _layer(inside, weights[0][member], biases[0][member, 0], count, y)
-            for layer in range(1, last + 1):
-                _silu(y, weights[layer].shape[1], count, x)
-                _layer(x, weights[layer][member], biases[layer][member, 0], count, y)
-            for k in range(theta.shape[1]):
-                _bounded(
-                    y[k], near, np.float64(steepness[k]), np.float64(reach[k]), np.float64(least[k]), 1.0 / members,
-                    count, total[k],
-                )  # fmt: skip
-        for r in range(count):
-            for k in range(theta.shape[1]):
-                theta[start + r, k] = offset[k] + sign[k] * total[k, r]
+        widest = max(widest, weight.shape[2])
+    features, theta, x, y = np.empty(mean.shape[0]), np.empty(bounds.shape[1]), np.empty(widest), np.empty(widest)
+    for i in range(F.shape[0]):
+        net, net_flux, calm[i] = enter_row(F[i], moments, basis, species)
+        sign = 1.0 if net >= 0.0 else -1.0
+        large, small = fill_sphere(species, sphere, sign, moved, G, work[5])
+        axial_large, axial_small = fill_axis(species, axial, sign, terms, Gbar, axial_work[5], even)
+        describe_sides(net, net_flux, (large, small), (axial_large, axial_small), Gbar, axial, features)
+        take_theta(features, mean, deviation, cut, width, weights, biases, bounds, x, y, theta)
+        q0, b, rho = 2.0 / 3.0 * np.exp(theta[0]), theta[3], theta[4]
+        lift = b * (1.0 - q0) / q0 if b != 0.0 else 0.0
+        beta = theta[5] * trust_in_axis(net_flux, axial_large + axial_small)
+        if beta != 0.0:
+            shape = (np.exp(theta[6]), np.exp(theta[7]), lift, rho)
+            mix_axis(species, Gbar, axial_large, axial_small, shape, True, tolerance, False, terms, axial_work, on_axis)
+        if beta != 1.0:
+            shape = (np.exp(theta[1]), np.exp(theta[2]), lift, rho)
+            mix_sphere(sphere, G, large, small, shape, True, tolerance, False, moved, work, on_sphere)
+        take_mean(q0, beta, on_sphere[0], on_axis[0], moments, basis, change, D[i])

@@ -28,6 +28,8 @@ _LEAST = tuple(0.0 if name in ("rise", "axial") else -math.inf for name in PARAM
 _SHARES = np.array([-1.0, 0.5, 0.5])[:, None]
 _BOUNDS = np.array([_REACH, np.divide(_SLOPE, _REACH), _LEAST, _OFFSET, _SIGN], dtype=np.float32)
 CUT, WIDTH = 3.0, 3.0
+# Of lepton number, before it is made exact.
+_TOLERANCE = 1e-7
 Array = NDArray[Any]
 
 
@@ -40,7 +42,7 @@ class _Mixing(torch.autograd.Function):
 
         change = mixing_change(
             F, theta.detach().cpu().double().numpy(), derivatives=ctx.needs_input_grad[0], order=order,
-            tolerance=1e-7, beams=False, threads=1,
+            tolerance=_TOLERANCE, beams=False, threads=1,
         )  # fmt: skip
         if change.jacobian is not None:
             ctx.save_for_backward(torch.from_numpy(change.jacobian).to(theta))
@@ -176,9 +178,11 @@ class MixingModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(n, 48)``, in units of the total density, to the change of the initial state ``(n, 24)``."""
+        from rheidae.mixing.survival import calm
+
         state = _as_states(x)
         change = _Mixing.apply(self._theta(self._invariants(state)), state, self.order, x.dtype)
-        apart = self._beside(state)
+        apart = self._beside(state, calm(state))
         if apart is None:
             return change
         rows, *others = (torch.from_numpy(values).to(change.device) for values in apart)
@@ -194,18 +198,18 @@ class MixingModel(nn.Module):
 
     def answer(self, x: Array) -> Array:
         """As `forward` in evaluation, of arrays and without torch, whose calls are most of the time of a row."""
-        from rheidae.estimator.networks._mixing_kernels import theta_rows
-        from rheidae.mixing.survival import invariants, mixing_change
+        from rheidae.estimator.networks._mixing_kernels import answer_rows
+        from rheidae.mixing.survival import LOG_TOLERANCE, rules
 
         state = np.ascontiguousarray(x[:, INPUT["F_init"]], dtype=np.float64).reshape(-1, 6, 4)
         weights, biases = (tuple(t.detach().numpy() for t in tensors) for tensors in self.net.layers)
-        theta = np.empty((len(state), N_PARAMETERS))
-        theta_rows(
-            invariants(state, order=self.order, threads=1), self.mean.numpy(), self.deviation.numpy(), CUT, WIDTH,
-            weights, biases, _BOUNDS, theta,
+        D, trust = np.empty((len(state), 8)), np.empty(len(state))
+        answer_rows(
+            state, self.mean.numpy(), self.deviation.numpy(), CUT, WIDTH, weights, biases, _BOUNDS, *rules(self.order),
+            LOG_TOLERANCE * _TOLERANCE, D, trust,
         )  # fmt: skip
-        change = _of_species(mixing_change(state, theta, order=self.order, tolerance=1e-7, beams=False, threads=1).D)
-        apart = self._beside(state)
+        change = _of_species(D)
+        apart = self._beside(state, trust)
         if apart is not None:
             rows, scheme, on_mean, weight = apart
             change[rows] = scheme + weight * (change[rows] - on_mean)
@@ -254,17 +258,16 @@ class MixingModel(nn.Module):
         inside = z.clamp(-CUT, CUT)
         return inside, torch.exp(-0.5 * ((z - inside) / WIDTH).square().sum(dim=1, keepdim=True))
 
-    def _beside(self, state: Array) -> tuple[Array, Array, Array, Array] | None:
-        """Rows that take the scheme's answer, wholly or in part; None if there are none.
+    def _beside(self, state: Array, trust: Array) -> tuple[Array, Array, Array, Array] | None:
+        """Rows that take the scheme's answer, wholly or in part, by how far beams are trusted; None if there are none.
 
         With these its change ``(m, 24)``, that on their mean heavy flavor, and the weight ``(m, 1)`` of what the
         networks' change differs from the latter by.
         """
         from rheidae.mixing.asymptotic import asymptotic_flux
-        from rheidae.mixing.survival import calm, likeness
+        from rheidae.mixing.survival import likeness
 
         unlike = np.abs(state[:, 1::3] - state[:, 2::3]).max(axis=(1, 2), initial=0.0) > ALIKE
-        trust = calm(state)
         apart = unlike | (trust < 1.0)
         if not apart.any():
             return None

@@ -368,8 +368,8 @@ _SQUARABLE = 1e15
 
 
 def _finite(table: Table, name: str) -> Table:
-    finite = np.isfinite(table).all(axis=1)
-    if not finite.all():
+    if not np.isfinite(table).all():
+        finite = np.isfinite(table).all(axis=1)
         raise FourFluxError(
             f"{name}, row {int(np.argmin(finite))}: a number is not finite (NaN or infinity); remove or mend the row"
         )

@@ -76,10 +76,13 @@ def take_theta(features, mean, deviation, cut, width, weights, biases, bounds, x
 
 
 @driver
-def answer_rows(F, mean, deviation, cut, width, weights, biases, bounds, sphere, axial, tolerance, D, calm):
+def answer_rows(
+    F, mean, deviation, cut, width, weights, biases, bounds, sphere, axial, tolerance, slack, D, calm, unlike
+):  # fmt: skip
     """What nu_e and nubar_e of ``F (n, 6, 4)`` lose, over the total density, into ``D (n, 8)``; beams fade out.
 
-    ``calm (n)``: how far that is to be trusted, as `calm_rows` has it; the rest as of `take_theta` and `survival_rows`.
+    ``calm (n)``: how far that is to be trusted, as `calm_rows` has it. ``unlike (n)``: whether mu and tau differ by
+    more than `slack`. The rest as of `take_theta` and `survival_rows`.
     """
     K, M = sphere.shape[1], axial.shape[1]
     moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((7, 6))
@@ -106,4 +109,8 @@ def answer_rows(F, mean, deviation, cut, width, weights, biases, bounds, sphere,
         if beta != 1.0:
             shape = (np.exp(theta[1]), np.exp(theta[2]), lift, rho)
             mix_sphere(sphere, G, large, small, shape, True, tolerance, False, moved, work, on_sphere)
+        unlike[i] = False
+        for s in (1, 4):
+            for k in range(4):
+                unlike[i] |= abs(F[i, s, k] - F[i, s + 1, k]) > slack
         take_mean(q0, beta, on_sphere[0], on_axis[0], moments, basis, change, D[i])

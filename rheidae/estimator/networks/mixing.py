@@ -79,8 +79,21 @@ class Members(nn.Module):
             bound = 1 / math.sqrt(n_in) if len(self.weights) < hidden_layers else 0.0  # the last layer starts at zero
             self.weights.append(torch.empty(members, n_in, n_out).uniform_(-bound, bound))
             self.biases.append(torch.empty(members, 1, n_out).uniform_(-bound, bound))
-        #: Both once more: a list of parameters takes as long to look into as a layer to evaluate.
-        self.layers = tuple(self.weights), tuple(self.biases)
+        # Both once more: a list of parameters takes as long to look into as a layer to evaluate.
+        self._layers = tuple(self.weights), tuple(self.biases)
+        self._places: list[int] | None = None
+        self._arrays: tuple[tuple[Array, ...], ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_places": None, "_arrays": ()}
+
+    def arrays(self) -> tuple[tuple[Array, ...], ...]:
+        """Weights and biases by layer, as arrays that share their memory."""
+        places = [tensor.data_ptr() for tensors in self._layers for tensor in tensors]
+        if places != self._places:
+            self._arrays = tuple(tuple(tensor.detach().numpy() for tensor in tensors) for tensors in self._layers)
+            self._places = places
+        return self._arrays
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(members, n, inputs)`` to ``(members, n, outputs)``."""
@@ -182,7 +195,8 @@ class MixingModel(nn.Module):
 
         state = _as_states(x)
         change = _Mixing.apply(self._theta(self._invariants(state)), state, self.order, x.dtype)
-        apart = self._beside(state, calm(state))
+        unlike = np.abs(state[:, 1::3] - state[:, 2::3]).max(axis=(1, 2), initial=0.0) > ALIKE
+        apart = self._beside(state, calm(state), unlike)
         if apart is None:
             return change
         rows, *others = (torch.from_numpy(values).to(change.device) for values in apart)
@@ -202,14 +216,13 @@ class MixingModel(nn.Module):
         from rheidae.mixing.survival import LOG_TOLERANCE, rules
 
         state = np.ascontiguousarray(x[:, INPUT["F_init"]], dtype=np.float64).reshape(-1, 6, 4)
-        weights, biases = (tuple(t.detach().numpy() for t in tensors) for tensors in self.net.layers)
-        D, trust = np.empty((len(state), 8)), np.empty(len(state))
+        D, trust, unlike = np.empty((len(state), 8)), np.empty(len(state)), np.empty(len(state), dtype=np.bool_)
         answer_rows(
-            state, self.mean.numpy(), self.deviation.numpy(), CUT, WIDTH, weights, biases, _BOUNDS, *rules(self.order),
-            LOG_TOLERANCE * _TOLERANCE, D, trust,
+            state, self.mean.numpy(), self.deviation.numpy(), CUT, WIDTH, *self.net.arrays(), _BOUNDS,
+            *rules(self.order), LOG_TOLERANCE * _TOLERANCE, ALIKE, D, trust, unlike,
         )  # fmt: skip
         change = _of_species(D)
-        apart = self._beside(state, trust)
+        apart = self._beside(state, trust, unlike)
         if apart is not None:
             rows, scheme, on_mean, weight = apart
             change[rows] = scheme + weight * (change[rows] - on_mean)
@@ -258,8 +271,8 @@ class MixingModel(nn.Module):
         inside = z.clamp(-CUT, CUT)
         return inside, torch.exp(-0.5 * ((z - inside) / WIDTH).square().sum(dim=1, keepdim=True))
 
-    def _beside(self, state: Array, trust: Array) -> tuple[Array, Array, Array, Array] | None:
-        """Rows that take the scheme's answer, wholly or in part, by how far beams are trusted; None if there are none.
+    def _beside(self, state: Array, trust: Array, unlike: Array) -> tuple[Array, Array, Array, Array] | None:
+        """Rows that take the scheme's answer, wholly or in part: those with beams, and with unlike mu and tau, if any.
 
         With these its change ``(m, 24)``, that on their mean heavy flavor, and the weight ``(m, 1)`` of what the
         networks' change differs from the latter by.
@@ -267,7 +280,6 @@ class MixingModel(nn.Module):
         from rheidae.mixing.asymptotic import asymptotic_flux
         from rheidae.mixing.survival import likeness
 
-        unlike = np.abs(state[:, 1::3] - state[:, 2::3]).max(axis=(1, 2), initial=0.0) > ALIKE
         apart = unlike | (trust < 1.0)
         if not apart.any():
             return None

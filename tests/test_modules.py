@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -136,6 +139,20 @@ def test_kernel_of_the_mixing_model_answers_as_torch_does(layers):
     change = model.answer(x.numpy())
     np.testing.assert_allclose(change.reshape(-1, 6, 4), corrections(model, x), rtol=0, atol=1e-12)
     assert (model.offset - model.parameters_of(x)).abs().amax(dim=0).min() > 0.01
+
+
+@pytest.mark.parametrize(
+    "moved", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), torch.nn.Module.float]
+)
+def test_kernel_sees_weights_that_change(moved):
+    model, x = random_mixing(), inputs(random_states(5, alike=True))
+    before = model.answer(x.numpy())
+    model = moved(model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    after = model.answer(x.numpy())
+    assert np.abs(after - before).max() > 1e-3
+    np.testing.assert_allclose(after.reshape(-1, 6, 4), corrections(model, x), rtol=0, atol=1e-6)
 
 
 def test_members_take_turns_in_training_and_agree_on_a_mean():

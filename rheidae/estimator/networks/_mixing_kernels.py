@@ -51,8 +51,9 @@ def _bounded(y, near, bounds, share, theta):
 def take_theta(features, mean, deviation, cut, width, weights, biases, bounds, x, y, theta):
     """Parameters ``theta (8)`` of a row, as `MixingModel` makes them of ``features (5)`` by perceptrons with SiLU.
 
-    ``weights`` and ``biases``: by layer, ``(members, inputs, outputs)`` and ``(members, 1, outputs)``. ``bounds (5,
-    8)``: reach, steepness, least value, offset and sign of each parameter. ``x``, ``y``: as long as the widest layer.
+    The features become standardised ones. ``weights`` and ``biases``: by layer, ``(members, inputs, outputs)`` and
+    ``(members, 1, outputs)``. ``bounds (5, 8)``: reach, steepness, least value, offset and sign of each parameter.
+    ``x``, ``y``: as long as the widest layer.
     """
     beyond = 0.0
     for k in range(features.shape[0]):

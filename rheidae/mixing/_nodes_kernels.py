@@ -173,9 +173,8 @@ def turn_plane(flavors, moments, Q, axes):
 
 
 @kernel
-def _alike(F, total):
+def alike(F, slack):
     """Whether mu equals tau but for rounding."""
-    slack = ALIKE * total
     for s in (1, 4):
         for k in range(4):
             if abs(F[s, k] - F[s + 1, k]) > slack:
@@ -285,7 +284,7 @@ def enter(F, flavors, moments, Q, axes, species):
     if not total > 0.0:
         return 0.0, 2, 0
     if flavors == 0:
-        flavors = 2 if _alike(F, total) else 3
+        flavors = 2 if alike(F, ALIKE * total) else 3
     take_moments(F, flavors, total, moments)
     fill_tensor(flavors, moments, Q)
     principal_axes(Q, axes)

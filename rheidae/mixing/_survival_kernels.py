@@ -80,6 +80,8 @@ NO_DIRECTION = 1e-7
 UNSEEN = 10.0
 #: Flux factors between which a species stops to be resolved, and those between which it is left out.
 CALM, FADED = (0.8, 0.9), (0.9, 0.95)
+#: Of errors of the logarithm to base 2, over those of the number.
+TO_LOG2 = 1.4
 PARAMETERS = 8
 FEATURES = 5
 # Value, and derivatives by log p, log a, lift and rho.
@@ -565,7 +567,7 @@ def _solve(G, large, small, shape, settled, tolerance, work):
             high = position
         last = (goal - A) / rising if rising > 1e-200 else 1e6
         close = abs(steepest * last)
-        if close * close < tolerance:
+        if close * close < TO_LOG2 * tolerance:
             return position + last, last
         if high - low < 1e-12 * max(abs(position), 1.0) or abs(goal - A) < 1e-16 * limit:
             break
@@ -667,15 +669,21 @@ def trust_in_axis(net_flux, both):
 
 
 @kernel
+def take_shapes(theta):
+    """q0, and what `_component` has to know on the sphere and on the axis: p, a, lift and rho."""
+    q0, b, rho = 2.0 / 3.0 * np.exp(theta[0]), theta[3], theta[4]
+    lift = b * (1.0 - q0) / q0 if b != 0.0 else 0.0
+    return q0, (np.exp(theta[1]), np.exp(theta[2]), lift, rho), (np.exp(theta[6]), np.exp(theta[7]), lift, rho)
+
+
+@kernel
 def mix_axis(species, G, large, small, shape, settled, tolerance, with_derivatives, terms, work, sums):
-    """Sums by the component on the axis, and their derivatives, into ``sums (_SUMS, 8)``; returns log2 s."""
+    """Sums by the component on the axis, and derivatives, into ``sums``, zeros until then; returns log2 s."""
     scale = _component(G, large, small, shape, settled, tolerance, with_derivatives, work)
-    for k in range(_SUMS if with_derivatives else 1):
-        if small > NOISE:
+    if small > NOISE:
+        for k in range(_SUMS if with_derivatives else 1):
             _sums_of_terms(terms, work[6 + k, : G.shape[0]], sums[k])
             _turn_odd(species, sums[k])
-        else:
-            sums[k] = 0.0
     return scale
 
 
@@ -683,13 +691,11 @@ def mix_axis(species, G, large, small, shape, settled, tolerance, with_derivativ
 def mix_sphere(nodes, G, large, small, shape, settled, tolerance, with_derivatives, moved, work, sums):
     """Likewise on the sphere, in the frame of its nodes."""
     scale, n = _component(G, large, small, shape, settled, tolerance, with_derivatives, work), G.shape[0]
-    for k in range(_SUMS if with_derivatives else 1):
-        if small > NOISE:
+    if small > NOISE:
+        for k in range(_SUMS if with_derivatives else 1):
             sums_on_nodes(
                 nodes[0, :n], nodes[1, :n], nodes[2, :n], moved[0, :n], moved[1, :n], work[6 + k, :n], sums[k]
             )
-        else:
-            sums[k] = 0.0
     return scale
 
 
@@ -732,8 +738,8 @@ def survival_rows(
         net, net_flux, calm = enter_row(F[i], moments, basis, species)
         with_beams = calm < 1.0 and narrow.shape[1] > 0
         sign = 1.0 if net >= 0.0 else -1.0
-        q0, b, rho, beta = 2.0 / 3.0 * np.exp(theta[i, 0]), theta[i, 3], theta[i, 4], theta[i, 5]
-        lift = b * (1.0 - q0) / q0 if b != 0.0 else 0.0
+        q0, shape, axial_shape = take_shapes(theta[i])
+        b, beta = theta[i, 3], theta[i, 5]
         on_sphere[:] = 0.0
         on_axis[:] = 0.0
         scales[i, 0] = scales[i, 1] = np.nan
@@ -741,13 +747,11 @@ def survival_rows(
         if beta != 0.0 or with_derivatives:
             large, small = fill_axis(species, axial, sign, terms, G[:M], size[:M], even)
             trust = trust_in_axis(net_flux, large + small) * (calm if with_beams else 1.0)
-            shape = (np.exp(theta[i, 6]), np.exp(theta[i, 7]), lift, rho)
             scales[i, 1] = mix_axis(
-                species, G[:M], large, small, shape, settled, tolerance, with_derivatives, terms, work, on_axis
+                species, G[:M], large, small, axial_shape, settled, tolerance, with_derivatives, terms, work, on_axis
             )
         beta *= trust
         if beta != 1.0 or with_derivatives:
-            shape = (np.exp(theta[i, 1]), np.exp(theta[i, 2]), lift, rho)
             large, small = fill_sphere(species, sphere, sign, moved, G[:K], size[:K])
             scales[i, 0] = mix_sphere(
                 sphere, G[:K], large, small, shape, settled, tolerance, with_derivatives, moved, work, on_sphere
@@ -757,7 +761,8 @@ def survival_rows(
                 n = fill_nodes(np.int64(4), beams, described, own, Q, upright, narrow, scratch, nodes)
                 large, small = _on_nodes(n, nodes, sign, moved[0], moved[1], G, size)
                 # A beam has no width to hide an error of s in.
-                tight = min(tolerance, 1e-13)
+                tight = min(tolerance, 1e-13 / TO_LOG2)
+                on_nodes[:] = 0.0
                 scales[i, 0] = mix_sphere(
                     nodes[X : Z + 1], G[:n], large, small, shape, settled, tight, with_derivatives, moved, work,
                     on_nodes,

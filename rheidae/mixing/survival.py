@@ -22,9 +22,6 @@ AXIAL_POINTS = 24
 TOLERANCE = 1e-10
 """Relative error allowed in ``int (1 - P) G = 0`` before the two densities that it equates are averaged."""
 
-LOG_TOLERANCE = 1.4
-"""Of the logarithm to base 2, for which the kernels' tolerance holds, over that."""
-
 PARAMETERS = ("log_c", "log_p", "log_a", "rise", "log2_shift", "axial", "log_p_axial", "log_a_axial")
 """Columns of `theta`. Of ``1 - P``: ``2/3 c`` at the crossing, p and a on the larger side, b and rho on the smaller;
 the weight of the axial component, and p and a of that one."""
@@ -118,10 +115,10 @@ def mixing_change(
     theta = np.ascontiguousarray(theta, dtype=np.float64)
     D, scales = np.empty((n, 8)), np.empty((n, 2))
     J = np.empty((n, kernels.PARAMETERS, 8) if derivatives else (0, 0, 0))
-    (sphere, axial), of_beams, slack = rules(order), _beam_rules(order, beams), LOG_TOLERANCE * tolerance
+    (sphere, axial), of_beams = rules(order), _beam_rules(order, beams)
     share_rows(
         lambda start, stop: kernels.survival_rows(
-            F, theta, not power_law, sphere, *of_beams, axial, slack, derivatives, D, J, scales, start, stop
+            F, theta, not power_law, sphere, *of_beams, axial, tolerance, derivatives, D, J, scales, start, stop
         ),
         n,
         threads,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from rheidae.mixing._closure_kernels import LOG2_E, pow2
+from rheidae.mixing._nodes_kernels import alike
 from rheidae.mixing._survival_kernels import (
     describe_sides,
     enter_row,
@@ -16,6 +17,7 @@ from rheidae.mixing._survival_kernels import (
     mix_axis,
     mix_sphere,
     take_mean,
+    take_shapes,
     trust_in_axis,
 )
 from rheidae.system.numba import driver, kernel, simd_function
@@ -89,29 +91,27 @@ def answer_rows(
     moments, basis, species = np.empty((4, 4)), np.empty((3, 3)), np.empty((7, 6))
     terms, moved, even = np.empty((8, M)), np.empty((2, K)), np.empty((4, M))
     G, Gbar, work, axial_work = np.empty(K), np.empty(M), np.empty((12, K)), np.empty((12, M))
-    on_sphere, on_axis, change = np.zeros((1, 8)), np.zeros((1, 8)), np.empty(8)
+    on_sphere, on_axis, change = np.empty((1, 8)), np.empty((1, 8)), np.empty(8)
     widest = 0
     for weight in weights:
         widest = max(widest, weight.shape[2])
     features, theta, x, y = np.empty(mean.shape[0]), np.empty(bounds.shape[1]), np.empty(widest), np.empty(widest)
     for i in range(F.shape[0]):
         net, net_flux, calm[i] = enter_row(F[i], moments, basis, species)
+        unlike[i] = not alike(F[i], slack)
+        on_sphere[:] = 0.0
+        on_axis[:] = 0.0
         sign = 1.0 if net >= 0.0 else -1.0
         large, small = fill_sphere(species, sphere, sign, moved, G, work[5])
         axial_large, axial_small = fill_axis(species, axial, sign, terms, Gbar, axial_work[5], even)
         describe_sides(net, net_flux, (large, small), (axial_large, axial_small), Gbar, axial, features)
         take_theta(features, mean, deviation, cut, width, weights, biases, bounds, x, y, theta)
-        q0, b, rho = 2.0 / 3.0 * np.exp(theta[0]), theta[3], theta[4]
-        lift = b * (1.0 - q0) / q0 if b != 0.0 else 0.0
+        q0, shape, axial_shape = take_shapes(theta)
         beta = theta[5] * trust_in_axis(net_flux, axial_large + axial_small)
         if beta != 0.0:
-            shape = (np.exp(theta[6]), np.exp(theta[7]), lift, rho)
-            mix_axis(species, Gbar, axial_large, axial_small, shape, True, tolerance, False, terms, axial_work, on_axis)
+            mix_axis(
+                species, Gbar, axial_large, axial_small, axial_shape, True, tolerance, False, terms, axial_work, on_axis
+            )
         if beta != 1.0:
-            shape = (np.exp(theta[1]), np.exp(theta[2]), lift, rho)
             mix_sphere(sphere, G, large, small, shape, True, tolerance, False, moved, work, on_sphere)
-        unlike[i] = False
-        for s in (1, 4):
-            for k in range(4):
-                unlike[i] |= abs(F[i, s, k] - F[i, s + 1, k]) > slack
         take_mean(q0, beta, on_sphere[0], on_axis[0], moments, basis, change, D[i])

@@ -168,9 +168,8 @@ class MixingModel(nn.Module):
         self.register_buffer("mean", torch.zeros(N_INVARIANTS))
         self.register_buffer("deviation", torch.ones(N_INVARIANTS))
         self.register_buffer("prepared", torch.tensor(False))
-        constants = {"reach": _REACH, "steepness": np.divide(_SLOPE, _REACH), "offset": _OFFSET, "sign": _SIGN}
-        for name, values in {**constants, "least": _LEAST}.items():
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
+        for name, values in zip(("reach", "steepness", "least", "offset", "sign"), _BOUNDS, strict=True):
+            self.register_buffer(name, torch.tensor(values), persistent=False)
 
     def export_graph(self, branches: bool = True, full: bool = False) -> nn.Module:
         """Return the network as tensor operations alone, from ``x (n, 24)``; `rheidae.export` asks for it.
@@ -213,13 +212,13 @@ class MixingModel(nn.Module):
     def answer(self, x: Array) -> Array:
         """As `forward` in evaluation, of arrays and without torch, whose calls are most of the time of a row."""
         from rheidae.estimator.networks._mixing_kernels import answer_rows
-        from rheidae.mixing.survival import LOG_TOLERANCE, rules
+        from rheidae.mixing.survival import rules
 
         state = np.ascontiguousarray(x[:, INPUT["F_init"]], dtype=np.float64).reshape(-1, 6, 4)
         D, trust, unlike = np.empty((len(state), 8)), np.empty(len(state)), np.empty(len(state), dtype=np.bool_)
         answer_rows(
             state, self.mean.numpy(), self.deviation.numpy(), CUT, WIDTH, *self.net.arrays(), _BOUNDS,
-            *rules(self.order), LOG_TOLERANCE * _TOLERANCE, ALIKE, D, trust, unlike,
+            *rules(self.order), _TOLERANCE, ALIKE, D, trust, unlike,
         )  # fmt: skip
         change = _of_species(D)
         apart = self._beside(state, trust, unlike)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 import rheidae
+from rheidae.estimator.tensors.control import traced_branch, traced_loop
 from rheidae.exceptions import ExportError
 from rheidae.export import aten
 from rheidae.export.graph import FluxGraph
@@ -45,8 +46,6 @@ class Format(NamedTuple):
     """How the names of such files end."""
     packages: tuple[str, ...] = ()
     """What writing needs beside torch."""
-    branches: bool = True
-    """Whether it can hold branches and loops."""
 
 
 def _rows(inputs: Sequence[str], n: int) -> list[torch.Tensor]:
@@ -249,6 +248,9 @@ def _require_data(path: Path, content: Any) -> None:
 # --- TorchScript -----------------------------------------------------------------------------------------
 
 
+_TRACED = {torch.ops.higher_order.cond: traced_branch, torch.ops.higher_order.while_loop: traced_loop}
+
+
 def _to_torchscript(graph: FluxGraph) -> Any:
     rows = tuple(_rows(graph.inputs, 3))
     plain: Any = graph
@@ -256,12 +258,16 @@ def _to_torchscript(graph: FluxGraph) -> Any:
         plain = _program(graph).module(check_guards=False)
         sizes = []
         # A trace keeps a size as unknown only if a tensor's own method gives it and one takes it.
-        for node in plain.graph.nodes:
-            if node.target is torch.ops.aten.sym_size.int:
-                node.op, node.target = "call_method", "size"
-                sizes.append(node)
-            elif any(source in sizes for source in node.all_input_nodes):
-                node.op, node.target = "call_method", node.target._schema.name.split("::")[1]
+        for part in plain.modules():
+            for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+                if node.target is torch.ops.aten.sym_size.int:
+                    node.op, node.target = "call_method", "size"
+                    sizes.append(node)
+                elif any(source in sizes for source in node.all_input_nodes):
+                    node.op, node.target = "call_method", node.target._schema.name.split("::")[1]
+                node.target = _TRACED.get(node.target, node.target)
+            if isinstance(part, torch.fx.GraphModule):
+                part.recompile()
         # A new module, without the checks of the old one, which would be traced too.
         plain = torch.fx.GraphModule(plain, plain.graph)
     with _quiet(), torch.no_grad():
@@ -304,9 +310,7 @@ def _of_torch(module: Any, threads: int) -> Function:
 FORMATS = {
     "onnx": Format(_to_onnx, _write_onnx, _from_onnx, (".onnx",), ("onnx", "onnxruntime")),
     "pt2": Format(_program, _write_pt2, _from_pt2, (".pt2",)),
-    "torchscript": Format(
-        _to_torchscript, _write_torchscript, _from_torchscript, (".ts", ".pt", ".torchscript"), branches=False
-    ),
+    "torchscript": Format(_to_torchscript, _write_torchscript, _from_torchscript, (".ts", ".pt", ".torchscript")),
 }
 
 

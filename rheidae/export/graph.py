@@ -44,8 +44,6 @@ class FluxGraph(nn.Module):
         A fitted one.
     box3d : Box3DTerms or None
         Computes Box3D's answer inside. None: `forward` takes it as a second argument, if the network needs it.
-    branches : bool
-        Whether the graph may hold branches and loops.
     full : bool
         Give also what else a sub-grid term needs, see `OUTPUTS`.
 
@@ -55,9 +53,7 @@ class FluxGraph(nn.Module):
         If `full` is asked of a network without survival probabilities, or of one that is not calibrated.
     """
 
-    def __init__(
-        self, regressor: Any, box3d: Box3DTerms | None = None, branches: bool = True, full: bool = False
-    ) -> None:
+    def __init__(self, regressor: Any, box3d: Box3DTerms | None = None, full: bool = False) -> None:
         super().__init__()
         module = copy.deepcopy(regressor.module_).cpu().eval()
         # A network whose forward leaves torch offers a graph of its own; one that does without Box3D says so.
@@ -66,10 +62,9 @@ class FluxGraph(nn.Module):
             raise ExportError(f"{type(module).__name__} has no survival probabilities; full outputs are MixingModel's")
         if full and regressor.error_scale_ is None:
             raise ExportError("full outputs have standard deviations, and the model has none: call its calibrate")
-        self.network: nn.Module = module.export_graph(branches, full) if offers else module
+        self.network: nn.Module = module.export_graph(full) if offers else module
         self.instability = Instability() if full else None
         self.errors = ErrorTerms(regressor.error_scale_) if full else None
-        self.branches = branches
         self.needs_box3d: bool = getattr(module, "needs_box3d", True)
         # Sizes are its tensors' affair alone.
         self.plain = self.network is not module
@@ -106,13 +101,13 @@ class FluxGraph(nn.Module):
         final = base + scale * change
         # A NaN among the densities is one of the whole row, as it is of the estimator.
         final = torch.where(total > 0.0, final, F_init + 0.0 * total)
-        final = keep_physical(F_init, final, scale, self.branches)
+        final = keep_physical(F_init, final, scale)
         if self.instability is None or self.errors is None:
             return final
         start = F_init / scale
         rate, crossing = self.instability(start.reshape(-1, 6, 4))
         _, matrices, change, sizes = known
-        far = keep_physical(start, start + change, torch.ones_like(scale), self.branches)
+        far = keep_physical(start, start + change, torch.ones_like(scale))
         std, outside = self.errors(*(table.reshape(-1, 6, 4) for table in (start, final / scale, far)), sizes)
         # NaN where a number is, or where there is no answer.
         number = 0.0 * F_init.sum(dim=1, keepdim=True)
@@ -129,7 +124,7 @@ def total_of(state: Tensor) -> Tensor:
     return (N[:, 0] + rest)[:, None]
 
 
-def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor, branches: bool = True) -> Tensor:
+def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor) -> Tensor:
     """Shorten each row's change ``(n, 24)``, of size `scale`, as `rheidae.mixing.physical.keep_physical` does."""
     start, end = (F_init / scale).reshape(-1, 6, 4), (F_final / scale).reshape(-1, 6, 4)
     # What is outside by rounding, unless the species stayed as it was.
@@ -146,7 +141,7 @@ def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor, branches: bool
     def shorten(F_final: Tensor, start: Tensor, end: Tensor, room: Tensor, F_init: Tensor) -> Tensor:
         low, high = 0.0 * room, 0.0 * room + 1.0
         factor = torch.where(_fits(start, end, room, high), high, low)
-        bound = repeat(None if branches else _HALVINGS, _unfinished, _halve, (low, high), (start, end, room))
+        bound = repeat(_unfinished, _halve, (low, high), (start, end, room))
         factor = torch.maximum(factor, bound).amin(dim=1, keepdim=True)
         return torch.where(factor < 1.0, F_init + factor * (1.0 - 1e-9) * (F_final - F_init), F_final)
 
@@ -154,10 +149,7 @@ def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor, branches: bool
         return F_final.clone()
 
     fits = _fits(start, end, room, 0.0 * room + 1.0)
-    return branch(branches, (~fits).any(), shorten, leave, (F_final, start, end, room, F_init))
-
-
-_HALVINGS = 54
+    return branch((~fits).any(), shorten, leave, (F_final, start, end, room, F_init))
 
 
 def _length(F: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def export_regressor(
     used["order"] = ORDERS[box3d_crossing] if box3d_order is None else box3d_order
     expected = regressor.predict(np.concatenate([states, F_box], axis=1))
     inside = Box3DTerms(**used) if with_box3d else None
-    graph = FluxGraph(regressor, inside, FORMATS[format].branches, full).eval()
+    graph = FluxGraph(regressor, inside, full).eval()
     tables = {"F_init": states, "F_box": F_box}
     about = {**_describe(graph, **_network(regressor, graph, used)), **(about or {})}
     return _write(graph, path, format, [tables[name] for name in graph.inputs], expected, about, tolerance)

@@ -103,7 +103,7 @@ class _Continuous(SurvivalMixing):
 
     def _solved(self, step: Callable[..., tuple[Tensor, Tensor]], goal: Tensor, *tables: Tensor) -> Tensor:
         start = torch.zeros_like(goal)
-        return repeat(None, _unfinished, step, (start, start + 1.0), (goal, *tables))
+        return repeat(_unfinished, step, (start, start + 1.0), (goal, *tables))
 
 
 class _Power(_Continuous):

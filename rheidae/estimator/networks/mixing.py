@@ -171,14 +171,14 @@ class MixingModel(nn.Module):
         for name, values in zip(("reach", "steepness", "least", "offset", "sign"), _BOUNDS, strict=True):
             self.register_buffer(name, torch.tensor(values), persistent=False)
 
-    def export_graph(self, branches: bool = True, full: bool = False) -> nn.Module:
+    def export_graph(self, full: bool = False) -> nn.Module:
         """Return the network as tensor operations alone, from ``x (n, 24)``; `rheidae.export` asks for it.
 
-        `branches`: whether the graph may hold branches and loops. `full`: with what else full exports need.
+        `full`: with what else full exports need.
         """
         from rheidae.estimator.tensors.mixing import MixingGraph
 
-        return MixingGraph(self, branches, full)
+        return MixingGraph(self, full)
 
     def prepare(self, x: Tensor) -> None:
         """Take means and deviations of the features from training rows ``x (n, 48)``, once in a model's life."""

@@ -23,8 +23,6 @@ from rheidae.mixing.asymptotic import ORDER
 from rheidae.mixing.quadrature import lebedev
 
 _TINY = 1e-30
-_SWEEPS, _STEPS = 6, 60
-"""Of Jacobi's rotations and of the root, where a graph cannot hold a loop."""
 _LOW, _HIGH = -80.0, 140.0
 
 
@@ -45,8 +43,6 @@ class AsymptoticMixing(nn.Module):
 
     Parameters
     ----------
-    branches : bool
-        Whether the graph may hold branches and loops.
     averages : bool
         Whether averages of 1 - P follow the change: over the numbers of e, ebar, x and xbar, and along their fluxes.
     """
@@ -55,9 +51,9 @@ class AsymptoticMixing(nn.Module):
     base: Tensor
     beam: Tensor
 
-    def __init__(self, branches: bool = True, averages: bool = False) -> None:
+    def __init__(self, averages: bool = False) -> None:
         super().__init__()
-        self.branches, self.averages = branches, averages
+        self.averages = averages
         self.columns = 16 if averages else 8
         base, beam = symmetric_rule(*lebedev(ORDER)), spiral_rule(LATITUDES)
         tables = {
@@ -82,7 +78,7 @@ class AsymptoticMixing(nn.Module):
             return out.clone()
 
         out = torch.cat([0.0 * _total(state)] * self.columns, dim=1)
-        return branch(self.branches, rows.any(), some, none, (out, state, rows, self.base, self.beam, self.twice))
+        return branch(rows.any(), some, none, (out, state, rows, self.base, self.beam, self.twice))
 
     def _lost(self, state: Tensor, base: Tensor, beam: Tensor, twice: Tensor) -> Tensor:
         total = _total(state)
@@ -132,8 +128,7 @@ class AsymptoticMixing(nn.Module):
         one = torch.ones_like(Q[0])
         none = torch.zeros_like(one)
         start = torch.cat([*Q, one, none, none, none, one, none, none, none, one], dim=1)
-        most = _SWEEPS if not self.branches else None
-        columns = repeat(most, _not_diagonal, _sweep, (start,), ()).split(1, dim=1)
+        columns = repeat(_not_diagonal, _sweep, (start,), ()).split(1, dim=1)
         values, axes = list(columns[:3]), [torch.cat(columns[k : k + 3], dim=1) for k in (6, 9, 12)]
         for i, j in ((0, 1), (1, 2), (0, 1)):
             swap = values[i] > values[j]
@@ -249,8 +244,7 @@ class AsymptoticMixing(nn.Module):
         """Log of s ``(n, 1)`` with ``sum part (1 - u)`` of that share of the limit."""
         start = near.clamp(_LOW, _HIGH)
         low, high = 0.0 * start + _LOW, 0.0 * start + _HIGH
-        most = _STEPS if not self.branches else None
-        return repeat(most, _unfinished, _step, (start, low, high, high - low), (goal, limit, part, G))
+        return repeat(_unfinished, _step, (start, low, high, high - low), (goal, limit, part, G))
 
 
 def _total(state: Tensor) -> Tensor:

@@ -23,11 +23,11 @@ class MixingGraph(nn.Module):
 
     refuses_unlike = True
 
-    def __init__(self, model: Any, branches: bool = True, full: bool = False) -> None:
+    def __init__(self, model: Any, full: bool = False) -> None:
         super().__init__()
         self.model, self.full = model, full
-        self.mixing = SurvivalMixing(model.order, branches)
-        self.scheme = AsymptoticMixing(branches, full)
+        self.mixing = SurvivalMixing(model.order)
+        self.scheme = AsymptoticMixing(full)
 
     def forward(self, x: Tensor) -> Any:
         """Change ``(n, 24)`` of normalised states ``x (n, 24)``, both float64 as of the estimator's module."""

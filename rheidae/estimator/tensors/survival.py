@@ -37,9 +37,6 @@ from rheidae.mixing.survival import AXIAL_POINTS
 STEPS = 2
 """Newton's steps of all rows."""
 
-HARD_STEPS = 40
-"""Steps of the rows that are left, where a graph cannot hold a loop."""
-
 # Scalars may pass through single precision on their way into a graph; smaller ones would become zero there.
 _TINY = 1e-30
 _LEAST = kernels.NO_DIRECTION
@@ -91,9 +88,6 @@ class SurvivalMixing(nn.Module):
     ----------
     order : int
         Of the Lebedev rule.
-    branches : bool
-        Whether the graph may hold branches and loops; else all is computed, and the rows that are left take
-        `HARD_STEPS` steps.
     """
 
     to_sphere: Tensor
@@ -107,9 +101,8 @@ class SurvivalMixing(nn.Module):
     inverse_weights: Tensor
     to_moments: Tensor
 
-    def __init__(self, order: int, branches: bool = True) -> None:
+    def __init__(self, order: int) -> None:
         super().__init__()
-        self.branches = branches
         nodes, weights = lebedev(order)
         # Both halves of the axis in one order, since functions of sqrt(1 - zeta^2) are the same on both.
         zeta, axial, root = kernels.axial_rule(AXIAL_POINTS)
@@ -280,26 +273,25 @@ class SurvivalMixing(nn.Module):
     def _again(self, h: Tensor, hard: Tensor, *tables: Tensor) -> Tensor:
         """``h`` with the rows `hard` done again in double precision."""
         rules = (self.inverse_weights, self.parts, self.spread)
-        most = HARD_STEPS if not self.branches else None
 
         def solve(h: Tensor, hard: Tensor, *given: Tensor) -> Tensor:
             tables, rules = given[:-3], given[-3:]
             rows = hard.nonzero().squeeze(1)
-            return h.index_put((rows,), _bracketed(most, [table[rows] for table in tables], rules))
+            return h.index_put((rows,), _bracketed([table[rows] for table in tables], rules))
 
         def leave(h: Tensor, hard: Tensor, *given: Tensor) -> Tensor:
             return h.clone()
 
-        return branch(self.branches, hard.any(), solve, leave, (h, hard, *tables, *rules))
+        return branch(hard.any(), solve, leave, (h, hard, *tables, *rules))
 
 
-def _bracketed(most: int | None, tables: Sequence[Tensor], rules: Sequence[Tensor]) -> Tensor:
+def _bracketed(tables: Sequence[Tensor], rules: Sequence[Tensor]) -> Tensor:
     G, both, small, p, a, lift, rho = tables
     sides = _sides(G * ((1.0 / both) @ rules[2]), Shape(p, a, lift, rho), *rules)
     goal = _goal(small, both, lift)
     start = sides.start(goal).clamp(_LOW, _HIGH)
     low, high = torch.full_like(start, _LOW), torch.full_like(start, _HIGH)
-    u = repeat(most, _unfinished, _bracketed_step, (start, low, high, high - low), (goal, *sides))
+    u = repeat(_unfinished, _bracketed_step, (start, low, high, high - low), (goal, *sides))
     return sides.survival(sides.evaluate(u)[0])
 
 

@@ -357,6 +357,8 @@ def _batch_norm(
 @_rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 def _view(w: _Writer, result: Tensor, x: _Value, size: Any) -> str:
     sizes = [-1 if number % ROWS == 0 and number > 0 else number for number in result.shape]
+    if result.shape[:1] == x.tensor.shape[:1]:
+        sizes[0] = 0  # as many as there are: rows that were picked have no number to be known by
     if sizes.count(-1) > 1:
         raise UnknownOperationError(f"a view of {list(result.shape)}")
     return w.node("Reshape", w.of(x), w.sizes(*sizes))
@@ -412,7 +414,7 @@ def _flip(w: _Writer, result: Tensor, x: _Value, dims: Sequence[int]) -> str:
     return w.node("Slice", w.of(x), *(w.sizes(number) for number in (-1, -(2**62), dim % x.tensor.dim(), -1)))
 
 
-@_rule(aten.split.Tensor)
+@_rule(aten.split.Tensor, aten.split_with_sizes.default)
 def _split(w: _Writer, result: Any, x: _Value, size: int, dim: int = 0) -> list[str]:
     sizes = w.sizes(*(part.shape[dim] for part in result))
     return w.scope.node("Split", w.of(x), sizes, outputs=len(result), axis=dim % x.tensor.dim())

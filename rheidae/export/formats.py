@@ -195,7 +195,7 @@ _OPERATOR = re.compile(
 )
 _EXPRESSION = re.compile(
     r"(Symbol\('[su]\d+'(, \w+=True)*\)|[su](?=\d)|\d|[-+*() ]|"
-    r"(Eq|Ne|(Strict)?(Greater|Less)Than|Max|Min|Mul|Add|Integer)(?=\()|,)*"
+    r"(Eq(uality)?|Ne|(Strict)?(Greater|Less)Than|Max|Min|Mul|Add|Integer)(?=\()|,)*"
 )
 
 

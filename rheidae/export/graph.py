@@ -69,7 +69,6 @@ class FluxGraph(nn.Module):
         # Sizes are its tensors' affair alone.
         self.plain = self.network is not module
         self.takes_doubles: bool = getattr(module, "takes_doubles", False)
-        self.refuses_unlike: bool = getattr(self.network, "refuses_unlike", False)
         self.box3d = box3d if self.needs_box3d else None
         self.adds_to_box3d = regressor._layout.base(module) == "F_box"
 
@@ -96,7 +95,7 @@ class FluxGraph(nn.Module):
             columns = torch.cat([F_init, F_box], dim=1)
         columns = columns / scale
         known = self.network(columns if self.takes_doubles else columns.float())
-        change = (known[0] if self.instability is not None else known).double()
+        change = (known if self.instability is None else known[0]).double()
         base = F_box if self.adds_to_box3d and F_box is not None else F_init
         final = base + scale * change
         # A NaN among the densities is one of the whole row, as it is of the estimator.
@@ -106,13 +105,14 @@ class FluxGraph(nn.Module):
             return final
         start = F_init / scale
         rate, crossing = self.instability(start.reshape(-1, 6, 4))
-        _, matrices, change, sizes = known
-        far = keep_physical(start, start + change, torch.ones_like(scale))
-        std, outside = self.errors(*(table.reshape(-1, 6, 4) for table in (start, final / scale, far)), sizes)
+        beside = known[1]
+        far = keep_physical(start, start + beside.scheme, torch.ones_like(scale))
+        states = (table.reshape(-1, 6, 4) for table in (start, final / scale, far))
+        std, outside = self.errors(*states, beside.sizes, beside.unlike)
         # NaN where a number is, or where there is no answer.
         number = 0.0 * F_init.sum(dim=1, keepdim=True)
         std = scale * std + 0.0 * final.sum(dim=1, keepdim=True)
-        return final, rate * total + number, crossing + number, matrices + number, std, outside + number
+        return final, rate * total + number, crossing + number, beside.matrices + number, std, outside + number
 
 
 def total_of(state: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from rheidae.exceptions import DataError, ExportError
 from rheidae.export.box3d import Box3DTerms
 from rheidae.export.formats import FORMATS, Metadata, require, require_suffix
 from rheidae.export.graph import OUTPUTS, FluxGraph
-from rheidae.export.opened import VERSION, unlike_heavy
+from rheidae.export.opened import VERSION
 from rheidae.export.states import made_states, sample_states
 from rheidae.fourflux import COMPONENTS, SPECIES
 from rheidae.mixing.box3d import ORDERS, box3d_flux
@@ -122,8 +122,7 @@ def export_scheme(scheme: str, path: str | Path, *, order: int | None = None) ->
     Notes
     -----
     Box3D and the power scheme are those of `rheidae.mix` but for beams, of which power has no nodes here. The
-    asymptotic scheme stands on the nodes of the network, on those of the first level of `rheidae.mix` where there are
-    beams, and answers NaN where mu and tau differ. How far that is from ``mix(F, "asymptotic")`` stands in
+    asymptotic scheme is its first level, on more nodes. How far that is from ``mix(F, "asymptotic")`` stands in
     ``docs/export.md``.
     """
     from rheidae.export.scheme import SCHEME_ORDERS, SchemeGraph, scheme_answer
@@ -159,9 +158,7 @@ def _write(
     about: Metadata,
     tolerance: float,
 ) -> Metadata:
-    """Write a graph and its metadata, if what was written answers `given` as `expected`, or NaN as it says it does."""
-    if graph.refuses_unlike:
-        expected = np.where(unlike_heavy(given[0])[:, None], np.nan, expected)
+    """Write a graph and its metadata, if what was written answers `given` as `expected`."""
     made = FORMATS[format].convert(graph)
     metadata = {**about, "format": format}
     with Outputs() as outputs:
@@ -260,8 +257,7 @@ def _describe(graph: Any, **more: Any) -> Metadata:
         "units": "1/cm^3, or any other unit that is common to all numbers of a row; the output has that of the input",
         "species": list(SPECIES),
         "components": list(COMPONENTS),
-        "rows": "n is 1 or more; physical, N >= 0 and |F| <= N; a row without neutrinos comes back as it is"
-        + ("; one whose mu and tau, or their antineutrinos, differ comes back as NaN" if graph.refuses_unlike else ""),
+        "rows": "n is 1 or more; physical, N >= 0 and |F| <= N; a row without neutrinos comes back as it is",
         **more,
         "versions": {
             "rheidae": rheidae.__version__,
@@ -290,8 +286,7 @@ def _difference(path: Path, format: str, tables: list[NDArray[np.float64]], expe
         final, *_ = function(*(np.ascontiguousarray(table[rows]) for table in tables))
         if final.shape != expected[rows].shape:
             raise ExportError(f"a batch of {len(expected[rows])} rows gave an answer of shape {final.shape}")
-        refused = np.isnan(expected[rows])
-        difference = np.where(refused & np.isnan(final), 0.0, np.abs(final - expected[rows]))
+        difference = np.abs(final - expected[rows])
         # Not max(), which passes over a NaN.
         largest = float(np.maximum(largest, (difference.max(axis=1) / total[rows]).max()))
     return largest

@@ -52,9 +52,8 @@ class Exported:
         F_box : array_like, same shape, optional
             Box3D's answer, where `inputs` names it.
         invalid : {"raise", "pass"}
-            What becomes of cells that are not physical, and of those that the file has no answer for, unlike mu and tau
-            in most: an error that names row and reason, or NaN for these cells alone. Vacuum is no error, and stays as
-            it is (see `rheidae.cells`).
+            What becomes of cells that are not physical: an error that names row and reason, or NaN for these cells
+            alone. Vacuum is no error, and stays as it is (see `rheidae.cells`).
 
         Returns
         -------
@@ -64,7 +63,7 @@ class Exported:
         Raises
         ------
         FourFluxError
-            If a shape is another, an input is missing or superfluous, a row is not physical, or one has no answer.
+            If a shape is another, an input is missing or superfluous, a row is not physical, or its answer is NaN.
         ExportError
             If the graph fails, or its answer is none.
         """
@@ -112,7 +111,7 @@ class Exported:
         else:
             answer = self._evaluated(tables)
             if invalid == "raise":
-                self._require_answers(tables[0], answer[0])
+                self._require_answers(answer[0])
         out = {"F_final": cells.back(answer[0].copy())}
         shapes: dict[str, tuple[int, ...]] = {
             "growth_rate": (), "has_crossing": (3,), "transition": (2, 6, 6), "outside": ()
@@ -128,18 +127,14 @@ class Exported:
             out[name] = values.reshape(*cells.shape, *shapes[name])
         return out
 
-    def _require_answers(self, states: NDArray[np.float64], final: NDArray[np.float64]) -> None:
+    def _require_answers(self, final: NDArray[np.float64]) -> None:
         """Raise where physical rows come back as NaN."""
         rows = np.flatnonzero(np.isnan(final).any(axis=1))
         if rows.size:
             others = f", as for {rows.size - 1} more rows" if rows.size > 1 else ""
-            reason, remedy = "its answer is NaN", "Export the model again"
-            if unlike_heavy(states[rows[:1]])[0]:
-                reason = "its mu and tau, or their antineutrinos, differ, which the graph cannot mix"
-                remedy = "Take the model itself or rheidae.mix for such rows, the mean of mu and tau for both"
             raise FourFluxError(
-                f"{self._path} has no answer for row {rows[0]}{others}: {reason}. {remedy}, or let them through as NaN "
-                "with invalid='pass'"
+                f"{self._path} answers NaN for row {rows[0]}{others}: export the model again, or let them through with "
+                "invalid='pass'"
             )
 
     def _evaluated(self, tables: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
@@ -221,10 +216,3 @@ def _outputs(metadata: Metadata) -> tuple[str, ...]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def unlike_heavy(states: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which rows of ``(n, 24)`` have unlike mu and tau, or unlike antineutrinos of theirs."""
-    F = fourflux.unflatten(states) / fourflux.total_density(states)[:, None, None]
-    unlike: NDArray[np.bool_] = np.abs(F[:, 1::3] - F[:, 2::3]).max(axis=(1, 2)) > fourflux.ALIKE
-    return unlike

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rheidae
-from rheidae.exceptions import ConfigError, DataError
+from rheidae.exceptions import ConfigError
 from rheidae.mixing.physical import keep_physical
 from rheidae.mixing.schemes import SCHEMES, mix
 from rheidae.mixing.transition import transition_matrix
@@ -78,7 +78,7 @@ def open_model(model: str | Path, full: bool = False) -> Model:
         if full and "transition" not in exported.outputs:
             raise ConfigError(f"{path}: gives final states alone; export the model with --full")
         # torch's threads are those of the process.
-        return Model(partial(_by_exported, exported, path), path.suffix == ".onnx")
+        return Model(partial(_by_exported, exported), path.suffix == ".onnx")
     if not path.is_dir():
         raise ConfigError(
             f"--model {name}: no such run folder; give one, an exported file ({', '.join(EXPORTED)}), pretrained, or a "
@@ -96,14 +96,8 @@ def _by_scheme(name: str, full: bool, F: Array) -> Answer:
     return Answer(mixed, transition=np.stack(transition_matrix(F, name, threads=1), axis=1) if full else None)
 
 
-def _by_exported(exported: Any, path: Path, F: Array) -> Answer:
-    found = exported.predict_all(F, invalid="pass")
-    count = np.count_nonzero(np.isnan(found["F_final"]).any(axis=(1, 2)))
-    if count:
-        raise DataError(
-            f"{path}: has no answer for {count} of {len(F)} cells, as where mu and tau, or their antineutrinos, "
-            "differ; take --model pretrained, asymptotic, or the run that the file was made of"
-        )
+def _by_exported(exported: Any, F: Array) -> Answer:
+    found = exported.predict_all(F)
     return Answer(found["F_final"], found.get("std"), found.get("outside"), found.get("transition"))
 
 

@@ -105,7 +105,7 @@ def predict_file(
     are cells that the model changes and that lie outside of what it has seen (`FluxRegressor.outside`); of schemes, and
     of exported files that are not full, there are none. With `full`, ``transition`` holds the matrices of densities and
     of fluxes, ``(..., 2, species out, species in)``, of the species that the file has
-    (`rheidae.mixing.transition`); of a network they are NaN where mu and tau differ.
+    (`rheidae.mixing.transition`).
     """
     if threads is not None and not 1 <= threads <= MOST:
         raise ValueError(f"threads={threads!r} must be at least 1 and at most {MOST}")

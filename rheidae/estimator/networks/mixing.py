@@ -288,9 +288,8 @@ class MixingModel(nn.Module):
             mean[:, nu : nu + 2] = mean[:, nu : nu + 2].mean(axis=1, keepdims=True)
         scheme = on_mean = asymptotic_flux(mean, levels=1, threads=1) - mean
         if unlike.any():
-            on_mean[unlike] = asymptotic_flux(mean[unlike], threads=1) - mean[unlike]
             scheme = on_mean.copy()
-            scheme[unlike] = asymptotic_flux(F[unlike], threads=1) - F[unlike]
+            scheme[unlike] = asymptotic_flux(F[unlike], levels=1, threads=1) - F[unlike]
             weight[unlike] *= likeness(F[unlike], order=self.order)
         return apart, scheme.reshape(-1, FLAT), on_mean.reshape(-1, FLAT), weight[:, None]
 

@@ -1,396 +1,104 @@
-"""The asymptotic scheme of rows with beams, mu and tau alike, as tensor operations.
+"""The asymptotic scheme as tensor operations, for rows that need nodes of their own or three flavors.
 
-Derivation and arithmetic are those of `rheidae.mixing._nodes_kernels` and `rheidae.mixing._asymptotic_kernels`, on the
-first of its two levels: the frame of the state, and a rule for every species beside that of the sphere. Where those
-branch by row, both ways are computed and one is chosen. Rows are never reshaped, since graphs do not know how many
-there are.
+Derivation and arithmetic are those of `rheidae.mixing._asymptotic_kernels`, on the first of its levels.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rheidae.estimator.tensors.control import branch, repeat
-from rheidae.estimator.tensors.minerbo import langevin_ratio, peak, smoothstep
-from rheidae.mixing import _nodes_kernels as kernels
-from rheidae.mixing._box3d_kernels import FADE, FOUR_PI, NOISE
-from rheidae.mixing._nodes_kernels import LATITUDES, spiral_rule, symmetric_rule
+from rheidae.estimator.tensors.control import instead
+from rheidae.estimator.tensors.flavors import mix_unlike
+from rheidae.estimator.tensors.nodes import StateNodes, fill_nodes, tables
+from rheidae.estimator.tensors.pair import fade, solve_scale
 from rheidae.mixing.asymptotic import ORDER
-from rheidae.mixing.quadrature import lebedev
 
 _TINY = 1e-30
-_LOW, _HIGH = -80.0, 140.0
-
-
-class _Species(NamedTuple):
-    """E, x, ebar and xbar in the frame, ``(n, 4)``; x counts twice."""
-
-    hx: Tensor
-    hy: Tensor
-    hz: Tensor
-    Z: Tensor
-    N: Tensor
-    amplitude: Tensor
-    f: Tensor
 
 
 class AsymptoticMixing(nn.Module):
-    """What `rheidae.mixing.asymptotic.asymptotic_flux` changes, without its second level.
+    """What `rheidae.mixing.asymptotic.asymptotic_flux` changes on its first level, of some rows.
 
     Parameters
     ----------
-    averages : bool
-        Whether averages of 1 - P follow the change: over the numbers of e, ebar, x and xbar, and along their fluxes.
+    flavors : {2, 3}
+        With 2, mu and tau enter as their mean.
+    full : bool
+        Whether transition probabilities follow the change; of three flavors also what neighbours of the scheme would
+        change.
+    order : int
+        Of the Lebedev rule.
     """
 
-    twice: Tensor
     base: Tensor
     beam: Tensor
+    counts: Tensor
 
-    def __init__(self, averages: bool = False) -> None:
+    def __init__(self, flavors: int, full: bool = False, order: int = ORDER) -> None:
         super().__init__()
-        self.averages = averages
-        self.columns = 16 if averages else 8
-        base, beam = symmetric_rule(*lebedev(ORDER)), spiral_rule(LATITUDES)
-        tables = {
-            "base": base[:, : base.shape[1] // 2],
-            "beam": beam[:, :LATITUDES],
-            "twice": np.array([[1.0, 2.0, 1.0, 2.0]]),
-        }
-        for name, values in tables.items():
-            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values)))
+        self.full, self.flavors = full, flavors
+        for name, table in tables(flavors, order).items():
+            self.register_buffer(name, table)
+        self.columns = {2: (8, 16), 3: (24, 132)}[flavors][full]
 
     def forward(self, state: Tensor, rows: Tensor) -> Tensor:
-        """What nu_e and nubar_e lose, ``(n, 8)``, of ``state (n, 6, 4)`` in units of the total density.
+        """Change of ``state (n, 6, 4)``, in units of the total density, of the rows that are marked, ``(n, 1)``.
 
-        Of the rows that are marked, ``(n, 1)``; others come out as 0. mu and tau enter as their mean.
+        Others come out as 0. Of two flavors what nu_e and nubar_e lose, ``(n, 8)``, and averages of 1 - P of e, ebar, x
+        and xbar, by number and along their fluxes, ``(n, 2, 4)``. Of three the change of all species, ``(n, 24)``,
+        matrices as of `rheidae.mixing.transition` ``(n, 2, 6, 6)``, and sizes as of
+        `rheidae.mixing.variation.variations` ``(n, 3, 3, 2, 2)``.
         """
+        out = torch.cat([0.0 * state[:, :1, 3]] * self.columns, dim=1)
+        return instead(out, rows, self._changed, (state,), (self.base, self.beam, self.counts))
 
-        def some(out: Tensor, state: Tensor, rows: Tensor, *rules: Tensor) -> Tensor:
-            chosen = rows[:, 0].nonzero().squeeze(1)
-            return out.index_put((chosen,), self._lost(state[chosen], *rules))
-
-        def none(out: Tensor, *given: Tensor) -> Tensor:
-            return out.clone()
-
-        out = torch.cat([0.0 * _total(state)] * self.columns, dim=1)
-        return branch(rows.any(), some, none, (out, state, rows, self.base, self.beam, self.twice))
-
-    def _lost(self, state: Tensor, base: Tensor, beam: Tensor, twice: Tensor) -> Tensor:
-        total = _total(state)
+    def _changed(self, state: Tensor, *rules: Tensor) -> Tensor:
+        species = list(state.unbind(dim=1))
+        if self.flavors == 2:
+            for mu in (1, 4):
+                species[mu] = species[mu + 1] = 0.5 * (species[mu] + species[mu + 1])
+        total = species[0][:, 3:]
+        for other in species[1:]:
+            total = total + other[:, 3:]
         inverse = torch.where(total > 0.0, 1.0 / torch.where(total > 0.0, total, 1.0), 0.0)
-        pairs = [(0, 0), (1, 2), (3, 3), (4, 5)]
-        moments = torch.stack([(0.5 * inverse) * (state[:, a] + state[:, b]) for a, b in pairs], dim=1)
-        species, axes, Q = self._enter(moments, twice)
-        here = self._level(species, Q, base, beam, twice)
-        parts = []
-        for first in (0, 4):
+        kept = range(6) if self.flavors == 3 else (0, 1, 3, 4)
+        nodes = fill_nodes(torch.stack([inverse * species[s] for s in kept], dim=1), *rules)
+        here = (mix_unlike if self.flavors == 3 else _mix_alike)(nodes, self.full)
+        parts, end = [], 24 if self.flavors == 3 else 8
+        for first in range(0, end, 4):
             x, y, z, t = (total * here[:, first + k : first + k + 1] for k in range(4))
-            parts += [x * axes[0] + y * axes[1] + z * axes[2], t]
-        return torch.cat([*parts, here[:, 8:]], dim=1)
-
-    def _enter(self, moments: Tensor, twice: Tensor) -> tuple[_Species, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Species, the three axes ``(n, 3)``, and Q along them ``(n, 1)``."""
-        x, y, z, N = moments[..., 0], moments[..., 1], moments[..., 2], moments[..., 3]
-        flux = (x * x + y * y + z * z).sqrt()
-        axes, Q = self._frame(_tensor(x, y, z, twice))
-        x, y, z = ((moments[..., :3] * axis[:, None]).sum(dim=2) for axis in axes)
-        # Across a line on which all fluxes nearly are.
-        plane = _tensor(x, y, z, twice)
-        half, b = 0.5 * (plane[1] - plane[0]), plane[3]
-        turned = (Q[1] < kernels.NARROW * Q[2]) & (b.abs() > 0.0)
-        t = torch.where(turned, _tangent(half, b), 0.0)
-        c = 1.0 / (t * t + 1.0).sqrt()
-        s = t * c
-        found = Q[1] < kernels.NARROW * Q[2]
-        q0, q1 = torch.where(found, plane[0] - t * b, Q[0]), torch.where(found, plane[1] + t * b, Q[1])
-        x, y = c * x - s * y, s * x + c * y
-        a0, a1 = c * axes[0] - s * axes[1], s * axes[0] + c * axes[1]
-        swap = found & (q0 > q1)
-        x, y = torch.where(swap, y, x), torch.where(swap, x, y)
-        a0, a1 = torch.where(swap, a1, a0), torch.where(swap, a0, a1)
-        q0, q1 = torch.where(swap, q1, q0), torch.where(swap, q0, q1)
-        filled, moving = N > 0.0, flux > 0.0
-        f = torch.where(filled, flux / torch.where(filled, N, 1.0), 0.0).clamp(max=1.0)
-        inverse = torch.where(moving, 1.0 / torch.where(moving, flux, 1.0), 0.0)
-        Z = f * langevin_ratio(f)
-        hz = torch.where(moving, z * inverse, 1.0)
-        species = _Species(x * inverse, y * inverse, hz, Z, N, N / FOUR_PI * peak(Z), f)
-        third = torch.where(found, plane[2], Q[2])
-        return species, (a0, a1, axes[2]), (q0, q1, third)
-
-    def _frame(self, Q: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor]]:
-        """Axes and eigenvalues of Q (00, 11, 22, 01, 02, 12), by growing eigenvalue."""
-        one = torch.ones_like(Q[0])
-        none = torch.zeros_like(one)
-        start = torch.cat([*Q, one, none, none, none, one, none, none, none, one], dim=1)
-        columns = repeat(_not_diagonal, _sweep, (start,), ()).split(1, dim=1)
-        values, axes = list(columns[:3]), [torch.cat(columns[k : k + 3], dim=1) for k in (6, 9, 12)]
-        for i, j in ((0, 1), (1, 2), (0, 1)):
-            swap = values[i] > values[j]
-            for table in (values, axes):
-                table[i], table[j] = torch.where(swap, table[j], table[i]), torch.where(swap, table[i], table[j])
-        return axes, values
-
-    def _level(self, own: _Species, Q: tuple[Tensor, ...], base: Tensor, beam: Tensor, twice: Tensor) -> Tensor:
-        """What is lost ``(n, 8)`` in the frame."""
-        share = smoothstep(own.f, *kernels.BEAM) * (own.N / (own.N + kernels.VANISHING)) * twice
-        c = (kernels.KAPPA / own.Z.clamp(min=_TINY)).clamp(max=1.0)
-        beams = (share > 0.0).any(dim=1, keepdim=True)
-        u, v = _across(own, Q)
-        x, y, z, w = self._nodes(own, u, v, c, share, base, beam)
-        p, q, r = (n[:, None] - h[..., None] for n, h in ((x, own.hx), (y, own.hy), (z, own.hz)))
-        t = 0.5 * (p * p + q * q + r * r)
-        inverse = 1.0 / (c[..., None] + (1.0 - c)[..., None] * t)
-        density = 1.0 + ((share * c * (2.0 - c))[..., None] * inverse * inverse).sum(dim=1)
-        w = torch.where(beams, w / density, w)
-        g = own.amplitude[..., None] * torch.exp(-(own.Z[..., None] * t).clamp(max=690.0))
-        g = self._represent(own, beams, u, v, (p, q, r), t, w, g)
-        e, heavy, ebar, heavybar = (g[:, k] for k in range(4))
-        net = own.N[:, :1] - own.N[:, 1:2] - own.N[:, 2:3] + own.N[:, 3:]
-        d, b = e - heavy, ebar - heavybar
-        nu, nubar, G = w * d, w * b, torch.where(net >= 0.0, 1.0, -1.0) * (d - b)
-        size = G.abs()
-        large = 0.5 * (w * (size + G)).sum(dim=1, keepdim=True)
-        small = 0.5 * (w * (size - G)).sum(dim=1, keepdim=True)
-        part = w * (0.5 * size + G * (1.0 / 6.0))
-        crossing = small > NOISE
-        limit = (2.0 / 3.0) * large + (1.0 / 3.0) * small
-        goal = torch.where(crossing, small.clamp(min=_TINY).log() - (limit - small).clamp(min=_TINY).log(), 0.0)
-        mean = (part * size).sum(dim=1, keepdim=True) / limit.clamp(min=_TINY)
-        # The logarithm to base e of the scale; the kernels' is to base 2.
-        near = mean.clamp(min=_TINY).log() + 0.64 * 0.6931471805599453 + 0.79 * goal
-        s = self._scale(part, G, goal, limit, near)
-        level = G / (G * G + torch.exp(2.0 * s)).sqrt()
-        loss = 2.0 / 3.0 - (0.5 * level + (1.0 / 6.0) * level.abs())
-        fade = torch.where(crossing, 1.0 - torch.exp2(-(small / FADE).clamp(max=1000.0)), 0.0)
-        sums = [
-            (fade * (loss * moved * n).sum(dim=1, keepdim=True)) if n is not None else
-            fade * (loss * moved).sum(dim=1, keepdim=True)
-            for moved in (nu, nubar) for n in (x, y, z, None)
-        ]  # fmt: skip
-        sums[3] = sums[7] = 0.5 * (sums[3] + sums[7])
-        if self.averages:
-            lost = fade * (w * loss)
-            along = p * own.hx[..., None] + q * own.hy[..., None] + r * own.hz[..., None] + 1.0
-            number = _average(g, lost, w)
-            averages = number, torch.where(own.f > 1e-6, _average(g * along, lost, w), number)
-            order = (0, 2, 1, 3)
-            sums += [table[:, k : k + 1] for table in averages for k in order]
-        return torch.cat(sums, dim=1)
-
-    def _nodes(
-        self, own: _Species, u: tuple[Tensor, ...], v: tuple[Tensor, ...], c: Tensor, share: Tensor, base: Tensor,
-        beam: Tensor,
-    ) -> list[Tensor]:  # fmt: skip
-        """Nodes and weights ``(n, nodes)``, before the division by the density.
-
-        Rules come as the half, or the quarter, that reflections make the rest of.
-        """
-        x, y, z, w = beam.unbind(dim=0)
-        parts = [x, x, -x, -x], [y, -y, y, -y], [z] * 4, [w] * 4
-        beam = torch.stack([torch.cat(part) for part in parts])
-        base = torch.cat([base, torch.cat([-base[:3], base[3:]])], dim=1)
-        b = (1.0 - c)[..., None]
-        inverse = 1.0 / (1.0 + b * beam[2])
-        t = c[..., None] * (1.0 - beam[2]) * inverse
-        across = (c * (2.0 - c)).sqrt()[..., None] * inverse
-        p, q = across * beam[0], across * beam[1]
-        none = torch.zeros_like(c[:, :1])
-        tables = []
-        for k, h in enumerate((own.hx, own.hy, own.hz)):
-            here = p * u[k][..., None] + q * v[k][..., None] - t * h[..., None] + h[..., None]
-            tables.append(torch.cat([none + base[k], *(here[:, s] for s in range(4))], dim=1))
-        weight = share[..., None] * beam[3]
-        return [*tables, torch.cat([none + base[3], *(weight[:, s] for s in range(4))], dim=1)]
-
-    def _represent(
-        self, own: _Species, beams: Tensor, u: Any, v: Any, away: Any, t: Tensor, w: Tensor, g: Tensor
-    ) -> Tensor:
-        """Distributions ``(n, 4, nodes)`` with their species' moments."""
-        scale = 1.0 + own.Z
-        root = scale.sqrt()
-        weight = w[:, None]
-        a, b = (sum(n * (root * axis)[..., None] for n, axis in zip(away, axes, strict=True)) for axes in (u, v))
-        r = scale[..., None] * t
-        value = weight * g
-        basis = (None, a, b, r)
-        gram = [[_moment(value, basis[i], basis[j]) for j in range(i + 1)] for i in range(4)]
-        deficit = own.N * (1.0 - own.f)
-        wanted = [own.N, torch.zeros_like(deficit), torch.zeros_like(deficit), scale * deficit]
-        filled = gram[0][0] > 1e-30
-        goal = [torch.where(filled, n - row[0], 0.0) for n, row in zip(wanted, gram, strict=True)]
-        b0, b1, b2, b3 = _solve_gram(gram, goal, filled)
-        factor = (1.0 + b0)[..., None] + (b1[..., None] * a + b2[..., None] * b + b3[..., None] * r)
-        right = g * factor.clamp(min=0.0)
-        value = weight * right
-        sums = [_moment(value, None, n) for n in basis]
-        off = torch.stack([(n - s).abs() for n, s in zip(wanted, sums, strict=True)]).sum(dim=0)
-        # The largest part of a species whose rest is physical.
-        s1, s2, s3 = sums[1] / root, sums[2] / root, sums[3] / scale
-        inside = deficit * (2.0 * own.N - deficit)
-        half = deficit * (sums[0] - s3) + s3 * own.N
-        square = s3 * (2.0 * sums[0] - s3) - (s1 * s1 + s2 * s2)
-        bottom = half + (half * half - square * inside).clamp(min=0.0).sqrt()
-        theta = torch.where(bottom > 0.0, inside / torch.where(bottom > 0.0, bottom, 1.0), 1.0).clamp(max=1.0)
-        theta = torch.where(off > kernels.RIGHT * own.N, theta, 1.0)
-        return torch.where((beams & filled)[..., None], right * theta[..., None], g)
-
-    def _scale(self, part: Tensor, G: Tensor, goal: Tensor, limit: Tensor, near: Tensor) -> Tensor:
-        """Log of s ``(n, 1)`` with ``sum part (1 - u)`` of that share of the limit."""
-        start = near.clamp(_LOW, _HIGH)
-        low, high = 0.0 * start + _LOW, 0.0 * start + _HIGH
-        return repeat(_unfinished, _step, (start, low, high, high - low), (goal, limit, part, G))
+            parts += [x * nodes.axes[0] + y * nodes.axes[1] + z * nodes.axes[2], t]
+        return torch.cat([*parts, here[:, end:]], dim=1)
 
 
-def _total(state: Tensor) -> Tensor:
-    """As the kernels', with the mean of mu and tau."""
-    N = state[..., 3]
-    x, xbar = 0.5 * (N[:, 1:2] + N[:, 2:3]), 0.5 * (N[:, 4:5] + N[:, 5:])
-    return N[:, :1] + x + x + N[:, 3:4] + xbar + xbar
+def _mix_alike(nodes: StateNodes, full: bool) -> Tensor:
+    w, N = nodes.w, nodes.N
+    e, heavy, ebar, heavybar = nodes.g.unbind(dim=1)
+    net = N[:, :1] - N[:, 1:2] - N[:, 2:3] + N[:, 3:]
+    d, b = e - heavy, ebar - heavybar
+    nu, nubar, G = w * d, w * b, torch.where(net >= 0.0, 1.0, -1.0) * (d - b)
+    size = G.abs()
+    large = 0.5 * (w * (size + G)).sum(dim=1, keepdim=True)
+    small = 0.5 * (w * (size - G)).sum(dim=1, keepdim=True)
+    s = solve_scale(w * (0.5 * size + G * (1.0 / 6.0)), G, small, (2.0 / 3.0) * large + (1.0 / 3.0) * small)
+    level = G / (G * G + torch.exp(2.0 * s)).sqrt()
+    loss = 2.0 / 3.0 - (0.5 * level + (1.0 / 6.0) * level.abs())
+    share = fade(small)
+    sums = [
+        share * (part if n is None else part * n).sum(dim=1, keepdim=True)
+        for part in (loss * nu, loss * nubar) for n in (nodes.x, nodes.y, nodes.z, None)
+    ]  # fmt: skip
+    sums[3] = sums[7] = 0.5 * (sums[3] + sums[7])
+    if full:
+        lost = (share * (w * loss))[:, None]
+        number = _average(nodes.g, lost, w)
+        found = number, torch.where(nodes.f > 1e-6, _average(nodes.g * nodes.along, lost, w), number)
+        order = (0, 2, 1, 3)
+        sums += [table[:, k : k + 1] for table in found for k in order]
+    return torch.cat(sums, dim=1)
 
 
-def _average(g: Tensor, lost: Tensor, w: Tensor) -> Tensor:
+def _average(g: Tensor, part: Tensor, w: Tensor) -> Tensor:
     under = (w[:, None] * g).sum(dim=2)
-    return (lost[:, None] * g).sum(dim=2) / torch.where(under.abs() > _TINY, under, 1.0)
-
-
-def _tensor(x: Tensor, y: Tensor, z: Tensor, twice: Tensor) -> tuple[Tensor, ...]:
-    """Entries 00, 11, 22, 01, 02, 12 of Q ``(n, 1)`` of fluxes ``(n, 4)``."""
-    parts = []
-    for a, b in ((x, x), (y, y), (z, z), (x, y), (x, z), (y, z)):
-        p, q = a[:, :2] - a[:, 2:], b[:, :2] - b[:, 2:]
-        weights = twice[:, :2]
-        own = (twice * a * b).sum(dim=1, keepdim=True)
-        product = (weights * p * q).sum(dim=1, keepdim=True)
-        sums = (weights * p).sum(dim=1, keepdim=True) * (weights * q).sum(dim=1, keepdim=True)
-        parts.append(own + 3.0 * product - sums)
-    return tuple(parts)
-
-
-def _tangent(half: Tensor, b: Tensor) -> Tensor:
-    root = (half * half + b * b).sqrt()
-    bottom = torch.where(half >= 0.0, half + root, half - root)
-    return b / torch.where(bottom.abs() > 0.0, bottom, 1.0)
-
-
-def _left(columns: Any) -> Tensor:
-    """Which rows ``(n, 1)`` are not diagonal yet."""
-    off: Tensor = columns[3].abs() + columns[4].abs() + columns[5].abs()
-    return off > kernels.TURNED * (columns[0] + columns[1] + columns[2])
-
-
-def _not_diagonal(table: Tensor) -> Tensor:
-    return _left(table.split(1, dim=1)).any()
-
-
-def _sweep(table: Tensor) -> tuple[Tensor]:
-    """Three of Jacobi's rotations; columns are Q's entries 00, 11, 22, 01, 02, 12 and the three axes."""
-    columns = table.split(1, dim=1)
-    left, trace = _left(columns), columns[0] + columns[1] + columns[2]
-    values, off = list(columns[:3]), [columns[5], columns[4], columns[3]]
-    axes = [table[:, k : k + 3] for k in (6, 9, 12)]
-    for p, q in ((0, 1), (0, 2), (1, 2)):
-        r = 3 - p - q
-        turned = left & (off[r].abs() > 1e-15 * trace)
-        t = torch.where(turned, _tangent(0.5 * (values[q] - values[p]), off[r]), 0.0)
-        c = 1.0 / (t * t + 1.0).sqrt()
-        values[p], values[q] = values[p] - t * off[r], values[q] + t * off[r]
-        off[r] = torch.where(turned, 0.0, off[r])
-        # By off[q] is meant the entry of the other two, p and r.
-        a, b = torch.cat([off[q], axes[p]], dim=1), torch.cat([off[p], axes[q]], dim=1)
-        a, b = c * (a - t * b), c * (t * a + b)
-        off[q], axes[p], off[p], axes[q] = a[:, :1], a[:, 1:], b[:, :1], b[:, 1:]
-    return (torch.cat([*values, off[2], off[1], off[0], *axes], dim=1),)
-
-
-def _across(own: _Species, Q: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Two axes across each direction, in which the part of the diagonal Q across it is diagonal."""
-    x, y, z = own.hx, own.hy, own.hz
-    sign = torch.where(z >= 0.0, 1.0, -1.0)
-    a = -1.0 / (sign + z)
-    b = x * y * a
-    u = (1.0 + sign * x * x * a, sign * b, -sign * x)
-    v = (b, sign + y * y * a, -y)
-    half, uv = torch.zeros_like(x), torch.zeros_like(x)
-    for value, p, q in zip(Q, u, v, strict=True):
-        half = half + 0.5 * (p * (value * p) - q * (value * q))
-        uv = uv + q * (value * p)
-    norm = (half * half + uv * uv).sqrt()
-    safe = torch.where(norm > 0.0, norm, 1.0)
-    first = (0.5 * (1.0 + half.abs() / safe)).sqrt()
-    second = 0.5 * uv / safe / first
-    ahead = half >= 0.0
-    # With half < 0, s has the sign of uv and c is positive.
-    c = torch.where(ahead, first, second.abs())
-    s = torch.where(ahead, second, torch.where(uv >= 0.0, first, -first))
-    level = norm > 0.0
-    c, s = torch.where(level, c, 0.5**0.5), torch.where(level, s, 0.5**0.5)
-    along = tuple(c * p + s * q for p, q in zip(u, v, strict=True))
-    return along, tuple(c * q - s * p for p, q in zip(u, v, strict=True))
-
-
-def _moment(value: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
-    for factor in (a, b):
-        value = value if factor is None else value * factor
-    return value.sum(dim=2)
-
-
-def _solve_gram(s: Any, goal: Any, filled: Tensor) -> list[Tensor]:
-    """As the kernel of that name, of a lower triangle; rows that are not `filled` have zeros."""
-    ridge = torch.where(filled, kernels.RIDGE * (s[0][0] + s[1][1] + s[2][2] + s[3][3]), 1.0)
-    L: list[list[Tensor]] = []
-    for i in range(4):
-        row: list[Tensor] = []
-        for j in range(i + 1):
-            value = s[i][j]
-            for k in range(j):
-                value = value - row[k] * (row[k] if j == i else L[j][k])
-            row.append((value.clamp(min=0.0) + ridge).sqrt() if j == i else value / L[j][j])
-        L.append(row)
-    b = [torch.zeros_like(n) for n in goal]
-    rest = list(goal)
-    for _ in range(2):
-        y: list[Any] = []
-        for i in range(4):
-            value = rest[i]
-            for k in range(i):
-                value = value - L[i][k] * y[k]
-            y.append(value / L[i][i])
-        for i in (3, 2, 1, 0):
-            value = y[i]
-            for k in range(i + 1, 4):
-                value = value - L[k][i] * y[k]
-            y[i] = value / L[i][i]
-        b = [old + new for old, new in zip(b, y, strict=True)]
-        rest = []
-        for i in range(4):
-            value = goal[i]
-            for k in range(4):
-                value = value - s[max(i, k)][min(i, k)] * b[k]
-            rest.append(value)
-    return b
-
-
-def _unfinished(s: Tensor, low: Tensor, high: Tensor, before: Tensor, *given: Tensor) -> Tensor:
-    return (before > 1e-10).any()
-
-
-def _step(s: Tensor, low: Tensor, high: Tensor, before: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-    """Newton's on the logarithm of what is reached over what is missing, halving the bracket where that is no good."""
-    goal, limit, part, G = given
-    level = G.abs() / (G * G + torch.exp(2.0 * s)).sqrt()
-    missing = part * (1.0 - level)
-    reached = missing.sum(dim=1, keepdim=True).clamp(min=_TINY)
-    slope = (missing * (level * (1.0 + level))).sum(dim=1, keepdim=True)
-    rest = (limit - reached).clamp(min=_TINY)
-    error = goal - (reached.log() - rest.log())
-    length = error * reached * rest / (slope * limit).clamp(min=_TINY)
-    low, high = torch.where(error > 0.0, s, low), torch.where(error > 0.0, high, s)
-    new, size = s + length, length.abs()
-    good = ((new > low) & (new < high) & (2.0 * size < before)) | (size < 2e-14 * (1.0 + s.abs()))
-    return torch.where(good, new, 0.5 * (low + high)), low, high, torch.where(good, size, high - low)
+    return (part * g).sum(dim=2) / torch.where(under.abs() > _TINY, under, 1.0)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LOOPS = 200
+_LOOPS = 10_000
 """Most turns of a loop; those of this package end long before."""
 
 
@@ -23,6 +23,21 @@ def branch(
     if torch.jit.is_tracing():
         return traced_branch(condition, yes, no, tables)[0]
     return yes(*tables) if condition else no(*tables)
+
+
+def instead(
+    out: Tensor, marked: Tensor, function: Callable[..., Tensor], tables: Sequence[Tensor], rules: Sequence[Tensor] = ()
+) -> Tensor:
+    """`out` with ``function(*tables, *rules)`` in its rows that are marked, ``(n, 1)``, by these rows of the tables."""
+
+    def some(out: Tensor, marked: Tensor, *given: Tensor) -> Tensor:
+        rows, own = marked[:, 0].nonzero().squeeze(1), len(tables)
+        return out.index_put((rows,), function(*(table[rows] for table in given[:own]), *given[own:]))
+
+    def none(out: Tensor, *given: Tensor) -> Tensor:
+        return out.clone()
+
+    return branch(marked.any(), some, none, (out, marked, *tables, *rules))
 
 
 def repeat(
@@ -47,6 +62,17 @@ def repeat(
                 break
             tables = step(*tables, *given)
     return tables[0]
+
+
+def newton_in_bracket(u: Tensor, length: Tensor, low: Tensor, high: Tensor, before: Tensor) -> tuple[Tensor, ...]:
+    """Newton's step from u, whose sign says on which side the root is, unless it is no good: then half of the bracket.
+
+    Returns the new u, the bracket, and how far the step went; it has to be less than half of `before`, the last one.
+    """
+    low, high = torch.where(length > 0.0, u, low), torch.where(length > 0.0, high, u)
+    new, size = u + length, length.abs()
+    good = ((new > low) & (new < high) & (2.0 * size < before)) | (size < 2e-14 * (1.0 + u.abs()))
+    return torch.where(good, new, 0.5 * (low + high)), low, high, torch.where(good, size, high - low)
 
 
 # A trace of TorchScript follows what happens on its rows; functions that were compiled, it calls. The parts of those

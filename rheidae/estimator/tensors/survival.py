@@ -18,7 +18,6 @@ it or is longer than half the one before: that converges for every input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ from numpy.polynomial import chebyshev
 from scipy.special import ive
 from torch import Tensor, nn
 
-from rheidae.estimator.tensors.control import branch, repeat
+from rheidae.estimator.tensors.control import instead, newton_in_bracket, repeat
 from rheidae.estimator.tensors.minerbo import exponents, four_vectors, moments_of, peak, smoothstep
 from rheidae.mixing import _survival_kernels as kernels
 from rheidae.mixing._nodes_kernels import VANISHING
@@ -267,26 +266,16 @@ class SurvivalMixing(nn.Module):
         # A beam on a node holds more than there is: then single precision leaves too much of the rest.
         seen = (steep > _STEEP) & (both < 1.1)
         error = torch.where(seen, length.square() * shape.p.float().clamp(min=1.0), 1.0)
-        hard = (weight * error > _SETTLED**2).any(dim=1)
-        return _balanced(self._again(h, hard, nodes.G, both, small, *shape), nodes.G, self.parts, self.spread)
-
-    def _again(self, h: Tensor, hard: Tensor, *tables: Tensor) -> Tensor:
-        """``h`` with the rows `hard` done again in double precision."""
+        hard = (weight * error > _SETTLED**2).any(dim=1, keepdim=True)
         rules = (self.inverse_weights, self.parts, self.spread)
-
-        def solve(h: Tensor, hard: Tensor, *given: Tensor) -> Tensor:
-            tables, rules = given[:-3], given[-3:]
-            rows = hard.nonzero().squeeze(1)
-            return h.index_put((rows,), _bracketed([table[rows] for table in tables], rules))
-
-        def leave(h: Tensor, hard: Tensor, *given: Tensor) -> Tensor:
-            return h.clone()
-
-        return branch(hard.any(), solve, leave, (h, hard, *tables, *rules))
+        h = instead(h, hard, _bracketed, (nodes.G, both, small, *shape), rules)
+        return _balanced(h, nodes.G, self.parts, self.spread)
 
 
-def _bracketed(tables: Sequence[Tensor], rules: Sequence[Tensor]) -> Tensor:
-    G, both, small, p, a, lift, rho = tables
+def _bracketed(
+    G: Tensor, both: Tensor, small: Tensor, p: Tensor, a: Tensor, lift: Tensor, rho: Tensor, *rules: Tensor
+) -> Tensor:
+    """``h`` in double precision."""
     sides = _sides(G * ((1.0 / both) @ rules[2]), Shape(p, a, lift, rho), *rules)
     goal = _goal(small, both, lift)
     start = sides.start(goal).clamp(_LOW, _HIGH)
@@ -306,10 +295,7 @@ def _bracketed_step(u: Tensor, low: Tensor, high: Tensor, before: Tensor, *given
     above, below = above.clamp(min=_TINY), torch.maximum(below, 1e-15 * sides.total).clamp(min=_TINY)
     steep = sides.a * ((sides.weight * slope) @ sides.parts) * (1.0 / above + 1.0 / below)
     length = (goal - above.log() + below.log()) / steep.clamp(min=1e-6)
-    low, high = torch.where(length > 0.0, u, low), torch.where(length > 0.0, high, u)
-    new, size = u + length, length.abs()
-    good = ((new > low) & (new < high) & (2.0 * size < before)) | (size < 2e-14 * (1.0 + u.abs()))
-    return torch.where(good, new, 0.5 * (low + high)), low, high, torch.where(good, size, high - low)
+    return newton_in_bracket(u, length, low, high, before)
 
 
 class Shape(NamedTuple):

@@ -1,4 +1,4 @@
-"""Standard deviations as tensor operations: `rheidae.estimator.uncertainty` where mu and tau are alike.
+"""Standard deviations as tensor operations: `rheidae.estimator.uncertainty`.
 
 Neighbours of the scheme (`rheidae.mixing._variation_kernels`) are taken on the nodes that the answer has, which know no
 rules for beams: from a flux factor of 0.9 on, what comes out is not to be relied on (``docs/export.md``).
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from rheidae.estimator.tensors.survival import Nodes, SurvivalMixing, faded
 from rheidae.mixing._variation_kernels import SHALLOW
+from rheidae.mixing.variation import VARIATIONS
 
 _TINY = 1e-30
+_TERMS = len(VARIATIONS) + 1
 
 
 class Neighbours(NamedTuple):
@@ -26,7 +28,7 @@ class Neighbours(NamedTuple):
     D : Tensor, shape (n, 2, 4)
         What nu_e and nubar_e lose under the scheme.
     sizes : Tensor, shape (n, kinds, 2, 2)
-        As `rheidae.mixing.variation.variations` has them for e and mu.
+        As `rheidae.mixing.variation.variations` has them for e and mu, mu and tau being alike.
     """
 
     D: Tensor
@@ -61,7 +63,7 @@ def neighbours(mixing: SurvivalMixing, nodes: Nodes) -> Neighbours:
 
 
 class ErrorTerms(nn.Module):
-    """What `rheidae.estimator.uncertainty.ErrorScale` has learned, for states with mu and tau alike.
+    """What `rheidae.estimator.uncertainty.ErrorScale` has learned.
 
     Parameters
     ----------
@@ -81,24 +83,24 @@ class ErrorTerms(nn.Module):
         for name, values in scale.arrays.items():
             self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float64)))
 
-    def forward(self, init: Tensor, final: Tensor, far: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, init: Tensor, final: Tensor, far: Tensor, sizes: Tensor, unlike: Tensor) -> tuple[Tensor, Tensor]:
         """Standard deviations ``(n, 24)``, and 1 in rows outside of those trained on ``(n, 1)``, else 0.
 
         Parameters
         ----------
         init, final, far : Tensor, shape (n, 6, 4)
             States before, as predicted and of the scheme, over the total density.
-        sizes : Tensor
-            From `neighbours`.
+        sizes, unlike : Tensor
+            As of `rheidae.estimator.tensors.mixing.Full`.
         """
         beyond = (self._distance(init) - self.distance).clamp(min=0.0)[:, None, None]
         near = (1.0 - self.odd) * torch.exp(-0.5 * beyond.square())
-        # As e-mu and e-tau are, e changes by both, mu and tau by one each.
-        square = sizes.permute(0, 2, 3, 1).square()[:, :, None]
-        terms = torch.cat([square, 0.25 * square, 0.25 * square], dim=2).reshape(-1, 6, 2, sizes.shape[1])
-        kinds = terms.shape[3]
+        # Each flavor changes by both pairs that it is in.
+        a, b, c = (sizes[:, pair].permute(0, 2, 3, 1) for pair in range(3))
+        terms = 0.25 * torch.stack([a + b, a + c, b + c], dim=2).square()
+        terms = torch.cat([terms, torch.stack([unlike] * 3, dim=2)[..., None]], dim=4).reshape(-1, 6, 2, _TERMS)
         learned, other = (
-            (terms * table[:, :, :kinds]).sum(dim=3) + table[:, :, -1] + 1e-20 for table in (self.near, self.far)
+            (terms * table[:, :, :-1]).sum(dim=3) + table[:, :, -1] + 1e-20 for table in (self.near, self.far)
         )
         difference = (final - far).square()
         other = other + torch.stack([difference[..., :3].mean(dim=2), difference[..., 3]], dim=2)

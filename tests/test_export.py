@@ -189,9 +189,9 @@ CASES = (
 def test_predicts_what_the_estimator_predicts(name, format, inside, opened, request):
     regressor = request.getfixturevalue(name)
     model = opened(name, format, inside)
-    F = np.concatenate([random_states(200, 7, alike=True), random_states(100, 7)]).reshape(-1, 24)
+    F = np.concatenate([random_states(250, 7, alike=True), random_states(50, 7)]).reshape(-1, 24)
     # Far outside of the training data, and where the limiter has to act.
-    far = random_states(100, 8, max_flux_factor=0.95)
+    far = random_states(30, 8, max_flux_factor=0.95)
     far[:, 2] *= 1e-3
     F = np.concatenate([F, far.reshape(-1, 24)])
     for unit in (1.0, 1e33, 1e-20):

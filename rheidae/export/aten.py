@@ -46,6 +46,9 @@ def trace_rows(module: torch.nn.Module, tables: Sequence[Tensor]) -> torch.fx.Gr
     notes = _guards.TracingContext(_subclasses.FakeTensorMode(allow_fallback_kernels=True))
     with exporting(), torch.no_grad(), _guards.tracing(notes):
         recorded: torch.fx.GraphModule = make_fx(module, tracing_mode="real")(*tables)
+    for part in recorded.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            part.graph.eliminate_dead_code()
     return recorded
 
 

@@ -282,25 +282,28 @@ def _solve_gram(s: Any, goal: Any, filled: Tensor) -> list[Tensor]:
                 value = value - row[k] * (row[k] if j == i else L[j][k])
             row.append((value.clamp(min=0.0) + ridge).sqrt() if j == i else value / L[j][j])
         L.append(row)
-    b = [torch.zeros_like(n) for n in goal]
-    rest = list(goal)
-    for _ in range(2):
-        y: list[Any] = []
-        for i in range(4):
-            value = rest[i]
-            for k in range(i):
-                value = value - L[i][k] * y[k]
-            y.append(value / L[i][i])
-        for i in (3, 2, 1, 0):
-            value = y[i]
-            for k in range(i + 1, 4):
-                value = value - L[k][i] * y[k]
-            y[i] = value / L[i][i]
-        b = [old + new for old, new in zip(b, y, strict=True)]
-        rest = []
-        for i in range(4):
-            value = goal[i]
-            for k in range(4):
-                value = value - s[max(i, k)][min(i, k)] * b[k]
-            rest.append(value)
-    return b
+    b = _by_factor(L, goal)
+    # Once more, of what is left.
+    rest = []
+    for i in range(4):
+        value = goal[i]
+        for k in range(4):
+            value = value - s[max(i, k)][min(i, k)] * b[k]
+        rest.append(value)
+    return [old + new for old, new in zip(b, _by_factor(L, rest), strict=True)]
+
+
+def _by_factor(L: Any, goal: Any) -> list[Tensor]:
+    """Forwards and back through the lower triangle L."""
+    y: list[Tensor] = []
+    for i in range(4):
+        value = goal[i]
+        for k in range(i):
+            value = value - L[i][k] * y[k]
+        y.append(value / L[i][i])
+    for i in (3, 2, 1, 0):
+        value = y[i]
+        for k in range(i + 1, 4):
+            value = value - L[k][i] * y[k]
+        y[i] = value / L[i][i]
+    return y

@@ -4,7 +4,7 @@ python -m benchmarks.quadrature errors --states 20000     # of the asymptotic sc
 python -m benchmarks.quadrature errors --states 1000000 --screen  # the same where many more nodes say otherwise
 python -m benchmarks.quadrature box3d --states 1000000    # unphysical answers, and what turns with the frame
 python -m benchmarks.quadrature paths --paths 200         # largest jumps along paths between states; models too
-python -m benchmarks.quadrature exports --states 100000   # the model that ships, as a file, beside the estimator
+python -m benchmarks.quadrature exports --states 100000   # the model that ships, as a file, beside it; --unlike
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def box3d(count):
             )
 
 
-def exports(count):
+def exports(count, alike=True):
     """Print how far the ONNX file of the model that ships is from the estimator, by kind of state."""
     model, each = rheidae.pretrained(), count // len(converged.KINDS)
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +96,7 @@ def exports(count):
         export_regressor(model, path)
         file = load_exported(path)
     for kind in converged.KINDS:
-        F = converged.states(kind, each, seed=1)
+        F = converged.states(kind, each, seed=1, alike=alike)
         found = np.concatenate([file.predict(rows) for rows in np.array_split(F, max(1, each // 64))])
         error = np.abs(found - model.predict(F)).max(axis=(1, 2))
         print(
@@ -154,11 +154,12 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["errors", "box3d", "paths", "exports"])
     parser.add_argument("--states", type=int, default=20_000)
     parser.add_argument("--paths", type=int, default=200)
-    parser.add_argument("--unlike", action="store_true", help="of errors: mu and tau differ")
+    parser.add_argument("--unlike", action="store_true", help="of errors and exports: mu and tau differ")
     parser.add_argument("--seed", type=int, default=0, help="of errors")
     parser.add_argument("--screen", action="store_true", help="of errors: the converged answer only where it matters")
     options = parser.parse_args()
-    of_errors = partial(errors, alike=not options.unlike, seed=options.seed, screen=options.screen)
-    {"errors": of_errors, "box3d": box3d, "exports": exports}.get(options.what, paths)(
+    alike = not options.unlike
+    of_errors = partial(errors, alike=alike, seed=options.seed, screen=options.screen)
+    {"errors": of_errors, "box3d": box3d, "exports": partial(exports, alike=alike)}.get(options.what, paths)(
         options.paths if options.what == "paths" else options.states
     )

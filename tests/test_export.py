@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 
 from rheidae import FluxRegressor, box3d_flux, mix, moments, relaxation
 from rheidae.estimator.networks import MixingModel, ResidualFFIModel
+from rheidae.estimator.tensors import flavors
+from rheidae.estimator.tensors.asymptotic import AsymptoticMixing
 from rheidae.estimator.tensors.survival import SurvivalMixing
 from rheidae.exceptions import ExportError, FourFluxError, OutputError
 from rheidae.export import __main__ as command
@@ -33,7 +35,7 @@ from rheidae.export.graph import OUTPUTS, keep_physical
 from rheidae.export.scheme import SCHEME_ORDERS, SchemeGraph
 from rheidae.export.states import made_states, sample_states
 from rheidae.linear import growth_rate
-from rheidae.mixing.asymptotic import crossings
+from rheidae.mixing.asymptotic import asymptotic_flux, crossings
 from rheidae.mixing.physical import keep_physical as keep_physical_of_kernels
 from rheidae.mixing.survival import calm, invariants, mixing_change
 from rheidae.runs import folder as runs
@@ -95,6 +97,47 @@ def test_continuous_mixing_of_any_state(F):
     theta = parameters(1, int(1e6 * abs(F).sum()) % 1000)
     _, change = change_by_graph(F, theta, 17)
     np.testing.assert_allclose(change, mixing_change(F, theta, order=17, tolerance=1e-12, beams=False).D, atol=5e-7)
+
+
+def three_flavors(F):
+    """Final states by the graph, and the matrix of densities."""
+    with torch.no_grad():
+        found = AsymptoticMixing(3, full=True)(torch.from_numpy(F), torch.ones(len(F), 1, dtype=torch.bool)).numpy()
+    return F + found[:, :24].reshape(F.shape), found[:, 24:96].reshape(-1, 2, 6, 6)[:, 0]
+
+
+def test_three_flavors(monkeypatch):
+    """Plain states, and narrow beams and traces along a line, where Newton's method does not do."""
+    F = np.concatenate([random_states(40, 11), random_states(160, 12)])
+    rng = np.random.default_rng(14)
+    narrow = 1 - 10 ** -rng.uniform(0, 12, (160, 6))
+    factor = np.where(rng.random((160, 6)) < 0.5, narrow, rng.random((160, 6)))
+    F[40:, :, :3] = (factor * F[40:, :, 3])[..., None] * np.array([0.6, 0.0, 0.8])
+    F[40:] *= 10 ** -(rng.uniform(0, 6, (160, 6, 1)) * (rng.random((160, 6, 1)) < 0.4))
+    F /= total(F)[:, None, None]
+    search, modes = flavors._search, []
+
+    def watched(*tables):
+        (state,) = search(*tables)
+        modes.append(state[:, 14])
+        return (state,)
+
+    monkeypatch.setattr(flavors, "_search", watched)
+    found, matrix = three_flavors(F)
+    assert (torch.stack(modes) == 1.0).any()
+    expected = asymptotic_flux(F, levels=1)
+    assert np.abs(expected - F).max() > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-8)
+    assert matrix.min() > -1e-12
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-12)
+    np.testing.assert_allclose(np.einsum("nab,nb->na", matrix, F[..., 3]), found[..., 3], atol=1e-8)
+
+
+@given(states())
+@settings(max_examples=60)
+def test_three_flavors_of_any_state(F):
+    F = (F / total(F)[:, None, None]).reshape(-1, 6, 4)
+    np.testing.assert_allclose(three_flavors(F)[0], asymptotic_flux(F, levels=1), atol=1e-6)
 
 
 @pytest.mark.parametrize("crossing", ["shared", "sharp"])

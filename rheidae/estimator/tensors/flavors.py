@@ -238,15 +238,16 @@ def _search(state: Tensor, *given: Tensor) -> tuple[Tensor]:
     a, b = at.split(1, dim=1)
     r1, r3, j11, j12, j31, j32 = _totals(A, B, w, torch.exp(a)[..., None], torch.exp(b)[..., None])
     off, tolerance = torch.cat([r1, r3], dim=1) - goals, 1e-13 * whole
-    part = torch.cat([whole - r1, r3], dim=1).clamp(min=_TINY)
+    # Less than rounding leaves of the sums has no derivative.
+    part = torch.maximum(torch.cat([whole - r1, r3], dim=1), 0.1 * tolerance)
     y = torch.where(off.abs() > tolerance, _odds(part, most) - goal, 0.0)
     y1, y3 = y.split(1, dim=1)
     # dy = most/(part (most - part)) dpart
-    k1, k3 = (part * (1.0 - part / most)).clamp(min=_TINY).split(1, dim=1)
+    k1, k3 = (part * (1.0 - part / most).clamp(min=1e-14)).split(1, dim=1)
     j11, j12, j31, j32 = j11 / k1, j12 / k1, j31 / k3, j32 / k3
     size = y.abs().amax(dim=1, keepdim=True)
-    # Of what is no number nothing is to be found.
-    right = (off.abs().amax(dim=1, keepdim=True) <= tolerance) | ~(size < 1e300)
+    # A step of Newton's may go where there is no number; in brackets there is none if the row has none.
+    right = (off.abs().amax(dim=1, keepdim=True) <= tolerance) | ((mode > 0.5) & ~(size < 1e300))
     good = size < (1.0 - 1e-4 * share) * error
     determinant = j12 * j31 - j11 * j32
     new = torch.cat([-y3 * j12 - y1 * j32, y1 * j31 + y3 * j11], dim=1)

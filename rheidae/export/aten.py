@@ -299,6 +299,8 @@ for _name, _kind in (("and", "And"), ("or", "Or")):
     _RULES[getattr(aten, f"bitwise_{_name}").Tensor] = _simple(_kind)
     _RULES[getattr(aten, f"logical_{_name}").default] = _simple(_kind)
 _RULES[aten.exp2.default] = lambda w, r, x: w.node("Exp", w.node("Mul", w.of(x), w.of(0.6931471805599453, r.dtype)))
+_RULES[aten.silu.default] = lambda w, r, x: w.node("Mul", w.of(x), w.node("Sigmoid", w.of(x)))
+_RULES[aten._to_copy.default] = lambda w, r, x, **options: w.of(x, r.dtype)
 _RULES[aten.bitwise_not.default] = _RULES[aten.logical_not.default] = _simple("Not")
 for _name, _kind in (("mm", "MatMul"), ("bmm", "MatMul")):
     _RULES[getattr(aten, _name).default] = _simple(_kind)
@@ -325,16 +327,6 @@ def _clamp(w: _Writer, result: Tensor, x: _Value, low: Any = None, high: Any = N
 @_rule(aten.where.self)
 def _where(w: _Writer, result: Tensor, condition: _Value, a: Any, b: Any) -> str:
     return w.node("Where", w.of(condition), w.of(a, result.dtype), w.of(b, result.dtype))
-
-
-@_rule(aten._to_copy.default)
-def _cast(w: _Writer, result: Tensor, x: _Value, **options: Any) -> str:
-    return w.of(x, result.dtype)
-
-
-@_rule(aten.silu.default)
-def _silu(w: _Writer, result: Tensor, x: _Value) -> str:
-    return w.node("Mul", w.of(x), w.node("Sigmoid", w.of(x)))
 
 
 @_rule(aten.addmm.default)

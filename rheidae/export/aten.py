@@ -46,10 +46,14 @@ def trace_rows(module: torch.nn.Module, tables: Sequence[Tensor]) -> torch.fx.Gr
     notes = _guards.TracingContext(_subclasses.FakeTensorMode(allow_fallback_kernels=True))
     with exporting(), torch.no_grad(), _guards.tracing(notes):
         recorded: torch.fx.GraphModule = make_fx(module, tracing_mode="real")(*tables)
-    for part in recorded.modules():
-        if isinstance(part, torch.fx.GraphModule):
-            part.graph.eliminate_dead_code()
+    for part in graphs_of(recorded):
+        part.graph.eliminate_dead_code()
     return recorded
+
+
+def graphs_of(module: torch.nn.Module) -> list[torch.fx.GraphModule]:
+    """Of a graph itself, and of the branches and loops within."""
+    return [part for part in module.modules() if isinstance(part, torch.fx.GraphModule)]
 
 
 def to_onnx(
@@ -300,6 +304,7 @@ for _name, _kind in (("and", "And"), ("or", "Or")):
     _RULES[getattr(aten, f"logical_{_name}").default] = _simple(_kind)
 _RULES[aten.exp2.default] = lambda w, r, x: w.node("Exp", w.node("Mul", w.of(x), w.of(0.6931471805599453, r.dtype)))
 _RULES[aten.silu.default] = lambda w, r, x: w.node("Mul", w.of(x), w.node("Sigmoid", w.of(x)))
+_RULES[aten.unsqueeze.default] = lambda w, r, x, dim: w.node("Unsqueeze", w.of(x), w.sizes(dim % r.dim()))
 _RULES[aten._to_copy.default] = lambda w, r, x, **options: w.of(x, r.dtype)
 _RULES[aten.bitwise_not.default] = _RULES[aten.logical_not.default] = _simple("Not")
 for _name, _kind in (("mm", "MatMul"), ("bmm", "MatMul")):
@@ -413,11 +418,6 @@ def _flip(w: _Writer, result: Tensor, x: _Value, dims: Sequence[int]) -> str:
 def _split(w: _Writer, result: Any, x: _Value, size: int, dim: int = 0) -> list[str]:
     sizes = w.sizes(*(part.shape[dim] for part in result))
     return w.scope.node("Split", w.of(x), sizes, outputs=len(result), axis=dim % x.tensor.dim())
-
-
-@_rule(aten.unsqueeze.default)
-def _unsqueeze(w: _Writer, result: Tensor, x: _Value, dim: int) -> str:
-    return w.node("Unsqueeze", w.of(x), w.sizes(dim % result.dim()))
 
 
 @_rule(aten.squeeze.dim)

@@ -62,9 +62,9 @@ def _program(graph: FluxGraph) -> Any:
         # Strict: sizes that the module takes by len() stay unknown. Those of this package take none.
         strict = not graph.plain
         program = torch.export.export(graph, tuple(rows), dynamic_shapes=tuple({0: n} for _ in rows), strict=strict)
-    for part in program.graph_module.modules():
+    for part in aten.graphs_of(program.graph_module):
         # They name the files of the machine that exports.
-        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+        for node in part.graph.nodes:
             node.meta.pop("stack_trace", None)
     return program
 
@@ -258,16 +258,15 @@ def _to_torchscript(graph: FluxGraph) -> Any:
         plain = _program(graph).module(check_guards=False)
         sizes = []
         # A trace keeps a size as unknown only if a tensor's own method gives it and one takes it.
-        for part in plain.modules():
-            for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+        for part in aten.graphs_of(plain):
+            for node in part.graph.nodes:
                 if node.target is torch.ops.aten.sym_size.int:
                     node.op, node.target = "call_method", "size"
                     sizes.append(node)
                 elif any(source in sizes for source in node.all_input_nodes):
                     node.op, node.target = "call_method", node.target._schema.name.split("::")[1]
                 node.target = _TRACED.get(node.target, node.target)
-            if isinstance(part, torch.fx.GraphModule):
-                part.recompile()
+            part.recompile()
         # A new module, without the checks of the old one, which would be traced too.
         plain = torch.fx.GraphModule(plain, plain.graph)
     with _quiet(), torch.no_grad():

@@ -11,8 +11,8 @@ from torch import Tensor
 from rheidae.estimator.tensors.control import newton_in_bracket, repeat
 from rheidae.estimator.tensors.nodes import StateNodes
 from rheidae.estimator.tensors.pair import fade, solve_scale
+from rheidae.estimator.tensors.uncertainty import sizes_of, varied
 from rheidae.mixing._box3d_kernels import NOISE
-from rheidae.mixing._variation_kernels import SHALLOW
 
 _TINY = 1e-30
 # Logarithms of alpha and beta lie between.
@@ -38,9 +38,9 @@ def mix_unlike(nodes: StateNodes, full: bool) -> Tensor:
 
 
 def _four_fluxes(nodes: StateNodes, parts: Tensor) -> Tensor:
-    """Sums ``(n, k, 4)`` of ``(n, k, nodes)`` over directions and over one."""
-    along = [(parts * n[:, None]).sum(dim=2, keepdim=True) for n in (nodes.x, nodes.y, nodes.z)]
-    return torch.cat([*along, parts.sum(dim=2, keepdim=True)], dim=2)
+    """Sums ``(..., n, k, 4)`` of ``(..., n, k, nodes)`` over directions and over one."""
+    along = [(parts * n[:, None]).sum(dim=-1, keepdim=True) for n in (nodes.x, nodes.y, nodes.z)]
+    return torch.cat([*along, parts.sum(dim=-1, keepdim=True)], dim=-1)
 
 
 def _matrices(p: Tensor, weighted: Tensor, along: Tensor) -> Tensor:
@@ -70,24 +70,10 @@ def _neighbours(nodes: StateNodes, plus: Tensor, minus: Tensor, G: Tensor) -> Te
     part = w * (0.5 * G.abs() + G * (1.0 / 6.0))
     s = solve_scale(part, G, small, (2.0 / 3.0) * large + (1.0 / 3.0) * small)
     u = G / (G * G + torch.exp(2.0 * s)).sqrt()
-    kept = 0.5 * u + (1.0 / 6.0) * u.abs()
-    steep = kept * (1.0 - u * u)
-    shape, rise, amount = steep * (1.0 - 2.0 * u * u), (1.0 / 6.0) * (u - u.abs()), 2.0 / 3.0 - kept
-    moved = [w * _differences(nu) for nu in nodes.g.split(3, dim=1)]
-    by_scale = [_four_fluxes(nodes, steep * part) for part in moved]
-    slope = by_scale[0][..., 3:] - by_scale[1][..., 3:]
-    share = fade(small)
-    shallow = torch.where(small < large, torch.exp(-small / (SHALLOW * large.clamp(min=_TINY))), 0.0)
-    sizes = []
-    for kind, part in ((shape, share), (rise, share), (amount, share * shallow)):
-        sums = [_four_fluxes(nodes, kind * own) for own in moved]
-        moves = sums[1][..., 3:] - sums[0][..., 3:]
-        factor = torch.where(slope.abs() > _TINY, moves / torch.where(slope.abs() > _TINY, slope, 1.0), 0.0)
-        for here, moving in zip(sums, by_scale, strict=True):
-            change = here + factor * moving
-            flux = change[..., :3].square().mean(dim=2, keepdim=True).sqrt()
-            sizes += [part * flux, part * change[..., 3:].abs()]
-    return torch.cat(sizes, dim=2).reshape(-1, 36)
+    moved = torch.stack([w * _differences(nu) for nu in nodes.g.split(3, dim=1)])
+    sums = _four_fluxes(nodes, varied(u)[:, None] * moved)
+    sizes = sizes_of(sums, small[..., 0], large[..., 0], fade(small)[..., 0])
+    return torch.cat([part for kind in sizes.unbind(dim=0) for part in kind.unbind(dim=0)], dim=2).reshape(-1, 36)
 
 
 # Transition probabilities

@@ -43,23 +43,29 @@ def neighbours(mixing: SurvivalMixing, nodes: Nodes) -> Neighbours:
     larger = nodes.G[:, :on] > 0.0
     # h is 1 - u on the larger side, 1 + abs(u)/2 on the smaller.
     u = torch.where(larger, 1.0 - h[:, :on], 2.0 - 2.0 * h[:, :on])
-    kept = torch.where(larger, (2.0 / 3.0) * u, (1.0 / 3.0) * u)
-    slope = kept * (1.0 - u * u)
-    varied = torch.stack(
-        [slope, slope * (1.0 - 2.0 * u * u), torch.where(larger, 0.0, (1.0 / 3.0) * u), 2.0 / 3.0 - kept]
-    )
-    # Kinds, neutrinos and antineutrinos, rows, components.
-    sums = (varied[:, None] * nodes.moved[:, :, :on]) @ mixing.to_moments[:on, :4]
-    steep = sums[0, 0, :, 3] - sums[0, 1, :, 3]
-    moves = sums[1:, 1, :, 3] - sums[1:, 0, :, 3]
+    sums = (varied(u)[:, None] * nodes.moved[:, :, :on]) @ mixing.to_moments[:on, :4]
+    small = nodes.small[:, 0]
+    sizes = sizes_of(sums, small, nodes.both[:, 0] - small, faded(small))
+    return Neighbours(D, sizes.permute(2, 0, 1, 3))
+
+
+def varied(u: Tensor) -> Tensor:
+    """How 1 - P varies with log s, by each kind and by itself, ``(1 + kinds, ...)``; u > 0 on the larger side."""
+    kept = 0.5 * u + (1.0 / 6.0) * u.abs()
+    steep = kept * (1.0 - u * u)
+    return torch.stack([steep, steep * (1.0 - 2.0 * u * u), (1.0 / 6.0) * (u - u.abs()), 2.0 / 3.0 - kept])
+
+
+def sizes_of(sums: Tensor, small: Tensor, large: Tensor, share: Tensor) -> Tensor:
+    """Sizes ``(kinds, 2, ..., 2)`` with `share`, from what `varied` moves, ``(1 + kinds, 2, ..., 4)``: nu and nubar."""
+    steep = sums[0, 0, ..., 3] - sums[0, 1, ..., 3]
+    moves = sums[1:, 1, ..., 3] - sums[1:, 0, ..., 3]
     shift = torch.where(steep.abs() > _TINY, moves / torch.where(steep.abs() > _TINY, steep, 1.0), 0.0)
-    change = sums[1:] + shift[:, None, :, None] * sums[:1]
-    small, large = nodes.small[:, 0], nodes.both[:, 0] - nodes.small[:, 0]
-    share = faded(small)
+    change = sums[1:] + shift[:, None, ..., None] * sums[:1]
     shallow = torch.where(small < large, torch.exp(-small / (SHALLOW * large.clamp(min=_TINY))), 0.0)
     shares = torch.stack([share, share, share * shallow])
-    sizes = torch.stack([change[..., :3].square().mean(dim=3).sqrt(), change[..., 3].abs()], dim=3)
-    return Neighbours(D, (shares[:, None, :, None] * sizes).permute(2, 0, 1, 3))
+    sizes = torch.stack([change[..., :3].square().mean(dim=-1).sqrt(), change[..., 3].abs()], dim=-1)
+    return shares[:, None, ..., None] * sizes
 
 
 class ErrorTerms(nn.Module):

@@ -4,7 +4,7 @@ python -m benchmarks.quadrature errors --states 20000     # of the asymptotic sc
 python -m benchmarks.quadrature errors --states 1000000 --screen  # the same where many more nodes say otherwise
 python -m benchmarks.quadrature box3d --states 1000000    # unphysical answers, and what turns with the frame
 python -m benchmarks.quadrature paths --paths 200         # largest jumps along paths between states; models too
-python -m benchmarks.quadrature exports --states 100000   # the model that ships, as a file, beside it; --unlike
+python -m benchmarks.quadrature exports --states 100000   # files of the model that ships; --unlike, --format object
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rheidae import FluxRegressor, box3d_flux, mix
 from rheidae.estimator.networks import ResidualFFIModel
 from rheidae.export import export_regressor, load_exported
 from rheidae.mixing._asymptotic_kernels import asymptotic_rows
-from rheidae.mixing.asymptotic import _tables
+from rheidae.mixing.asymptotic import tables_of
 from rheidae.system.threads import share_rows
 from tests.states import conservation_error, random_rotation, turn
 
@@ -45,7 +45,7 @@ def outside(F):
 
 def many_nodes(F):
     """The asymptotic scheme by 5,810 nodes and 2,560 for each beam, whatever its doubt: in a tenth of the time."""
-    spheres, narrow = zip(*[_tables(131, 640)] * 4, strict=True)
+    spheres, narrow = zip(*[tables_of(131, 640)] * 4, strict=True)
     out = np.empty(F.shape)
     share_rows(lambda start, stop: asymptotic_rows(F, spheres, narrow, 1, out, start, stop), len(F), None)
     return out
@@ -88,12 +88,12 @@ def box3d(count):
             )
 
 
-def exports(count, alike=True):
-    """Print how far the ONNX file of the model that ships is from the estimator, by kind of state."""
+def exports(count, alike=True, format="onnx"):
+    """Print how far a file of the model that ships is from the estimator, by kind of state."""
     model, each = rheidae.pretrained(), count // len(converged.KINDS)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        export_regressor(model, path)
+        path = Path(folder) / ("model.o" if format == "object" else "model.onnx")
+        export_regressor(model, path, format)
         file = load_exported(path)
     for kind in converged.KINDS:
         F = converged.states(kind, each, seed=1, alike=alike)
@@ -155,11 +155,12 @@ if __name__ == "__main__":
     parser.add_argument("--states", type=int, default=20_000)
     parser.add_argument("--paths", type=int, default=200)
     parser.add_argument("--unlike", action="store_true", help="of errors and exports: mu and tau differ")
+    parser.add_argument("--format", choices=["onnx", "object"], default="onnx", help="of exports")
     parser.add_argument("--seed", type=int, default=0, help="of errors")
     parser.add_argument("--screen", action="store_true", help="of errors: the converged answer only where it matters")
     options = parser.parse_args()
     alike = not options.unlike
     of_errors = partial(errors, alike=alike, seed=options.seed, screen=options.screen)
-    {"errors": of_errors, "box3d": box3d, "exports": partial(exports, alike=alike)}.get(options.what, paths)(
-        options.paths if options.what == "paths" else options.states
-    )
+    {"errors": of_errors, "box3d": box3d, "exports": partial(exports, alike=alike, format=options.format)}.get(
+        options.what, paths
+    )(options.paths if options.what == "paths" else options.states)

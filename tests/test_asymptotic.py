@@ -20,11 +20,11 @@ from rheidae.export.graph import FluxGraph
 from rheidae.mixing import _asymptotic_kernels as kernels
 from rheidae.mixing import reference
 from rheidae.mixing.asymptotic import (
-    _levels,
     asymptotic_flux,
     asymptotic_survival,
     asymptotic_transitions,
     crossings,
+    levels_of,
 )  # fmt: skip
 from rheidae.mixing.quadrature import lebedev
 from rheidae.mixing.survival import calm
@@ -277,7 +277,7 @@ def test_extreme_states():
     assert conservation_error(F, after) < 1e-12
     assert margin(after) >= -1e-15
     raw = np.empty_like(F)
-    kernels.asymptotic_rows(F, *_levels(), raw, 0, len(F))
+    kernels.asymptotic_rows(F, *levels_of(), raw, 0, len(F))
     # The limiter has next to nothing to do.
     assert (distance(raw, after, F) > 1e-8).sum() == 0
 
@@ -404,6 +404,16 @@ def test_preprocessing_sees_the_crossings_of_every_pair(tmp_path):
     arrays = evaluate(F * 1e33, F * 1e33, config_for(tmp_path, "a", schemes=["box3d", "asymptotic"]))
     np.testing.assert_allclose(arrays["F_asymptotic"], asymptotic_flux(F, order=31) * 1e33, rtol=1e-6, atol=1e25)
     assert arrays["has_crossing"][0]
+
+
+def test_a_shallow_second_crossing_between_the_nodes_is_in_doubt():
+    """It counts by what the first pair moves: a multiple of what crosses where antineutrinos make up for neutrinos."""
+    F = np.zeros((1, 6, 4))
+    F[0, :, 3] = [0.04956, 0.25241, 0.02019, 0.27501, 0.31441, 0.08842]
+    F[0, 0, :3], F[0, 2, :3] = [-0.02416, -0.00599, 0.01237], [-0.0104, 0.00033, -0.00411]
+    right = converged.answer(F, points=6000)
+    assert np.abs(asymptotic_flux(F) - right).max() < 1e-3
+    assert np.abs(asymptotic_flux(F, levels=1) - right).max() > 5e-3
 
 
 def test_models_and_their_graphs_on_beams(pretrained_graph):

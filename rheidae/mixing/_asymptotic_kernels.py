@@ -52,11 +52,11 @@ d^2/(d^2 + G^2 + s^2)``, d what G changes by over the node's cell: what nodes wo
 against that. Of three flavors it is summed over the pair that mixes first, with its share and its s, and over neighbors
 in the order of each direction, with s = 1/(alpha + beta); and over pairs without a crossing, with s = 0. The share of
 the pair that mixes first goes like the root of the second crossing, so what the smaller side of that may hold between
-the nodes counts by its root. d goes by the gradient of G itself: where antineutrinos of x are those of neutrinos, as in
-most simulations, they drop out. Where all fluxes lie on one line, nodes on one circle are off alike, and doubt counts
-up to `CIRCLE` times as much. From `DOUBT` to twice that, the answer goes over to one with more nodes; where that is in
-doubt, too, to one where every species of a flux factor above `FINE` has a rule of its own; and from that, likewise, to
-one whose rules have twice as many.
+the nodes counts by its root, times what the first pair moves. d goes by the gradient of G itself: where antineutrinos
+of x are those of neutrinos, as in most simulations, they drop out. Where all fluxes lie on one line, nodes on one
+circle are off alike, and doubt counts up to `CIRCLE` times as much. From `DOUBT` to twice that, the answer goes over to
+one with more nodes; where that is in doubt, too, to one where every species of a flux factor above `FINE` has a rule of
+its own; and from that, likewise, to one whose rules have twice as many.
 All levels conserve, and a mean of physical answers is physical. Most rows are found to be out of doubt by s alone: d
 is nowhere larger than for the sum of all peaks.
 
@@ -775,6 +775,16 @@ def _missed(La, Lb, w, slope):
 
 
 @kernel
+def _moved(q, a, b, w):
+    """What an exchange by ``q`` moves from a to b."""
+    simd_function()
+    total = 0.0
+    for i in range(np.uint64(w.shape[0])):
+        total += w[i] * q[i] * (a[i] - b[i])
+    return total
+
+
+@kernel
 def mix_flavors(n, work, scratch):
     """Mix the six rows of `work` from `_MIXED` on as the lepton numbers there say, which change.
 
@@ -801,17 +811,19 @@ def mix_flavors(n, work, scratch):
                 a, b = _members(pair)
                 small = min(plus[pair], minus[pair]) + _missed(L[a, :n], L[b, :n], w, slope[a + b - 1, :n])
                 reach = max(reach, min(np.sqrt(max(plus[pair], minus[pair]) * small), first))
-        risk = (reach - second) / first * min(plus[deepest], minus[deepest])
-        doubts += risk * risk
+        risk, moved = (reach - second) / first, min(plus[deepest], minus[deepest])
         ahead = 1.0 - second / first
         share = ahead * fade(min(plus[deepest], minus[deepest]))
         if share > 0.0:
             a, b = _members(deepest)
             square = _pair(L[a, :n], L[b, :n], w, plus[deepest], minus[deepest], share, lower, upper, q, out)
             doubts += ahead * ahead * _doubts_of_pair(a, b, n, work, square)
+            if risk > 0.0:
+                moved = max(moved, abs(_moved(q, h[a, :n], h[b, :n], w)) / ahead)
             _exchange(q, L[a, :n], L[b, :n])
             _exchange(q, h[a, :n], h[b, :n])
             _exchange(q, h[a + 3, :n], h[b + 3, :n])
+        doubts += risk * risk * moved * moved
     if second == 0.0:
         # What crosses between the nodes.
         for pair in range(3):

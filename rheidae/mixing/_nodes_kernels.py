@@ -218,7 +218,8 @@ def _length(x, y, z):
 
 
 @exact_kernel
-def _total(F):
+def total_of(F):
+    """Total density of a state, in the order in which NumPy sums."""
     return (
         np.float64(F[0, 3]) + np.float64(F[1, 3]) + np.float64(F[2, 3]) + np.float64(F[3, 3]) + np.float64(F[4, 3])
         + np.float64(F[5, 3])
@@ -280,7 +281,7 @@ def enter(F, flavors, moments, Q, axes, species):
     `flavors`: 2 or 3, or 0 to decide by the state. ``moments (6, 4)``: the four-fluxes of the species in the frame,
     over the total.
     """
-    total = _total(F)
+    total = total_of(F)
     if not total > 0.0:
         return 0.0, 2, 0
     if flavors == 0:

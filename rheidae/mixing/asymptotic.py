@@ -93,7 +93,7 @@ def asymptotic_flux(
     array([0.56, 0.52, 0.52, 0.46, 0.52, 0.52])
     """
     F, exact = _checked(F_init)
-    out, tables = np.empty(F.shape), _levels(order, levels)
+    out, tables = np.empty(F.shape), levels_of(order, levels)
     share_rows(lambda start, stop: kernels.asymptotic_rows(exact, *tables, out, start, stop), len(F), threads)
     keep_physical(exact, out, threads)
     return out.astype(F.dtype, copy=False)
@@ -130,7 +130,7 @@ def asymptotic_transitions(F: ArrayLike, directions: ArrayLike, *, order: int = 
     if nodes.ndim != 2 or len(nodes) != 3:
         raise ValueError(f"directions have shape {nodes.shape}; expected (3, m)")
     p = np.empty((nodes.shape[1], 3, 3))
-    kernels.transition_row(exact[0], *_tables(order), nodes, p)
+    kernels.transition_row(exact[0], *tables_of(order), nodes, p)
     return p
 
 
@@ -155,7 +155,7 @@ def asymptotic_matrices(F: fourflux.Float, *, order: int = ORDER, threads: int |
         If the shape is another, or a row is not physical.
     """
     _, exact = _checked(F)
-    out, tables = np.empty((len(exact), 2, 6, 6)), _tables(order)
+    out, tables = np.empty((len(exact), 2, 6, 6)), tables_of(order)
     share_rows(lambda start, stop: kernels.matrix_rows(exact, *tables, out, start, stop), len(exact), threads)
     return out
 
@@ -188,7 +188,7 @@ def crossings(F_init: ArrayLike, *, order: int = ORDER, threads: int | None = No
         If the shape is another, or a row is not physical.
     """
     F, exact = _checked(F_init)
-    crosses, tables = np.empty((len(F), 3), dtype=np.bool_), _tables(order)
+    crosses, tables = np.empty((len(F), 3), dtype=np.bool_), tables_of(order)
     share_rows(lambda start, stop: kernels.crossing_rows(exact, *tables, crosses, start, stop), len(F), threads)
     return crosses
 
@@ -200,16 +200,17 @@ def _checked(F_init: ArrayLike) -> tuple[fourflux.Float, Array]:
     return F, np.ascontiguousarray(F, dtype=np.float64)
 
 
-def _levels(order: int = ORDER, levels: int = 4) -> tuple[tuple[Array, ...], tuple[Array, ...], int]:
-    """Nodes of each level, on the sphere and of a beam, and how many levels count."""
-    first = _tables(order)
+@cache
+def levels_of(order: int = ORDER, levels: int = 4) -> tuple[tuple[Array, ...], tuple[Array, ...], int]:
+    """Nodes of each level, on the sphere and of a beam, and how many levels count, as the kernels want them."""
+    first = tables_of(order)
     # Of one length, for which the kernel is compiled.
-    finer = [_tables(max(order, least), n) if levels > 1 else first for least, n in FINER]
+    finer = [tables_of(max(order, least), n) if levels > 1 else first for least, n in FINER]
     spheres, narrow = zip(first, *finer, strict=True)
     return spheres, narrow, levels
 
 
 @cache
-def _tables(order: int, latitudes: int = LATITUDES) -> tuple[Array, Array]:
+def tables_of(order: int = ORDER, latitudes: int = LATITUDES) -> tuple[Array, Array]:
     """Nodes of the sphere and of a beam."""
     return symmetric_rule(*lebedev(order)), spiral_rule(latitudes)

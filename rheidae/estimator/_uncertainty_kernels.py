@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from rheidae.system.numba import driver, scalar_kernel
+from rheidae.mixing._asymptotic_kernels import asymptotic_rows
+from rheidae.mixing._physical_kernels import limit_rows
+from rheidae.mixing._variation_kernels import KINDS, variation_rows
+from rheidae.system.numba import driver, kernel, scalar_kernel
 
 DESCRIPTION = 12
+_TINY = 1e-20
 
 
 @scalar_kernel
@@ -35,32 +39,25 @@ def describe_rows(F, out):
 
 
 @driver
-def neighbour_rows(F, F_pred, sizes, lost, terms, far, unlike):
-    """Squares of what each variation changes of each species, its flux and its density, into ``terms (n, 6, 2, > 3)``.
-
-    ``far (n, 6, 4)``: the scheme's answer, the prediction where it has none. ``unlike (n)``: whether mu and tau differ
-    by any bit.
-    """
-    kinds = sizes.shape[2]
+def distance_rows(F, mean, whitening, out):
+    """Mahalanobis distances ``out (n)`` of states ``F (n, 6, 4)``, by what `describe_rows` says of them."""
+    numbers = np.empty((F.shape[0], DESCRIPTION))
+    describe_rows(F, numbers)
     for i in range(F.shape[0]):
-        for nu in range(2):
-            for c in range(2):
-                for kind in range(kinds):
-                    a, b, d = sizes[i, 0, kind, nu, c], sizes[i, 1, kind, nu, c], sizes[i, 2, kind, nu, c]
-                    terms[i, 3 * nu, c, kind] = 0.25 * (a + b) * (a + b)
-                    terms[i, 3 * nu + 1, c, kind] = 0.25 * (a + d) * (a + d)
-                    terms[i, 3 * nu + 2, c, kind] = 0.25 * (b + d) * (b + d)
-                for kind in range(kinds, terms.shape[3]):
-                    for s in range(3):
-                        terms[i, 3 * nu + s, c, kind] = 0.0
-        unlike[i] = False
-        for nu in range(2):
-            for k in range(4):
-                s, q = 3 * nu, lost[i, nu, k]
-                unlike[i] |= F[i, s + 1, k] != F[i, s + 2, k]
-                far[i, s, k] = F[i, s, k] - q if np.isfinite(q) else F_pred[i, s, k]
-                far[i, s + 1, k] = F[i, s + 1, k] + 0.5 * q if np.isfinite(q) else F_pred[i, s + 1, k]
-                far[i, s + 2, k] = F[i, s + 2, k] + 0.5 * q if np.isfinite(q) else F_pred[i, s + 2, k]
+        square = 0.0
+        for j in range(DESCRIPTION):
+            white = 0.0
+            for k in range(DESCRIPTION):
+                white += (numbers[i, k] - mean[k]) * whitening[k, j]
+            square += white * white
+        out[i] = np.sqrt(square)
+
+
+@kernel
+def _mean_square(A, B, out):
+    """Of ``A - B (4)``: of the flux, by component, and of the density, into ``out (2)``."""
+    x, y, z, t = A[0] - B[0], A[1] - B[1], A[2] - B[2], A[3] - B[3]
+    out[0], out[1] = (x * x + y * y + z * z) / 3.0, t * t
 
 
 @driver
@@ -68,13 +65,77 @@ def mean_square_rows(A, B, out):
     """Of ``A - B (n, 6, 4)``: of fluxes, by component, and of densities, ``(n, 6, 2)``."""
     for i in range(A.shape[0]):
         for s in range(6):
-            x, y, z, t = (
-                A[i, s, 0] - B[i, s, 0],
-                A[i, s, 1] - B[i, s, 1],
-                A[i, s, 2] - B[i, s, 2],
-                A[i, s, 3] - B[i, s, 3],
-            )
-            out[i, s, 0], out[i, s, 1] = (x * x + y * y + z * z) / 3.0, t * t
+            _mean_square(A[i, s], B[i, s], out[i, s])
+
+
+@driver
+def term_rows(F, table, narrow, spheres, beams, levels, terms, far):
+    """Squares of what each variation changes of each species, its flux and its density, into ``terms (n, 6, 2, 4)``.
+
+    The last is what unlike mu and tau change. ``far (n, 6, 4)``: the scheme's answer; where mu and tau are unlike by
+    any bit, that of its ``levels`` on ``spheres`` and ``beams``, as `asymptotic_rows` has them, else that of
+    `variation_rows` on ``table`` and ``narrow``.
+    """
+    first, last, n = np.int64(0), np.int64(1), F.shape[0]
+    sizes, lost = np.empty((n, 3, KINDS, 2, 2)), np.empty((n, 2, 4))
+    mean, on_mean, moved = np.empty((1, 6, 4)), np.empty((1, 6, 4)), np.empty((6, 2))
+    variation_rows(F, table, narrow, sizes, lost, first, n)
+    for i in range(n):
+        unlike = False
+        for nu in range(2):
+            for c in range(2):
+                for kind in range(KINDS):
+                    a, b, d = sizes[i, 0, kind, nu, c], sizes[i, 1, kind, nu, c], sizes[i, 2, kind, nu, c]
+                    terms[i, 3 * nu, c, kind] = 0.25 * (a + b) * (a + b)
+                    terms[i, 3 * nu + 1, c, kind] = 0.25 * (a + d) * (a + d)
+                    terms[i, 3 * nu + 2, c, kind] = 0.25 * (b + d) * (b + d)
+                for s in range(3):
+                    terms[i, 3 * nu + s, c, KINDS] = 0.0
+            for k in range(4):
+                s, q = 3 * nu, lost[i, nu, k]
+                unlike |= F[i, s + 1, k] != F[i, s + 2, k]
+                far[i, s, k] = F[i, s, k] - q
+                far[i, s + 1, k], far[i, s + 2, k] = F[i, s + 1, k] + 0.5 * q, F[i, s + 2, k] + 0.5 * q
+                mean[0, s, k] = F[i, s, k]
+                mean[0, s + 1, k] = mean[0, s + 2, k] = 0.5 * (F[i, s + 1, k] + F[i, s + 2, k])
+        if not unlike:
+            continue
+        here, settled = F[i : i + 1], far[i : i + 1]
+        asymptotic_rows(here, spheres, beams, levels, settled, first, last)
+        limit_rows(here, settled, first, last)
+        asymptotic_rows(mean, spheres, beams, levels, on_mean, first, last)
+        limit_rows(mean, on_mean, first, last)
+        for s in range(6):
+            for k in range(4):
+                on_mean[0, s, k] += here[0, s, k] - mean[0, s, k]
+            _mean_square(settled[0, s], on_mean[0, s], moved[s])
+        for s in range(6):
+            for c in range(2):
+                f = s // 3 * 3
+                terms[i, s, c, KINDS] = (moved[f, c] + moved[f + 1, c] + moved[f + 2, c]) / 3.0
+
+
+@driver
+def part_rows(F, F_pred, far, terms, mean, whitening, distance, near, apart, odd, share, learned, other, beyond):
+    """Share ``(n)`` of what was learned, the variances ``(n, 6, 2)`` by it and by the scheme, and ``beyond (n)``.
+
+    The latter is by how much the distance from the rows seen exceeds that of 95 of 100 of these. ``near``, ``apart``
+    ``(6, 2, 5)``: coefficients of the terms, and constants.
+    """
+    distance_rows(F, mean, whitening, beyond)
+    mean_square_rows(F_pred, far, other)
+    count = terms.shape[3]
+    for i in range(F.shape[0]):
+        beyond[i] = max(beyond[i] - distance[0], 0.0)
+        share[i] = (1.0 - odd[0]) * np.exp(-0.5 * beyond[i] * beyond[i])
+        for s in range(6):
+            for c in range(2):
+                by_rows, by_scheme = near[s, c, count] + _TINY, apart[s, c, count] + _TINY
+                for kind in range(count):
+                    by_rows += terms[i, s, c, kind] * near[s, c, kind]
+                    by_scheme += terms[i, s, c, kind] * apart[s, c, kind]
+                learned[i, s, c] = by_rows
+                other[i, s, c] += by_scheme
 
 
 @driver

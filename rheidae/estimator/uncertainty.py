@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from rheidae import fourflux
 from rheidae.estimator import _uncertainty_kernels as kernels
-from rheidae.mixing.schemes import mix
-from rheidae.mixing.variation import VARIATIONS, neighbours
+from rheidae.mixing.asymptotic import levels_of
+from rheidae.mixing.variation import VARIATIONS, variation_rules
 from rheidae.scoring.metrics import COVERAGE, DEVIATIONS
 
 # Rows that the scale is learned from, at most; it has two dozen coefficients.
@@ -78,7 +78,7 @@ class ErrorScale:
             chosen = np.sort(np.random.default_rng(0).choice(len(F_init), _ROWS, replace=False))
             F_init, F_pred, F_true = (F[chosen] for F in (F_init, F_pred, F_true))
             F_far = None if F_far is None else F_far[chosen]
-        arrays = _nearness(_description(F_init))
+        arrays = _nearness(np.ascontiguousarray(F_init))
         mixed = (F_pred != F_init).any(axis=(1, 2))
         mixed |= not mixed.any()
         F_init, F_pred, F_true = (F[mixed] for F in (F_init, F_pred, F_true))
@@ -110,22 +110,20 @@ class ErrorScale:
 
     def _parts(self, F_init: Array, F_pred: Array, F_far: Array, terms: Array) -> tuple[Array, Array, Array, Array]:
         """Share ``(n)`` of what was learned, the variances ``(n, 6, 2)`` by it and by the scheme, and `_beyond`."""
-        known, beyond = self.arrays, self._beyond(F_init)
-        share = (1 - known["odd"]) * np.exp(-0.5 * np.square(beyond))
-        learned, other = (_sum(known[name], terms) for name in ("near", "far"))
-        return share, learned, other + _mean_square(F_pred, F_far), beyond
+        n = len(F_init)
+        share, learned, other, beyond = np.empty(n), np.empty((n, 6, 2)), np.empty((n, 6, 2)), np.empty(n)
+        kernels.part_rows(F_init, F_pred, F_far, terms, *self.constants(), share, learned, other, beyond)
+        return share, learned, other, beyond
+
+    def constants(self) -> tuple[Array, ...]:
+        """What was learned as the kernels want it."""
+        return tuple(self.arrays[name] for name in _SHAPES)
 
     def outside(self, F_init: fourflux.Float) -> NDArray[np.bool_]:
-        """Whether states ``(n, 6, 4)`` are farther from the rows seen than 95 of 100 of these, by `_description`."""
-        outside: NDArray[np.bool_] = self._beyond(F_init) > 0
+        """Whether states ``(n, 6, 4)`` are farther from the rows seen than 95 of 100 of these, by `describe_rows`."""
+        distance = _distance(F_init, self.arrays["mean"], self.arrays["whitening"])
+        outside: NDArray[np.bool_] = distance > self.arrays["distance"]
         return outside
-
-    def _beyond(self, F_init: Array) -> Array:
-        """By how much the distance from the rows seen exceeds that of 95 of 100 of these."""
-        known = self.arrays
-        distance = _distance(_description(F_init), known["mean"], known["whitening"])
-        beyond: Array = np.maximum(distance - known["distance"], 0.0)
-        return beyond
 
     def to_bytes(self) -> bytes:
         """As safetensors."""
@@ -152,26 +150,22 @@ class ErrorScale:
         return cls(arrays)
 
 
-def _description(F: Array) -> Array:
-    """What tells near rows from far ones, ``(n, 12)``: densities, fluxes, and how far the species differ."""
-    out = np.empty((len(F), kernels.DESCRIPTION))
-    kernels.describe_rows(F, out)
-    return out
-
-
-def _nearness(numbers: Array) -> dict[str, Array]:
+def _nearness(F: Array) -> dict[str, Array]:
     """What `ErrorScale` knows of where the rows seen lie."""
+    numbers = np.empty((len(F), kernels.DESCRIPTION))
+    kernels.describe_rows(F, numbers)
     mean = numbers.mean(axis=0)
     covariance = np.atleast_2d(np.cov(numbers.T, bias=True)) + _BLUR**2 * np.eye(numbers.shape[1])
     whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
-    distance = _distance(numbers, mean, whitening)
+    distance = _distance(F, mean, whitening)
     return {"mean": mean, "whitening": np.ascontiguousarray(whitening), "distance": np.quantile(distance, [_NEAR])}
 
 
-def _distance(numbers: Array, mean: Array, whitening: Array) -> Array:
-    """Mahalanobis distance ``(n)``; not by BLAS, whose threads would wait for the next product at full speed."""
-    white = np.einsum("nk,kj->nj", numbers - mean, whitening)
-    return np.asarray(np.sqrt(np.square(white).sum(axis=1)))
+def _distance(F: Array, mean: Array, whitening: Array) -> Array:
+    """Mahalanobis distances ``(n)``."""
+    out = np.empty(len(F))
+    kernels.distance_rows(F, mean, whitening, out)
+    return out
 
 
 def _terms(F: Array, F_pred: Array, F_far: Array | None) -> tuple[Array, Array]:
@@ -180,29 +174,9 @@ def _terms(F: Array, F_pred: Array, F_far: Array | None) -> tuple[Array, Array]:
     And the scheme's answer: `F_far`, or else the asymptotic scheme's, the prediction where that is none.
     """
     F = np.ascontiguousarray(F)
-    terms, far, rows = np.empty((len(F), 6, 2, _LAST + 1)), np.empty(F.shape), np.empty(len(F), dtype=np.bool_)
-    kernels.neighbour_rows(F, F_pred, *neighbours(F, threads=1), terms, far, rows)
-    if rows.any():
-        unlike, mean = F[rows], F[rows]
-        for mu in (fourflux.NU_MU, fourflux.NUBAR_MU):
-            mean[:, mu : mu + 2] = mean[:, mu : mu + 2].mean(axis=1, keepdims=True)
-        settled = _settled(unlike)
-        far[rows] = np.where(np.isfinite(settled), settled, F_pred[rows])
-        change = np.nan_to_num(settled - unlike - (_settled(mean) - mean))
-        square = _mean_square(change, np.zeros_like(change))
-        terms[rows, :, :, _LAST] = np.repeat(square.reshape(-1, 2, 3, 2).mean(axis=2), 3, axis=1)
+    terms, far = np.empty((len(F), 6, 2, _LAST + 1)), np.empty(F.shape)
+    kernels.term_rows(F, *variation_rules(), *levels_of(), terms, far)
     return terms, far if F_far is None else np.where(np.isfinite(F_far), F_far, F_pred)
-
-
-def _settled(F: Array) -> Array:
-    """The asymptotic scheme's answer; NaN for rows that are not physical."""
-    settled: Array = mix(F, "asymptotic", threads=1, invalid="pass")
-    return settled
-
-
-def _sum(coefficients: Array, terms: Array) -> Array:
-    """Variances ``(n, 6, 2)`` of fluxes and densities."""
-    return np.einsum("nscv,scv->nsc", terms, coefficients[:, :, :-1]) + coefficients[:, :, -1] + _TINY
 
 
 def _variance_of(square: Array, terms: Array) -> Array:

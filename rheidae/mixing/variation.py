@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +18,6 @@ ORDER, LATITUDES = 17, 32
 VARIATIONS = ("shape", "rise", "amount")
 """Kinds of variation of the survival probability: how steep it is, how far it falls on the smaller side, and, where the
 crossing is shallow, how much changes at all."""
-
-
-class Neighbours(NamedTuple):
-    """What `neighbours` returns for n states.
-
-    Attributes
-    ----------
-    sizes : ndarray, shape (n, 3, 3, 2, 2)
-        See `variations`.
-    lost : ndarray, shape (n, 2, 4)
-        Four-fluxes that nu_e and nubar_e lose under the scheme itself, over the total density; NaN where mu and tau
-        differ.
-    """
-
-    sizes: NDArray[np.float64]
-    lost: NDArray[np.float64]
 
 
 def variations(F: fourflux.Float, *, order: int = ORDER, threads: int | None = None) -> NDArray[np.float64]:
@@ -54,18 +37,13 @@ def variations(F: fourflux.Float, *, order: int = ORDER, threads: int | None = N
         and density: what the first of the pair loses, over the total density; of the flux the rms of the components.
         Where mu and tau are alike the first two pairs are, and the third is zero. Zero without a crossing.
     """
-    return neighbours(F, order=order, threads=threads).sizes
-
-
-def neighbours(F: fourflux.Float, *, order: int = ORDER, threads: int | None = None) -> Neighbours:
-    """As `variations`, with the scheme that is varied, on the same nodes."""
     sizes, lost = np.empty((len(F), 3, kernels.KINDS, 2, 2)), np.empty((len(F), 2, 4))
-    rules = _rules(order)
+    rules = variation_rules(order)
     share_rows(lambda start, stop: kernels.variation_rows(F, *rules, sizes, lost, start, stop), len(F), threads)
-    return Neighbours(sizes, lost)
+    return sizes
 
 
 @cache
-def _rules(order: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def variation_rules(order: int = ORDER) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Nodes of the sphere and of a beam."""
     return symmetric_rule(*lebedev(order)), spiral_rule(LATITUDES)

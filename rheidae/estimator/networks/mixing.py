@@ -180,6 +180,12 @@ class MixingModel(nn.Module):
 
         return MixingGraph(self, full)
 
+    def export_kernel(self) -> tuple[Any, tuple[Any, ...]] | None:
+        """Return the kernel of the change and its arguments, None without one; `rheidae.export` asks for it."""
+        from rheidae.estimator.networks._mixing_kernels import change_rows
+
+        return (change_rows, (self._network(), self._scheme())) if self.has_kernel else None
+
     def prepare(self, x: Tensor) -> None:
         """Take means and deviations of the features from training rows ``x (n, 48)``, once in a model's life."""
         if not self.prepared:
@@ -198,10 +204,9 @@ class MixingModel(nn.Module):
         apart = self._beside(state, calm(state), unlike)
         if apart is None:
             return change
-        rows, *others = (torch.from_numpy(values).to(change.device) for values in apart)
-        scheme, on_mean, weight = (values.to(change) for values in others)
+        rows, without, weight = (torch.from_numpy(values).to(change.device) for values in apart)
         out = change.clone()
-        out[rows] = scheme + weight * (change[rows] - on_mean)
+        out[rows] = without.to(change) + weight.to(change) * change[rows]
         return out
 
     @property
@@ -211,21 +216,30 @@ class MixingModel(nn.Module):
 
     def answer(self, x: Array) -> Array:
         """As `forward` in evaluation, of arrays and without torch, whose calls are most of the time of a row."""
-        from rheidae.estimator.networks._mixing_kernels import answer_rows
-        from rheidae.mixing.survival import rules
+        from rheidae.estimator.networks._mixing_kernels import answer_rows, mend_rows
 
         state = np.ascontiguousarray(x[:, INPUT["F_init"]], dtype=np.float64).reshape(-1, 6, 4)
-        D, trust, unlike = np.empty((len(state), 8)), np.empty(len(state)), np.empty(len(state), dtype=np.bool_)
-        answer_rows(
-            state, self.mean.numpy(), self.deviation.numpy(), CUT, WIDTH, *self.net.arrays(), _BOUNDS,
-            *rules(self.order), _TOLERANCE, ALIKE, D, trust, unlike,
+        change, trust, unlike = np.empty(state.shape), np.empty(len(state)), np.empty(len(state), dtype=np.bool_)
+        answer_rows(state, change, trust, unlike, None, *self._network())
+        if unlike.any() or (trust < 1.0).any():
+            mend_rows(state, change, trust, unlike, None, *self._scheme())
+        return change.reshape(-1, FLAT)
+
+    def _network(self) -> tuple[Any, ...]:
+        """What the kernels have to know of the module; arrays share its memory."""
+        from rheidae.mixing.survival import rules
+
+        return (
+            self.mean.numpy(), self.deviation.numpy(), CUT, WIDTH, *self.net.arrays(), _BOUNDS, *rules(self.order),
+            _TOLERANCE, ALIKE,
         )  # fmt: skip
-        change = _of_species(D)
-        apart = self._beside(state, trust, unlike)
-        if apart is not None:
-            rows, scheme, on_mean, weight = apart
-            change[rows] = scheme + weight * (change[rows] - on_mean)
-        return change
+
+    def _scheme(self) -> tuple[Any, ...]:
+        """Likewise where the scheme counts."""
+        from rheidae.mixing.asymptotic import levels_of
+        from rheidae.mixing.survival import rules
+
+        return rules(self.order)[0], *levels_of(levels=1)
 
     def last_shared_parameters(self) -> list[Tensor]:
         """For GradNorm."""
@@ -270,28 +284,20 @@ class MixingModel(nn.Module):
         inside = z.clamp(-CUT, CUT)
         return inside, torch.exp(-0.5 * ((z - inside) / WIDTH).square().sum(dim=1, keepdim=True))
 
-    def _beside(self, state: Array, trust: Array, unlike: Array) -> tuple[Array, Array, Array, Array] | None:
+    def _beside(self, state: Array, trust: Array, unlike: Array) -> tuple[Array, Array, Array] | None:
         """Rows that take the scheme's answer, wholly or in part: those with beams, and with unlike mu and tau, if any.
 
-        With these its change ``(m, 24)``, that on their mean heavy flavor, and the weight ``(m, 1)`` of what the
-        networks' change differs from the latter by.
+        With these the change ``(m, 24)`` if the networks' is none, and the weight ``(m, 1)`` that it has.
         """
-        from rheidae.mixing.asymptotic import asymptotic_flux
-        from rheidae.mixing.survival import likeness
+        from rheidae.estimator.networks._mixing_kernels import mend_rows
 
         apart = unlike | (trust < 1.0)
         if not apart.any():
             return None
-        F, unlike, weight = state[apart], unlike[apart], trust[apart]
-        mean = F.copy()
-        for nu in (1, 4):
-            mean[:, nu : nu + 2] = mean[:, nu : nu + 2].mean(axis=1, keepdims=True)
-        scheme = on_mean = asymptotic_flux(mean, levels=1, threads=1) - mean
-        if unlike.any():
-            scheme = on_mean.copy()
-            scheme[unlike] = asymptotic_flux(F[unlike], levels=1, threads=1) - F[unlike]
-            weight[unlike] *= likeness(F[unlike], order=self.order)
-        return apart, scheme.reshape(-1, FLAT), on_mean.reshape(-1, FLAT), weight[:, None]
+        F, weight = state[apart], trust[apart]
+        without = np.zeros(F.shape)
+        mend_rows(F, without, weight, unlike[apart], None, *self._scheme())
+        return apart, without.reshape(-1, FLAT), weight[:, None]
 
 
 def _of_species(D: Array) -> Array:

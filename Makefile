@@ -81,7 +81,8 @@ setup-lowest: $(LOWEST)/.installed
 test-lowest: setup-lowest
 	NUMBA_CACHE_DIR=$(CURDIR)/$(LOWEST)/numba $(LOWEST)/bin/python -m pytest -m 'not slow' $(LOWEST_TESTS)
 LOWEST_TESTS := tests/test_fourflux.py tests/test_quadrature.py tests/test_minerbo.py tests/test_config.py \
-	tests/test_datasets.py tests/test_regressor.py tests/test_train.py
+	tests/test_datasets.py tests/test_regressor.py tests/test_train.py \
+	tests/test_compiled.py::test_asymptotic_scheme_is_there_with_all_its_levels
 
 bench: setup
 	$(RUN) -m pytest benchmarks

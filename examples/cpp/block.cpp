@@ -1,17 +1,19 @@
 // A block of cells with vacuum in it, as a moment code has them: three species, nu_e, nubar_e, and nu_x for the four
 // others together, each on its own grid. Prints the densities and fluxes of all cells after mixing.
 //
-//   block model.onnx
+//   python -m rheidae.export --pretrained --format object --out model.o
+//   g++ -std=c++17 -I. block.cpp model.o -lm -o block
 #include <cmath>
 #include <cstdio>
 #include <vector>
 
-#include "rheidae.h"
+#include "rheidae_mix.h"
 
 namespace {
 
 constexpr int N = 6;  // cells along each axis
 constexpr int CELLS = N * N * N;
+constexpr int COLUMNS = 24;  // of six species
 
 // What the code has: moments[species][component][cell], components x, y, z of the flux over c, then the density, 1/cm^3.
 double moments[3][4][CELLS];
@@ -33,24 +35,20 @@ void fill() {
 
 }  // namespace
 
-int main(int argc, char **argv) {
-    if (argc != 2) return std::fprintf(stderr, "usage: block model.onnx\n"), 2;
+int main() {
     fill();
     // Six species, a quarter of nu_x each, cell by cell.
     const int from[6] = {0, 2, 2, 1, 2, 2};
-    std::vector<double> F(CELLS * RHEIDAE_COLUMNS);
+    std::vector<double> F(CELLS * COLUMNS);
     for (int i = 0; i < CELLS; ++i)
         for (int s = 0; s < 6; ++s)
             for (int k = 0; k < 4; ++k)
-                F[i * RHEIDAE_COLUMNS + 4 * s + k] = moments[from[s]][k][i] * (from[s] == 2 ? 0.25 : 1);
-    rheidae_model *model;
-    if (rheidae_create(argv[1], 1, &model) || rheidae_run(model, CELLS, F.data(), nullptr, F.data()))
-        return std::fprintf(stderr, "block: %s\n", rheidae_error()), 2;
-    rheidae_destroy(model);
+                F[i * COLUMNS + 4 * s + k] = moments[from[s]][k][i] * (from[s] == 2 ? 0.25 : 1);
+    if (rheidae_mix(CELLS, F.data(), F.data())) return std::fprintf(stderr, "block: no memory\n"), 1;
     for (int i = 0; i < CELLS; ++i) {
         double back[3][4] = {};
         for (int s = 0; s < 6; ++s)
-            for (int k = 0; k < 4; ++k) back[from[s]][k] += F[i * RHEIDAE_COLUMNS + 4 * s + k];
+            for (int k = 0; k < 4; ++k) back[from[s]][k] += F[i * COLUMNS + 4 * s + k];
         for (const auto &species : back)
             for (const double number : species) std::printf("%.17g ", number);
         std::printf("\n");

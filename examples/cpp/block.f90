@@ -1,18 +1,16 @@
 ! A block of cells with vacuum in it, as a moment code has them: three species, nu_e, nubar_e, and nu_x for the four
 ! others together. Prints the fluxes and densities of all cells after mixing.
 !
-!   block model.onnx
+!   python -m rheidae.export --pretrained --format object --out model.o
+!   gfortran rheidae_mix.f90 block.f90 model.o -o block
 program block
-  use rheidae
+  use rheidae_compiled
   implicit none
   integer, parameter :: cells = 6**3, from(6) = [1, 3, 3, 2, 3, 3]
   ! x, y, z of the flux over c, then the density, 1/cm^3; species; cells.
   real(c_double) :: moments(4, 3, cells), F(4, 6, cells), G(4, 6, cells), a, b, n
-  type(c_ptr) :: model
-  character(1000) :: path
   integer :: i, s
 
-  call get_command_argument(1, path)
   do i = 1, cells
     a = mod(i - 1, 7) / 7d0
     b = mod(i - 1, 5) / 5d0
@@ -27,9 +25,7 @@ program block
   ! Six species, a quarter of nu_x each.
   F = moments(:, from, :)
   F(:, [2, 3, 5, 6], :) = 0.25d0 * F(:, [2, 3, 5, 6], :)
-  if (rheidae_create(trim(path) // c_null_char, 1_c_int, model) /= 0) error stop "block: no model"
-  if (rheidae_run(model, int(cells, c_size_t), F, c_null_ptr, G) /= 0) error stop "block: no answer"
-  call rheidae_destroy(model)
+  if (rheidae_mix(int(cells, c_size_t), F, G) /= 0) error stop "block: no memory"
 
   moments(:, 1, :) = G(:, 1, :)
   moments(:, 2, :) = G(:, 4, :)

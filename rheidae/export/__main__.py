@@ -31,7 +31,15 @@ def main(argv: list[str] | None = None) -> int:
     source.add_argument("--run", help="run folder, such as checkpoints/demo")
     source.add_argument("--pretrained", action="store_true", help="the model that ships with the package")
     source.add_argument("--scheme", choices=("asymptotic", "box3d", "power"), help="an analytic scheme")
-    parser.add_argument("--format", choices=("onnx", "pt2", "torchscript"), default="onnx", help="default: onnx")
+    parser.add_argument(
+        "--format", choices=("onnx", "object", "pt2", "torchscript"), default="onnx", help="default: onnx"
+    )
+    parser.add_argument(
+        "--cpu",
+        choices=("native", "x86-64-v2", "x86-64-v3", "x86-64-v4"),
+        default="native",
+        help="of an object: this machine's processor (default), or any with what that level has (v3: AVX2)",
+    )
     parser.add_argument("--out", required=True, help="the file; its metadata go to the same name with .json behind")
     box3d = parser.add_mutually_exclusive_group()
     box3d.add_argument("--with-box3d", dest="with_box3d", action="store_true", help="compute Box3D inside (default)")
@@ -54,9 +62,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.scheme is None and arguments.order is not None:
         parser.error("--order is that of --scheme; the models' orders are their own")
-    of_models = (arguments.full, not arguments.with_box3d, arguments.box3d_order, arguments.format != "onnx")
-    if arguments.scheme is not None and any(of_models):
-        parser.error("--full, --without-box3d, --box3d-order and other formats than onnx are for models")
+    if arguments.cpu != "native" and arguments.format != "object":
+        parser.error("--cpu is for --format object; others run on any processor")
+    of_models = (arguments.full, not arguments.with_box3d, arguments.box3d_order)
+    if arguments.scheme is not None and (any(of_models) or arguments.format not in ("onnx", "object")):
+        parser.error("--full, --without-box3d, --box3d-order, pt2 and torchscript are for models")
 
     def command() -> None:
         outputs = {"--out": Path(arguments.out), "metadata of --out": Path(f"{arguments.out}.json")}
@@ -70,7 +80,9 @@ def main(argv: list[str] | None = None) -> int:
             from rheidae.export.model import export_scheme
 
             torch.set_num_threads(1)
-            metadata = export_scheme(arguments.scheme, arguments.out, order=arguments.order)
+            metadata = export_scheme(
+                arguments.scheme, arguments.out, arguments.format, order=arguments.order, cpu=arguments.cpu
+            )
         else:
             import torch
 
@@ -80,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
             from rheidae.runs.folder import load_run
 
             torch.set_num_threads(1)
-            options: dict[str, Any] = {"with_box3d": arguments.with_box3d, "full": arguments.full}
+            options: dict[str, Any] = {"with_box3d": arguments.with_box3d, "full": arguments.full, "cpu": arguments.cpu}
             if arguments.box3d_order is not None:
                 options["box3d_order"] = arguments.box3d_order
             if not arguments.pretrained:

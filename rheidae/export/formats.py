@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import rheidae
 from rheidae.estimator.tensors.control import traced_branch, traced_loop
 from rheidae.exceptions import ExportError
-from rheidae.export import aten
+from rheidae.export import aten, compiled
 from rheidae.export.graph import FluxGraph
 from rheidae.export.onnxfile import open_session, run_options, unwanted
 from rheidae.export.states import made_states
@@ -95,7 +95,7 @@ def format_of(path: Path) -> str:
 
     A file that is called ``model.onnx`` is never handed to torch, which may run what an archive holds.
     """
-    format = "onnx"
+    format = "object" if path.suffix == ".o" else "onnx"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
             format = "torchscript" if any(name.endswith("/constants.pkl") for name in file.namelist()) else "pt2"
@@ -306,8 +306,21 @@ def _of_torch(module: Any, threads: int) -> Function:
     return run
 
 
+# --- machine code ----------------------------------------------------------------------------------------
+
+
+def _to_object(graph: FluxGraph) -> str:
+    if graph.kernel is None:
+        raise ExportError(
+            "machine code is there of MixingModel with its own activation, and of the asymptotic scheme; take the "
+            "format onnx"
+        )
+    return compiled.compiled(graph.kernel)
+
+
 FORMATS = {
     "onnx": Format(_to_onnx, _write_onnx, _from_onnx, (".onnx",), ("onnx", "onnxruntime")),
+    "object": Format(_to_object, compiled.to_bytes, compiled.read, (".o",)),
     "pt2": Format(_program, _write_pt2, _from_pt2, (".pt2",)),
     "torchscript": Format(_to_torchscript, _write_torchscript, _from_torchscript, (".ts", ".pt", ".torchscript")),
 }

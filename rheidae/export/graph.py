@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rheidae.estimator.tensors.control import branch, repeat
 from rheidae.estimator.tensors.uncertainty import ErrorTerms
 from rheidae.exceptions import ExportError
+from rheidae.export._compiled_kernels import enter_block
 from rheidae.export.box3d import Box3DTerms
 from rheidae.export.instability import Instability
 from rheidae.mixing import _physical_kernels as limits
@@ -30,6 +31,20 @@ OUTPUTS = {
 
 # Rows at a time; some hundred numbers of each are in memory.
 _ROWS = 1024
+
+
+class Kernel(NamedTuple):
+    """What a network or scheme offers for `rheidae.export.compiled`."""
+
+    change: Any
+    """Driver of `rheidae.system.numba`: of states ``(n, 6, 4)``, an array for what becomes of them, and one for their
+    transition matrices or None."""
+    constants: tuple[Any, ...]
+    """Its other arguments."""
+    relative: bool = True
+    """Whether states and changes are over the total density."""
+    learned: tuple[Any, ...] | None = None
+    """Of `rheidae.estimator.uncertainty.ErrorScale`, for full outputs."""
 
 
 class FluxGraph(nn.Module):
@@ -63,6 +78,10 @@ class FluxGraph(nn.Module):
         if full and regressor.error_scale_ is None:
             raise ExportError("full outputs have standard deviations, and the model has none: call its calibrate")
         self.network: nn.Module = module.export_graph(full) if offers else module
+        offered = module.export_kernel() if hasattr(module, "export_kernel") else None
+        learned = regressor.error_scale_.constants() if full else None
+        #: What compiled code is made of, where the network offers it.
+        self.kernel = None if offered is None else Kernel(offered[0], offered[1], learned=learned)
         self.instability = Instability() if full else None
         self.errors = ErrorTerms(regressor.error_scale_) if full else None
         self.needs_box3d: bool = getattr(module, "needs_box3d", True)
@@ -182,11 +201,19 @@ def transitions(regressor: Any) -> Callable[[NDArray[np.float64]], NDArray[np.fl
         If its network has no survival probabilities.
     """
     graph = FluxGraph(regressor, full=True).eval()
+    kernel = graph.kernel
 
-    def matrices(F: NDArray[np.float64]) -> NDArray[np.float64]:
+    def by_kernel(F: NDArray[np.float64]) -> NDArray[np.float64]:
+        assert kernel is not None
+        states, found = np.empty(F.shape), np.empty((len(F), 2, 6, 6))
+        enter_block(F, states, True)
+        kernel.change(states, np.empty(F.shape), found, *kernel.constants)
+        return found
+
+    def by_graph(F: NDArray[np.float64]) -> NDArray[np.float64]:
         place = tuple(OUTPUTS).index("transition")
         with torch.no_grad():
             found = [graph(rows)[place] for rows in torch.from_numpy(F.reshape(-1, 24)).split(_ROWS)]
         return torch.cat(found).numpy().reshape(-1, 2, 6, 6)
 
-    return matrices
+    return by_graph if kernel is None else by_kernel

@@ -15,11 +15,13 @@ import rheidae
 from rheidae import fourflux
 from rheidae.exceptions import DataError, ExportError
 from rheidae.export.box3d import Box3DTerms
+from rheidae.export.compiled import digest, headers, require_cpu
 from rheidae.export.formats import FORMATS, Metadata, require, require_suffix
 from rheidae.export.graph import OUTPUTS, FluxGraph
 from rheidae.export.opened import VERSION
 from rheidae.export.states import made_states, sample_states
 from rheidae.fourflux import COMPONENTS, SPECIES
+from rheidae.mixing import asymptotic
 from rheidae.mixing.box3d import ORDERS, box3d_flux
 from rheidae.system.h5 import open_h5
 from rheidae.system.outputs import Outputs, naming
@@ -35,6 +37,7 @@ def export_regressor(
     *,
     with_box3d: bool = True,
     full: bool = False,
+    cpu: str = "native",
     box3d_order: int | None = None,
     box3d_crossing: str = "shared",
     mu_fraction: float | None = None,
@@ -50,15 +53,18 @@ def export_regressor(
     path : path
         The file; its metadata go beside it under the same name with ``.json`` behind. Both appear together, or
         neither, and what was there is replaced.
-    format : {"onnx", "pt2", "torchscript"}
-        For onnxruntime, for ``torch.export.load`` and for ``torch.jit.load``. The name has to end in ``.onnx``, in
-        ``.pt2``, and in ``.ts``, ``.pt`` or ``.torchscript``.
+    format : {"onnx", "object", "pt2", "torchscript"}
+        For onnxruntime, for a linker (with a header for C and a module for Fortran beside it), for
+        ``torch.export.load`` and for ``torch.jit.load``. The name has to end in ``.onnx``, in ``.o``, in ``.pt2``, and
+        in ``.ts``, ``.pt`` or ``.torchscript``.
     with_box3d : bool
         Compute Box3D's answer inside. False: the graph takes it as its second input. `MixingModel` does not use it;
         its graph has one input either way.
     full : bool
         Give also growth rate, crossings, transition matrices, standard deviations and what lies outside of the training
         states (`rheidae.export.graph.OUTPUTS`); of `MixingModel`.
+    cpu : {"native", "x86-64-v2", "x86-64-v3", "x86-64-v4"}
+        Processor that an object is for: this machine's, or any that has what that level of its family has.
     box3d_order, box3d_crossing, mu_fraction : int or None, str, float or None
         Box3D inside, as in `rheidae.box3d_flux`. Take those that the training data were preprocessed with.
     about : dict, optional
@@ -77,9 +83,9 @@ def export_regressor(
         If the network cannot be turned into a graph, a package is missing, a folder has the file's name or the name
         another format's ending, or the file does not reproduce the estimator. No file is left then.
     ValueError
-        If `format` is not known, or the order or the fraction is not allowed.
+        If `format` or `cpu` is not known, or the order or the fraction is not allowed.
     """
-    _require(path, format)
+    _require(path, format, cpu)
     regressor.check_is_fitted()
     if getattr(regressor, "layout", "four_flux") != "four_flux":
         raise ExportError(f"layout={regressor.layout!r}: only models of four-fluxes can be exported")
@@ -92,11 +98,13 @@ def export_regressor(
     graph = FluxGraph(regressor, inside, full).eval()
     tables = {"F_init": states, "F_box": F_box}
     about = {**_describe(graph, **_network(regressor, graph, used)), **(about or {})}
-    return _write(graph, path, format, [tables[name] for name in graph.inputs], expected, about, tolerance)
+    return _write(graph, path, format, [tables[name] for name in graph.inputs], expected, about, tolerance, cpu)
 
 
-def export_scheme(scheme: str, path: str | Path, *, order: int | None = None) -> Metadata:
-    """Write an analytic scheme as an ONNX file, after comparing what was written with the package's kernels.
+def export_scheme(
+    scheme: str, path: str | Path, format: str = "onnx", *, order: int | None = None, cpu: str = "native"
+) -> Metadata:
+    """Write an analytic scheme as one file, after comparing what was written with the package's kernels.
 
     Parameters
     ----------
@@ -104,8 +112,12 @@ def export_scheme(scheme: str, path: str | Path, *, order: int | None = None) ->
         As in `rheidae.mix`, with its default parameters.
     path : path
         As for `export_regressor`.
+    format : {"onnx", "object"}
+        Likewise. Machine code is there of the asymptotic scheme alone, and is all of it.
     order : int, optional
-        Of the Lebedev rule; by default `rheidae.export.scheme.SCHEME_ORDERS`.
+        Of the Lebedev rule; by default `rheidae.export.scheme.SCHEME_ORDERS`, of machine code that of `rheidae.mix`.
+    cpu : str
+        As for `export_regressor`.
 
     Returns
     -------
@@ -117,31 +129,44 @@ def export_scheme(scheme: str, path: str | Path, *, order: int | None = None) ->
     ExportError
         As of `export_regressor`.
     ValueError
-        If scheme or order is not known.
+        If scheme, format, order or cpu is not known.
 
     Notes
     -----
-    Box3D and the power scheme are those of `rheidae.mix` but for beams, of which power has no nodes here. The
+    As ONNX, Box3D and the power scheme are those of `rheidae.mix` but for beams, of which power has no nodes here. The
     asymptotic scheme is its first level, on more nodes. How far that is from ``mix(F, "asymptotic")`` stands in
     ``docs/export.md``.
     """
-    from rheidae.export.scheme import SCHEME_ORDERS, SchemeGraph, scheme_answer
+    from rheidae.export.scheme import SCHEME_ORDERS, SchemeCode, SchemeGraph, scheme_answer
 
     if scheme not in SCHEME_ORDERS:
         raise ValueError(f"scheme={scheme!r} is not one of {', '.join(SCHEME_ORDERS)}")
-    _require(path, "onnx")
-    order = SCHEME_ORDERS[scheme] if order is None else order
-    graph = SchemeGraph(scheme, order).eval()
+    if format not in ("onnx", "object"):
+        raise ValueError(f"format={format!r} of a scheme is not one of onnx, object")
+    _require(path, format, cpu)
     states = np.concatenate([sample_states(), made_states()])
-    expected = fourflux.flatten(scheme_answer(scheme, fourflux.unflatten(states), order))
+    graph: Any
+    if format == "object":
+        if scheme != "asymptotic":
+            raise ExportError(f"machine code is there of the asymptotic scheme, not of {scheme}; take the format onnx")
+        order = asymptotic.ORDER if order is None else order
+        graph, expected = SchemeCode(order), asymptotic.asymptotic_flux(fourflux.unflatten(states), order=order)
+    else:
+        order = SCHEME_ORDERS[scheme] if order is None else order
+        graph = SchemeGraph(scheme, order).eval()
+        expected = scheme_answer(scheme, fourflux.unflatten(states), order)
     about = _describe(graph, scheme={"name": scheme, "lebedev_order": order})
-    return _write(graph, path, "onnx", [states], expected, about, TOLERANCE)
+    return _write(graph, path, format, [states], fourflux.flatten(expected), about, TOLERANCE, cpu)
 
 
-def _require(path: str | Path, format: str) -> None:
+def _require(path: str | Path, format: str, cpu: str) -> None:
     """Raise where a file of that name and format could not be written."""
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
+    if format == "object":
+        require_cpu(cpu)
+    elif cpu != "native":
+        raise ValueError(f"cpu={cpu!r} is for the format object; others run on any")
     require_suffix(path, format)
     require(*FORMATS[format].packages)
     for name in (path, f"{path}.json"):
@@ -157,10 +182,11 @@ def _write(
     expected: NDArray[np.float64],
     about: Metadata,
     tolerance: float,
+    cpu: str,
 ) -> Metadata:
     """Write a graph and its metadata, if what was written answers `given` as `expected`."""
     made = FORMATS[format].convert(graph)
-    metadata = {**about, "format": format}
+    metadata = {**about, "format": format, **({"cpu": cpu} if format == "object" else {})}
     with Outputs() as outputs:
         temporary = outputs.path(path)
         _store(made, metadata, temporary, path)
@@ -179,7 +205,12 @@ def _write(
         }
         # The same once more, with how near it comes.
         _store(made, metadata, temporary, path)
-        outputs.write(f"{path}.json", (json.dumps(metadata, indent=2) + "\n").encode())
+        beside = metadata
+        if format == "object":
+            beside = metadata | digest(temporary.read_bytes())
+            for name, content in headers().items():
+                outputs.write(Path(path).with_name(name), content)
+        outputs.write(f"{path}.json", (json.dumps(beside, indent=2) + "\n").encode())
     return metadata
 
 

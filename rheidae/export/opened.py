@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from rheidae import fourflux
 from rheidae.cells import Cells
 from rheidae.exceptions import ExportError, FourFluxError
+from rheidae.export.compiled import require_whole
 from rheidae.export.formats import FORMATS, Function, Metadata, format_of
 from rheidae.export.graph import OUTPUTS
 
@@ -165,9 +166,9 @@ class Exported:
 def load_exported(path: str | Path, threads: int = 1) -> Exported:
     """Open a file that `export_regressor` wrote, of any format.
 
-    **Of strangers open ONNX files alone.** TorchScript is a program, which may read and write files. Archives of
-    ``torch.export`` that hold pickles or more than tensor arithmetic are refused, but torch does not promise that the
-    rest is harmless.
+    **Of strangers open ONNX files alone.** An object is machine code, loaded into this process. TorchScript is a
+    program, which may read and write files. Archives of ``torch.export`` that hold pickles or more than tensor
+    arithmetic are refused, but torch does not promise that the rest is harmless.
 
     Parameters
     ----------
@@ -180,14 +181,16 @@ def load_exported(path: str | Path, threads: int = 1) -> Exported:
     Raises
     ------
     ExportError
-        If the file does not exist, cannot be read, was not written by this package, or its name (``.onnx``, ``.pt2``;
-        ``.ts``, ``.pt`` or ``.torchscript``) is of another format than its content.
+        If the file does not exist, cannot be read, was not written by this package, or its name (``.onnx``, ``.o``,
+        ``.pt2``; ``.ts``, ``.pt`` or ``.torchscript``) is of another format than its content.
     """
     path = Path(path)
     if not path.is_file():
         raise ExportError(f"{path}: no such file; write it with: python -m rheidae.export")
     try:
-        function, metadata = FORMATS[format_of(path)].read(path, threads)
+        if (format := format_of(path)) == "object":
+            require_whole(path)
+        function, metadata = FORMATS[format].read(path, threads)
     except ExportError:
         raise
     except Exception as error:  # each runtime has its own

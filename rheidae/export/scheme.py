@@ -12,11 +12,12 @@ from rheidae.estimator.tensors.asymptotic import AsymptoticMixing
 from rheidae.estimator.tensors.control import repeat
 from rheidae.estimator.tensors.mixing import differ, of_all
 from rheidae.estimator.tensors.survival import SurvivalMixing, faded
+from rheidae.export._compiled_kernels import asymptotic_change
 from rheidae.export.box3d import Box3DTerms
-from rheidae.export.graph import keep_physical, total_of
+from rheidae.export.graph import Kernel, keep_physical, total_of
 from rheidae.mixing import _survival_kernels as kernels
 from rheidae.mixing._nodes_kernels import BEAM
-from rheidae.mixing.asymptotic import asymptotic_flux
+from rheidae.mixing.asymptotic import asymptotic_flux, levels_of
 from rheidae.mixing.box3d import box3d_flux
 from rheidae.mixing.physical import keep_physical as keep_rows_physical
 from rheidae.mixing.power import LITERATURE
@@ -54,6 +55,15 @@ class SchemeGraph(nn.Module):
         final = F_init + scale * self.change(F_init / scale)
         final = torch.where(total > 0.0, final, F_init)
         return keep_physical(F_init, final, scale) if self.limited else final
+
+
+class SchemeCode:
+    """The asymptotic scheme, all of it, as what `rheidae.export.compiled` makes machine code of."""
+
+    inputs, outputs = SchemeGraph.inputs, SchemeGraph.outputs
+
+    def __init__(self, order: int) -> None:
+        self.kernel = Kernel(asymptotic_change, levels_of(order), relative=False)
 
 
 class _Box3D(nn.Module):

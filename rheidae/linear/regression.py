@@ -53,6 +53,11 @@ def _rates(states: Array, coefficients: tuple[Any, ...]) -> Array:
     return out
 
 
+def constants() -> tuple[tuple[Array, Array], tuple[Any, ...]]:
+    """Nodes and weights, and the coefficients that the package ships, as `_regression_kernels.rates` wants them."""
+    return _half(), _coefficients()
+
+
 @cache
 def _half() -> tuple[Array, Array]:
     """One of each pair of opposite nodes ``(3, pairs)``, and the weights."""

@@ -18,7 +18,7 @@ from rheidae.mixing.transition import transition_matrix
 
 Array = NDArray[np.float64]
 
-EXPORTED = (".onnx", ".pt2", ".pt")
+EXPORTED = (".onnx", ".o", ".pt2", ".pt")
 
 
 class Answer(NamedTuple):
@@ -78,7 +78,7 @@ def open_model(model: str | Path, full: bool = False) -> Model:
         if full and "transition" not in exported.outputs:
             raise ConfigError(f"{path}: gives final states alone; export the model with --full")
         # torch's threads are those of the process.
-        return Model(partial(_by_exported, exported), path.suffix == ".onnx")
+        return Model(partial(_by_exported, exported), path.suffix in (".onnx", ".o"))
     if not path.is_dir():
         raise ConfigError(
             f"--model {name}: no such run folder; give one, an exported file ({', '.join(EXPORTED)}), pretrained, or a "

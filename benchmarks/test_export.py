@@ -7,6 +7,7 @@ programs do not count, but for the C interface, which takes its own.
 """
 
 import functools
+import platform
 import re
 import subprocess
 import sys
@@ -35,7 +36,7 @@ PEER_BATCH, PEER_SINGLE = 128e-6, 20e-3
 
 MODELS = {"mixing": MixingModel, "residual": ResidualFFIModel}
 CASES = (
-    ("mixing", "onnx", True), ("mixing", "torchscript", True), ("mixing", "pt2", True),
+    ("mixing", "onnx", True), ("mixing", "object", True), ("mixing", "torchscript", True), ("mixing", "pt2", True),
     ("residual", "onnx", True), ("residual", "onnx", False),
     ("residual", "torchscript", False), ("residual", "pt2", False),
 )  # fmt: skip
@@ -63,7 +64,7 @@ def exports(estimators, tmp_path_factory):
     def of(name, format, with_box3d):
         if ROUNDS == 1 and (name, format) == ("mixing", "pt2"):
             pytest.skip("takes a minute, and the tests make one: run without RHEIDAE_BENCH_ROUNDS=1")
-        path = folder / f"{name}-{with_box3d}.{format}"
+        path = folder / f"{name}-{with_box3d}.{'o' if format == 'object' else format}"
         if not path.exists():
             export_regressor(estimators[name], path, format, with_box3d=with_box3d)
         return path
@@ -141,6 +142,51 @@ def test_c_interface(line, table, exports, tmp_path):
     batch, single = map(float, re.findall(r"([\d.]+) us", told))
     line(BATCH, "mixing, onnx by the C interface", 1e6 / batch, "time of the clock")
     line(SINGLE, "mixing, onnx by the C interface", 1e6 / single, "time of the clock")
+
+
+LINKED = """
+#include "rheidae_mix.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+
+int main(int argc, char **argv) {
+    size_t n = atoi(argv[1]), sizes[2] = {atoi(argv[2]), 1};
+    double *F = malloc(n * 24 * 8), *G = malloc(n * 24 * 8);
+    if (argc != 3 || fread(F, 24 * 8, n, stdin) != n) return 1;
+    for (int kind = 0; kind < 2; ++kind) {
+        double best = 1e9;
+        for (int round = 0; round < 5; ++round) {
+            double start = now();
+            for (size_t i = 0; i + sizes[kind] <= n; i += sizes[kind]) rheidae_mix(sizes[kind], F + 24 * i, G + 24 * i);
+            double took = (now() - start) / n;
+            best = took < best ? took : best;
+        }
+        printf("%.3f us\\n", 1e6 * best);
+    }
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("cpu", ["native", "x86-64-v3"])
+def test_linked_into_a_program(line, table, estimators, tmp_path, cpu):
+    if cpu != "native" and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip(f"{cpu}: another family of processors")
+    export_regressor(estimators["mixing"], tmp_path / "model.o", "object", cpu=cpu)
+    (tmp_path / "main.c").write_text(LINKED)
+    subprocess.run(["gcc", "-O2", "main.c", "model.o", "-o", "main", "-lm"], cwd=tmp_path, check=True)
+    F = np.ascontiguousarray(table[0][:, :24]).tobytes()
+    told = subprocess.run([tmp_path / "main", str(ROWS), str(BLOCK)], input=F, check=True, capture_output=True).stdout
+    batch, single = map(float, re.findall(rb"([\d.]+) us", told))
+    line(BATCH, f"mixing, object for {cpu}, linked into C", 1e6 / batch, "")
+    line(SINGLE, f"mixing, object for {cpu}, linked into C", 1e6 / single, "")
 
 
 def test_box3d(rate, table):

@@ -45,7 +45,7 @@ def outside(F):
 
 def many_nodes(F):
     """The asymptotic scheme by 5,810 nodes and 2,560 for each beam, whatever its doubt: in a tenth of the time."""
-    spheres, narrow = zip(*[tables_of(131, 640)] * 4, strict=True)
+    spheres, narrow = zip(*[tables_of(131, 640)] * 5, strict=True)
     out = np.empty(F.shape)
     share_rows(lambda start, stop: asymptotic_rows(F, spheres, narrow, 1, out, start, stop), len(F), None)
     return out

@@ -57,8 +57,11 @@ of x are those of neutrinos, as in most simulations, they drop out. Where all fl
 circle are off alike, and doubt counts up to `CIRCLE` times as much. From `DOUBT` to twice that, the answer goes over to
 one with more nodes; where that is in doubt, too, to one where every species of a flux factor above `FINE` has a rule of
 its own; and from that, likewise, to one whose rules have twice as many.
-All levels conserve, and a mean of physical answers is physical. Most rows are found to be out of doubt by s alone: d
-is nowhere larger than for the sum of all peaks.
+With beams a level is also in doubt by its distance from the one before, the first by that from a coarser rule
+(`CHECK`): where beams nearly cancel in G, nodes that lie unevenly about the line between its sides are off by what no
+single one of them tells, a percent of what moves.
+All levels conserve, and a mean of physical answers is physical. Most rows are found to be out of doubt by s alone: d is
+nowhere larger than for the sum of all peaks.
 
 Fading
 ------
@@ -99,6 +102,9 @@ DOUBT = 1e-3
 FINE = (0.05, 0.3)
 #: The first level where species of such flux factors have one.
 RULED = 2
+#: Distance of a species, over the total density, from the level before, of the first from the rule `CHECK`, that counts
+#: as `DOUBT` where there are beams.
+APART, CHECK = 2e-4, 4
 #: How much more doubt counts with all fluxes on one line, and the ratio of Q across it and along it where it begins to.
 CIRCLE, NEARLY_LINE = 4.0, 0.02
 #: Depth of a lens of G < 0 between nodes over what G changes by over the cell, at most: that of a parabola.
@@ -950,12 +956,32 @@ def _go_over(change, share, better):
             change[s, k] += share * (better[s, k] - change[s, k])
 
 
+@kernel
+def _distance(change, other):
+    """Largest of a species."""
+    largest = 0.0
+    for s in range(6):
+        square = 0.0
+        for k in range(4):
+            square += (change[s, k] - other[s, k]) ** 2
+        largest = max(largest, square)
+    return np.sqrt(largest)
+
+
+@kernel
+def _mix_row(flavors, beams, least, species, moments, Q, table, narrow, scratch, work, change):
+    """As `_mix_alike` and `_mix_unlike`."""
+    if flavors == 2:
+        return _mix_alike(beams, least, species, moments, Q, table, narrow, scratch, work, change)
+    return _mix_unlike(beams, least, species, moments, Q, table, narrow, scratch, work, change)
+
+
 @driver
 def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
     """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``; of the levels' rules, sphere and species, that many."""
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
     scratch, changes, shares = np.empty((10, 12)), np.empty((levels, 6, 4)), np.empty(levels)
-    size = 0
+    other, size = np.empty((6, 4)), 0
     for level in range(levels):
         size = max(size, spheres[level].shape[1] + 6 * narrow[level].shape[1])
     work = np.empty((_ROWS, size))
@@ -971,15 +997,27 @@ def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
                 least = DOUBT / factor if level + 1 < levels else 0.0
                 if level == RULED:
                     beams = give_rules(flavors, species, FINE[0], FINE[1])
-                if flavors == 2:
-                    doubts = _mix_alike(
-                        beams, least, species, moments, Q, spheres[level], narrow[level], scratch, work, change
-                    )
-                else:
-                    doubts = _mix_unlike(
-                        beams, least, species, moments, Q, spheres[level], narrow[level], scratch, work, change
-                    )
-                shares[level] = _share(factor * np.sqrt(doubts)) if least > 0.0 else 0.0
+                doubts = _mix_row(
+                    flavors, beams, least, species, moments, Q, spheres[level], narrow[level], scratch, work, change
+                )
+                found = factor * np.sqrt(doubts)
+                if least > 0.0 and beams > 0:
+                    if level == 0:
+                        _mix_row(
+                            flavors,
+                            beams,
+                            0.0,
+                            species,
+                            moments,
+                            Q,
+                            spheres[CHECK],
+                            narrow[CHECK],
+                            scratch,
+                            work,
+                            other,
+                        )
+                    found = max(found, DOUBT / APART * _distance(change, other if level == 0 else changes[level - 1]))
+                shares[level] = _share(found) if least > 0.0 else 0.0
                 if shares[level] == 0.0:
                     break
             for finer in range(level, 0, -1):

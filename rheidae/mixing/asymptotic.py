@@ -23,6 +23,9 @@ FINER = ((53, 192), (59, 320), (59, 640))
 """Order, and circles of latitude of the rule of a species, of the levels for states that those before leave in doubt.
 """
 
+COARSER = (23, 80)
+"""Likewise, of what the first level is compared with where there are beams; it goes behind the others."""
+
 PAIRS = ("e-mu", "e-tau", "mu-tau")
 """Columns of `crossings`."""
 
@@ -205,8 +208,9 @@ def levels_of(order: int = ORDER, levels: int = 4) -> tuple[tuple[Array, ...], t
     """Nodes of each level, on the sphere and of a beam, and how many levels count, as the kernels want them."""
     first = tables_of(order)
     # Of one length, for which the kernel is compiled.
-    finer = [tables_of(max(order, least), n) if levels > 1 else first for least, n in FINER]
-    spheres, narrow = zip(first, *finer, strict=True)
+    others = [tables_of(max(order, least), n) if levels > 1 else first for least, n in FINER]
+    others.append(tables_of(*COARSER) if levels > 1 else first)
+    spheres, narrow = zip(first, *others, strict=True)
     return spheres, narrow, levels
 
 

@@ -122,15 +122,20 @@ def _loss(own, sphere, h, axial, even, odd, axial_h, shares, loss):
         up, down, along = w * up, w * down, p * x + q * y + r * z
         N, lost = N + up + down, lost + up * h[j] + down * h[half + j]
         F, flux = F + along * (up - down), flux + along * (up * h[j] - down * h[half + j])
-    number = shares[0] * lost / N if N > 0.0 else 0.0
+    # Where a share is 0, nothing has been put on its nodes.
+    there = shares[0] != 0.0
     has_flux = abs(F) > 1e-6 * N
-    loss[1] = shares[0] * flux / F if has_flux else 0.0
-    N = lost = F = flux = 0.0
-    for j in range(axial.shape[1]):
-        along = axial[0, j] * z * even[j] + across * odd[j]
-        N, lost, F, flux = N + even[j], lost + even[j] * axial_h[j], F + along, flux + along * axial_h[j]
-    loss[0] = number + (shares[1] * lost / N if N > 0.0 else 0.0)
-    loss[1] = loss[1] + (shares[1] * flux / F if F != 0.0 else 0.0) if has_flux else loss[0]
+    loss[0] = shares[0] * lost / N if there else 0.0
+    loss[1] = shares[0] * flux / F if there and has_flux else 0.0
+    if shares[1] != 0.0:
+        N = lost = F = flux = 0.0
+        for j in range(axial.shape[1]):
+            along = axial[0, j] * z * even[j] + across * odd[j]
+            N, lost, F, flux = N + even[j], lost + even[j] * axial_h[j], F + along, flux + along * axial_h[j]
+        loss[0] += shares[1] * lost / N if N > 0.0 else 0.0
+        loss[1] += shares[1] * flux / F if F != 0.0 else 0.0
+    if not has_flux:
+        loss[1] = loss[0]
 
 
 @kernel

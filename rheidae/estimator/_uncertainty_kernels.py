@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from rheidae.mixing._asymptotic_kernels import asymptotic_rows
+from rheidae.mixing._nodes_kernels import average_heavy
 from rheidae.mixing._physical_kernels import limit_rows
 from rheidae.mixing._variation_kernels import KINDS, variation_rows
 from rheidae.system.numba import driver, kernel, scalar_kernel
 
 DESCRIPTION = 12
-_TINY = 1e-20
+#: Variances, over the square of the total density, that are none.
+TINY = 1e-20
 
 
 @scalar_kernel
@@ -96,11 +98,10 @@ def term_rows(F, table, narrow, spheres, beams, levels, terms, far):
                 unlike |= F[i, s + 1, k] != F[i, s + 2, k]
                 far[i, s, k] = F[i, s, k] - q
                 far[i, s + 1, k], far[i, s + 2, k] = F[i, s + 1, k] + 0.5 * q, F[i, s + 2, k] + 0.5 * q
-                mean[0, s, k] = F[i, s, k]
-                mean[0, s + 1, k] = mean[0, s + 2, k] = 0.5 * (F[i, s + 1, k] + F[i, s + 2, k])
         if not unlike:
             continue
         here, settled = F[i : i + 1], far[i : i + 1]
+        average_heavy(here[0], mean[0])
         asymptotic_rows(here, spheres, beams, levels, settled, first, last)
         limit_rows(here, settled, first, last)
         asymptotic_rows(mean, spheres, beams, levels, on_mean, first, last)
@@ -130,7 +131,7 @@ def part_rows(F, F_pred, far, terms, mean, whitening, distance, near, apart, odd
         share[i] = (1.0 - odd[0]) * np.exp(-0.5 * beyond[i] * beyond[i])
         for s in range(6):
             for c in range(2):
-                by_rows, by_scheme = near[s, c, count] + _TINY, apart[s, c, count] + _TINY
+                by_rows, by_scheme = near[s, c, count] + TINY, apart[s, c, count] + TINY
                 for kind in range(count):
                     by_rows += terms[i, s, c, kind] * near[s, c, kind]
                     by_scheme += terms[i, s, c, kind] * apart[s, c, kind]

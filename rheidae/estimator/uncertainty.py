@@ -20,7 +20,6 @@ _NEAR, _BLUR = 0.95, 0.02
 # shallow crossing, at least, since few rows have one.
 _UNLIKE, _LAST = 0.15, len(VARIATIONS)
 _SHALLOW = 0.5
-_TINY = 1e-20
 _SHAPES: dict[str, tuple[int, ...]] = {
     "mean": (12,), "whitening": (12, 12), "distance": (1,), "near": (6, 2, _LAST + 2), "far": (6, 2, _LAST + 2),
     "odd": (1,),
@@ -109,7 +108,10 @@ class ErrorScale:
         return std, beyond > 0
 
     def _parts(self, F_init: Array, F_pred: Array, F_far: Array, terms: Array) -> tuple[Array, Array, Array, Array]:
-        """Share ``(n)`` of what was learned, the variances ``(n, 6, 2)`` by it and by the scheme, and `_beyond`."""
+        """Share ``(n)`` of what was learned, the variances ``(n, 6, 2)`` by it and by the scheme, and ``beyond (n)``.
+
+        See `rheidae.estimator._uncertainty_kernels.part_rows`.
+        """
         n = len(F_init)
         share, learned, other, beyond = np.empty(n), np.empty((n, 6, 2)), np.empty((n, 6, 2)), np.empty(n)
         kernels.part_rows(F_init, F_pred, F_far, terms, *self.constants(), share, learned, other, beyond)
@@ -194,9 +196,9 @@ def _variance_of(square: Array, terms: Array) -> Array:
         y, weight = y.reshape(-1), np.tile(_COMPONENTS, y.size // 2)
         told = np.asarray(x.any(axis=0))
         x, c = np.ascontiguousarray(x[:, told].T), np.zeros(len(told))
-        y, part = weight * y, (weight @ y + _TINY) / (x @ weight)
+        y, part = weight * y, (weight @ y + kernels.TINY) / (x @ weight)
         for _ in range(_STEPS):
-            inverse = 1 / (part @ x + _TINY)
+            inverse = 1 / (part @ x + kernels.TINY)
             part *= np.sqrt(x @ (y * inverse**2) / (x @ (weight * inverse)))
         c[told] = part
         c[_LAST - 1] = max(c[_LAST - 1], _SHALLOW**2)

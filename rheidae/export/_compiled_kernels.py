@@ -76,24 +76,25 @@ def leave_block(F, change, out, relative):
 def describe_block(F, states, rule, network, unit, nodes, rate, crosses):
     """Growth rates ``rate (n)`` and crossings ``crosses (n, 3)`` of cells and of what `enter_block` made of them.
 
-    ``rule`` and ``network``: of `rheidae.linear._regression_kernels.rates`, which is times ``unit``; ``nodes``: of
-    `crossing_rows`.
+    Zero without an answer; `copy_block` puts NaN. ``rule`` and ``network``: of
+    `rheidae.linear._regression_kernels.rates`, which is times ``unit``; ``nodes``: of `crossing_rows`.
     """
     found = np.empty((F.shape[0], 3), dtype=np.bool_)
     rates(states, *rule, *network, rate)
     crossing_rows(states, *nodes, found, np.int64(0), F.shape[0])
     for i in range(F.shape[0]):
-        answers, rest = _has_answer(F[i]), _rest(F[i])
-        rate[i] = unit * total_of(F[i]) * rate[i] if answers else rest
+        answers = _has_answer(F[i])
+        rate[i] = unit * total_of(F[i]) * rate[i] if answers else 0.0
         for pair in range(3):
-            crosses[i, pair] = np.float64(answers and found[i, pair]) + rest
+            crosses[i, pair] = np.float64(answers and found[i, pair])
 
 
 @driver
 def judge_block(F, states, final, scheme, learned, std, outside):
     """Standard deviations ``std (n, 6, 4)``, and ``outside (n)``, 1 or 0; see `rheidae.estimator.uncertainty`.
 
-    ``scheme``: what `term_rows` has before its answers; ``learned``: what `part_rows` has.
+    Zero without an answer; `copy_block` puts NaN. ``scheme``: what `term_rows` has before its answers; ``learned``:
+    what `part_rows` has.
     """
     n = F.shape[0]
     terms, far, predicted = np.empty((n, 6, 2, KINDS + 1)), np.empty((n, 6, 4)), np.empty((n, 6, 4))
@@ -107,11 +108,11 @@ def judge_block(F, states, final, scheme, learned, std, outside):
     part_rows(states, predicted, far, terms, *learned, share, near, apart, beyond)
     deviation_rows(states, predicted, share, near, apart, std)
     for i in range(n):
-        answers, rest, total = _has_answer(F[i]), _rest(F[i]), total_of(F[i])
-        outside[i] = np.float64(answers and beyond[i] > 0.0) + rest
+        answers, total = _has_answer(F[i]), total_of(F[i])
+        outside[i] = np.float64(answers and beyond[i] > 0.0)
         for s in range(6):
             for k in range(4):
-                std[i, s, k] = total * std[i, s, k] if answers else rest
+                std[i, s, k] = total * std[i, s, k] if answers else 0.0
 
 
 @kernel

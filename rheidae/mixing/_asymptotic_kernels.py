@@ -978,10 +978,13 @@ def _mix_row(flavors, beams, least, species, moments, Q, table, narrow, scratch,
 
 @driver
 def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
-    """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``; of the levels' rules, sphere and species, that many."""
+    """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``; of the levels' rules, sphere and species, that many.
+
+    Behind the rules of four levels stands the one that the first is compared with, `CHECK`; of one level none counts.
+    """
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
     scratch, changes, shares = np.empty((10, 12)), np.empty((levels, 6, 4)), np.empty(levels)
-    other, size = np.empty((6, 4)), 0
+    coarser, size = np.empty((6, 4)), 0
     for level in range(levels):
         size = max(size, spheres[level].shape[1] + 6 * narrow[level].shape[1])
     work = np.empty((_ROWS, size))
@@ -992,6 +995,7 @@ def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
         if total > 0.0:
             along = max(1.0 - Q[1, 1] / (NEARLY_LINE * Q[2, 2] + _TINY), 0.0)
             factor = 1.0 + (CIRCLE - 1.0) * along * along
+            before = coarser
             for level in range(levels):
                 change = changes[level]
                 least = DOUBT / factor if level + 1 < levels else 0.0
@@ -1004,22 +1008,14 @@ def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
                 if least > 0.0 and beams > 0:
                     if level == 0:
                         _mix_row(
-                            flavors,
-                            beams,
-                            0.0,
-                            species,
-                            moments,
-                            Q,
-                            spheres[CHECK],
-                            narrow[CHECK],
-                            scratch,
-                            work,
-                            other,
-                        )
-                    found = max(found, DOUBT / APART * _distance(change, other if level == 0 else changes[level - 1]))
+                            flavors, beams, 0.0, species, moments, Q, spheres[CHECK], narrow[CHECK], scratch, work,
+                            before,
+                        )  # fmt: skip
+                    found = max(found, DOUBT / APART * _distance(change, before))
                 shares[level] = _share(found) if least > 0.0 else 0.0
                 if shares[level] == 0.0:
                     break
+                before = change
             for finer in range(level, 0, -1):
                 _go_over(changes[finer - 1], shares[finer - 1], changes[finer])
             for s in range(6):

@@ -19,7 +19,7 @@ import numpy as np
 from rheidae.mixing._asymptotic_kernels import asymptotic_rows, matrix_rows
 from rheidae.mixing._box3d_kernels import NOISE
 from rheidae.mixing._closure_kernels import LOG2_E, pow2, pow2_pair
-from rheidae.mixing._nodes_kernels import alike
+from rheidae.mixing._nodes_kernels import alike, average_heavy
 from rheidae.mixing._physical_kernels import limit_rows
 from rheidae.mixing._survival_kernels import (
     describe_sides,
@@ -220,10 +220,7 @@ def mend_rows(F, change, trust, unlike, matrices, rule, spheres, narrow, levels)
         if not (unlike[i] or trust[i] < 1.0):
             continue
         here = F[i : i + 1]
-        for s in range(6):
-            other = s if s % 3 == 0 else s // 3 * 3 + 3 - s % 3
-            for k in range(4):
-                mean[0, s, k] = 0.5 * (here[0, s, k] + here[0, other, k])
+        average_heavy(here[0], mean[0])
         asymptotic_rows(mean, spheres, narrow, levels, on_mean, first, last)
         limit_rows(mean, on_mean, first, last)
         if unlike[i]:

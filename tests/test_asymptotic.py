@@ -26,6 +26,7 @@ from rheidae.mixing.asymptotic import (
     crossings,
     levels_of,
 )  # fmt: skip
+from rheidae.mixing.power import power_flux
 from rheidae.mixing.quadrature import lebedev
 from rheidae.mixing.survival import calm
 from rheidae.preprocess.trainingset import evaluate
@@ -426,6 +427,19 @@ def test_models_and_their_graphs_on_beams(pretrained_graph):
         narrow = (calm(F) < 1e-3) & (np.linalg.norm(F[..., :3], axis=2) > 0.9 * F[..., 3]).any(axis=1)
         assert distance(after, asymptotic_flux(F), F)[narrow].max() < 2e-3
         assert distance(pretrained_graph(F), after, F).max() < 1e-6
+
+
+@pytest.mark.parametrize("factor", [1.0, 1 + 5e-7])
+def test_flux_factor_one_is_the_limit_of_smaller_ones(pretrained_graph, factor):
+    """Rounding puts |F| on N, or beyond it."""
+    narrow = random_states(200, seed=8, alike=True)
+    narrow[:, ::3, :3] *= ((1 - 1e-12) * narrow[..., 3] / np.linalg.norm(narrow[..., :3], axis=2))[:, ::3, None]
+    at_one = narrow.copy()
+    at_one[:, ::3, :3] *= factor / (1 - 1e-12)
+    for answer in (asymptotic_flux, power_flux, rheidae.pretrained().predict, pretrained_graph):
+        assert distance(answer(narrow), narrow, narrow).min() > 1e-3
+        assert distance(answer(at_one), answer(narrow), narrow).max() < 1e-3
+    np.testing.assert_array_equal(crossings(at_one), crossings(narrow))
 
 
 def test_a_trace_that_is_a_beam_costs_no_row_its_change(pretrained_graph):

@@ -51,6 +51,8 @@ LATITUDES = 128
 KAPPA = 1.5
 #: Flux factors between which a species comes to have a rule of its own.
 BEAM = (0.8, 0.95)
+#: Largest flux factor of all: nearer to 1, the widths of beams, by which they mix, would be rounding of the fluxes.
+CLOSEST = 1.0 - 1e-13
 #: Densities, over the total, below which it does so less and less.
 VANISHING = 1e-5
 #: Differences of mu and tau, over the total density, that are rounding.
@@ -256,7 +258,7 @@ def _fill_species(flavors, moments, Q, axes, species):
     for s in range(2 * flavors):
         m, own = moments[s], species[s]
         flux, N = own[0], m[3]
-        f = min(flux / N, 1.0) if N > 0.0 else 0.0
+        f = min(flux / N, CLOSEST) if N > 0.0 else 0.0
         inverse = 1.0 / flux if flux > 0.0 else 0.0
         own[0], own[1], own[2] = m[0] * inverse, m[1] * inverse, m[2] * inverse
         if flux == 0.0:

@@ -52,12 +52,12 @@ class _Species(NamedTuple):
     f: Tensor
 
 
-def tables(flavors: int, order: int) -> dict[str, Tensor]:
+def tables(flavors: int, order: int, latitudes: int = LATITUDES) -> dict[str, Tensor]:
     """What `fill_nodes` takes beside states: halves of the rules, and how often each species counts."""
-    base, beam = symmetric_rule(*lebedev(order)), spiral_rule(LATITUDES)
+    base, beam = symmetric_rule(*lebedev(order)), spiral_rule(latitudes)
     arrays = {
         "base": base[:, : base.shape[1] // 2],
-        "beam": beam[:, :LATITUDES],
+        "beam": beam[:, :latitudes],
         "counts": np.array([[1.0, 2.0] * 2 if flavors == 2 else [1.0] * 6]),
     }
     return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
@@ -107,7 +107,7 @@ def _enter(moments: Tensor, counts: Tensor) -> tuple[_Species, tuple[Tensor, ...
     a0, a1 = torch.where(swap, a1, a0), torch.where(swap, a0, a1)
     q0, q1 = torch.where(swap, q1, q0), torch.where(swap, q0, q1)
     filled, moving = N > 0.0, flux > 0.0
-    f = torch.where(filled, flux / torch.where(filled, N, 1.0), 0.0).clamp(max=1.0)
+    f = torch.where(filled, flux / torch.where(filled, N, 1.0), 0.0).clamp(max=kernels.CLOSEST)
     inverse = torch.where(moving, 1.0 / torch.where(moving, flux, 1.0), 0.0)
     Z = f * langevin_ratio(f)
     hz = torch.where(moving, z * inverse, 1.0)

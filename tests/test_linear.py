@@ -11,7 +11,8 @@ from rheidae import fourflux
 from rheidae.datasets import EMU, SETTLED
 from rheidae.exceptions import FourFluxError
 from rheidae.linear import discrete_mode, fastest_mode, growth_rate
-from rheidae.linear.distributions import alike, matched, minerbo
+from rheidae.linear.distributions import alike, have_beams, matched, minerbo
+from rheidae.linear.regression import draw
 from rheidae.linear.stability import POTENTIAL, SPEED_OF_LIGHT
 from rheidae.mixing.quadrature import lebedev
 from tests.states import random_rotation, random_states, turn
@@ -191,6 +192,37 @@ def test_the_largest_of_three_pairs_counts():
 def test_more_directions_converge():
     F = random_states(8, 4, max_flux_factor=0.7) * 1e33
     np.testing.assert_allclose(growth_rate(F), growth_rate(F, order=41), rtol=3e-3)
+
+
+@pytest.mark.parametrize("width", [1e-6, 1e-12, 0.0, -1e-7])
+@pytest.mark.parametrize("axis", [(0.0, 0.0, 1.0), (1.0, 2.0, 3.0)])
+def test_beams_grow_as_delta_functions_do(axis, width):
+    """Two opposite ones of N and N/2: 2 sqrt(N N/2); also where rounding has left |F| a little above N."""
+    F, axis = np.zeros((6, 4)), np.array(axis) / np.linalg.norm(axis)
+    F[0, 3], F[3, 3] = 1e33, 5e32
+    F[0, :3], F[3, :3] = (1 - width) * 1e33 * axis, (width - 1) * 5e32 * axis
+    limit = 2 * np.sqrt(0.5) * 1e33 * POTENTIAL * SPEED_OF_LIGHT
+    np.testing.assert_allclose(growth_rate(F), limit, rtol=1e-4)
+
+
+def test_beams_against_many_directions_at_rest():
+    F = 1e33 * random_states(20, 3, max_flux_factor=0.95)
+    F = F[have_beams(F)]
+    assert len(F) > 10
+    D = minerbo(F, 131)
+    at_rest = discrete_mode(D[:, :3] - D[:, 3:], lebedev(131).nodes, alike(F)).growth_rate
+    strong = at_rest > 0.02 * F[..., 3].sum(axis=1) * POTENTIAL * SPEED_OF_LIGHT
+    np.testing.assert_allclose(growth_rate(F)[strong], at_rest[strong], rtol=5e-3)
+
+
+def test_beams_turn_with_the_state():
+    F, rotation = 1e33 * draw(60, 4), random_rotation(5)
+    strong = growth_rate(F) > 0.02 * F[..., 3].sum(axis=1) * POTENTIAL * SPEED_OF_LIGHT
+    beams = have_beams(F) & strong
+    np.testing.assert_allclose(growth_rate(turn(F[beams], rotation)), growth_rate(F[beams]), rtol=1e-3)
+    quick = growth_rate(F[beams], method="fast")
+    np.testing.assert_allclose(growth_rate(turn(F[beams], rotation), method="fast"), quick, rtol=1e-3)
+    assert np.median(np.abs(quick / growth_rate(F[beams]) - 1)) < 0.04
 
 
 def test_matched_moments():

@@ -6,23 +6,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rheidae.estimator.tensors.control import instead
 from rheidae.estimator.tensors.minerbo import exponents
+from rheidae.estimator.tensors.nodes import fill_nodes, tables
 from rheidae.linear import regression
+from rheidae.linear.distributions import LATITUDES
 from rheidae.linear.stability import POTENTIAL, SPEED_OF_LIGHT
+from rheidae.mixing._nodes_kernels import BEAM, VANISHING
+from rheidae.mixing.asymptotic import ORDER
 from rheidae.mixing.quadrature import lebedev
-
-CROSSING_RULE = 29
-"""Lebedev order of the nodes on which crossings are looked for."""
 
 # Least part of a side of a crossing, over the total density, as in `rheidae.mixing.asymptotic`.
 _NOISE = 1e-14
-# Largest flux factor and least ratio of the integrals that the regression knows.
-_BEAM, _LEAST = 0.99, 1e-4
+# Largest flux factor on nodes at rest, and least ratio of the integrals that the regression knows.
+_MOST, _LEAST = 0.99, 1e-4
 
 
 class Instability(nn.Module):
     """Growth rate ``(n, 1)`` and crossings ``(n, 3)`` of states ``(n, 6, 4)`` over their total density, float64."""
 
+    few_base: Tensor
+    few_beam: Tensor
+    few_counts: Tensor
+    fine_base: Tensor
+    fine_beam: Tensor
+    fine_counts: Tensor
     nodes: Tensor
     weights: Tensor
     products: Tensor
@@ -38,21 +46,31 @@ class Instability(nn.Module):
         x, y, z = nodes
         products = np.array([np.ones_like(x), x, y, z, x * x, x * y, x * z, y * y, y * z, z * z]).T
         W, b, v, self.c = regression._coefficients()
-        many = lebedev(CROSSING_RULE)
-        tables = {
+        many = lebedev(ORDER)
+        constants = {
             "nodes": nodes, "weights": weights, "products": products, "many": many[0], "many_weights": many[1],
             "W": W, "b": b, "v": v[:, None],
         }  # fmt: skip
-        for name, values in tables.items():
+        for name, values in constants.items():
             self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float64)))
+        for name, rules in (("few", tables(3, regression.RULE, LATITUDES)), ("fine", tables(3, ORDER))):
+            for part, values in rules.items():
+                self.register_buffer(f"{name}_{part}", values)
 
     def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Growth rate in 1/s for a total density of 1/cm^3, and 1 for pairs e-mu, e-tau, mu-tau that cross, else 0."""
-        coarse = self._differences(state, self.nodes, _BEAM) * self.weights
-        fine = self._differences(state, self.many, 1.0) * self.many_weights
-        plus, minus = ((0.5 * (fine.abs() + sign * fine)).sum(dim=2) for sign in (1.0, -1.0))
-        crossing = (torch.minimum(plus, minus) > _NOISE).to(state.dtype)
-        return self._rate(coarse), crossing
+        N = state[..., 3]
+        long = state[..., :3].square().sum(dim=2) > BEAM[0] * BEAM[0] * N * N
+        beams = ((VANISHING * N.sum(dim=1, keepdim=True) < N) & long).any(dim=1, keepdim=True)
+        few, fine = (
+            [getattr(self, f"{name}_{part}") for part in ("base", "beam", "counts")] for name in ("few", "fine")
+        )
+        coarse = self._differences(state, self.nodes, _MOST) * self.weights
+        sums = torch.cat([side.reshape(-1, coarse.shape[2]) @ self.products for side in _sides(coarse)], dim=1)
+        sums = instead(sums.reshape(-1, 60), beams, _beam_sums, (state,), few)
+        crossing = _cross(self._differences(state, self.many, 1.0) * self.many_weights)
+        crossing = instead(crossing, beams, _beams_cross, (state,), fine)
+        return self._rate(sums.reshape(-1, 3, 20)), crossing
 
     def _differences(self, state: Tensor, nodes: Tensor, most: float) -> Tensor:
         """Differences ``(n, 3, nodes)`` of the lepton numbers of each pair of flavors."""
@@ -66,31 +84,28 @@ class Instability(nn.Module):
         shape = (vectors.reshape(-1, 3) @ nodes).reshape(-1, 6, nodes.shape[1])
         g = peak[..., None] * torch.exp((shape - Z[..., None]).clamp(min=-700.0))
         L = g[:, :3] - g[:, 3:]
-        return torch.stack([L[:, 0] - L[:, 1], L[:, 0] - L[:, 2], L[:, 1] - L[:, 2]], dim=1)
+        return _pairs(L)
 
-    def _rate(self, G: Tensor) -> Tensor:
-        """The quick growth rate; see `rheidae.linear._regression_kernels`."""
-        plus, minus = (
-            ((0.5 * (G.abs() + sign * G)).reshape(-1, G.shape[2]) @ self.products).reshape(-1, 3, 10)
-            for sign in (1.0, -1.0)
-        )
+    def _rate(self, sums: Tensor) -> Tensor:
+        """The quick growth rate from the moments of both sides; see `rheidae.linear._regression_kernels`."""
+        plus, minus = sums[..., :10], sums[..., 10:]
         larger = plus[..., :1] >= minus[..., :1]
         large, small = torch.where(larger, plus, minus), torch.where(larger, minus, plus)
         L, S = large[..., :1], small[..., :1]
         crossing = (S > 1e-12 * L) & (L > 0.0)
         third = 1.0 / 3.0
         (jl, Ql), (js, Qs) = (
-            (part[..., 1:4], part[..., 4:] - part.new_tensor([third, 0.0, 0.0, third, 0.0, third]))
+            (part[..., 1:4], part[..., 4:] - sums.new_tensor([third, 0.0, 0.0, third, 0.0, third]))
             for part in (side / torch.where(crossing, total, 1.0) for side, total in ((large, L), (small, S)))
         )
-        double = G.new_tensor([1.0, 2.0, 2.0, 1.0, 2.0, 1.0])
+        double = sums.new_tensor([1.0, 2.0, 2.0, 1.0, 2.0, 1.0])
 
         def dot(a: Tensor, b: Tensor) -> Tensor:
             return (a * b).sum(dim=2, keepdim=True)
 
         def form(Q: Tensor, a: Tensor, b: Tensor) -> Tensor:
-            product = [a[..., i : i + 1] * b[..., j : j + 1] for i, j in _ORDER]
-            turned = [a[..., j : j + 1] * b[..., i : i + 1] for i, j in _ORDER]
+            product = [a[..., i : i + 1] * b[..., j : j + 1] for i, j in _ENTRIES]
+            turned = [a[..., j : j + 1] * b[..., i : i + 1] for i, j in _ENTRIES]
             return 0.5 * dot(Q * double, torch.cat(product, dim=2) + torch.cat(turned, dim=2))
 
         ratio = torch.where(crossing, S / torch.where(crossing, L, 1.0), 1.0).clamp(min=_LEAST)
@@ -109,4 +124,37 @@ class Instability(nn.Module):
         return rate.amax(dim=1) * (POTENTIAL * SPEED_OF_LIGHT)
 
 
-_ORDER = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+def _pairs(L: Tensor) -> Tensor:
+    """Differences of the lepton numbers ``(n, 3, nodes)`` of the pairs e-mu, e-tau and mu-tau."""
+    return torch.stack([L[:, 0] - L[:, 1], L[:, 0] - L[:, 2], L[:, 1] - L[:, 2]], dim=1)
+
+
+def _sides(G: Tensor) -> tuple[Tensor, Tensor]:
+    """The positive part of G, and the negative one."""
+    return 0.5 * (G.abs() + G), 0.5 * (G.abs() - G)
+
+
+def _cross(G: Tensor) -> Tensor:
+    """1 where both sides hold more than rounding, from differences times weights."""
+    plus, minus = (side.sum(dim=2) for side in _sides(G))
+    return (torch.minimum(plus, minus) > _NOISE).to(G.dtype)
+
+
+def _beam_sums(state: Tensor, *rules: Tensor) -> Tensor:
+    """Moments ``(n, 60)`` of both sides of the three pairs, on nodes that follow the beams."""
+    nodes = fill_nodes(state, *rules)
+    x, y, z = nodes.x[:, None], nodes.y[:, None], nodes.z[:, None]
+    sides = _sides(_pairs(nodes.g[:, :3] - nodes.g[:, 3:]) * nodes.w[:, None])
+    weighted = [part for side in sides for part in (
+        side, side * x, side * y, side * z, side * x * x, side * x * y, side * x * z, side * y * y, side * y * z,
+        side * z * z,
+    )]  # fmt: skip
+    return torch.stack([part.sum(dim=2) for part in weighted], dim=2).flatten(1)
+
+
+def _beams_cross(state: Tensor, *rules: Tensor) -> Tensor:
+    nodes = fill_nodes(state, *rules)
+    return _cross(_pairs(nodes.g[:, :3] - nodes.g[:, 3:]) * nodes.w[:, None])
+
+
+_ENTRIES = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))

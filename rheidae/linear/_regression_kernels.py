@@ -8,17 +8,20 @@ integral I, the mean direction j = int |G| n / I and the second moment Q = int |
     ln(I_S/I_L), j_L.j_L, j_S.j_S, j_L.j_S, Q_L:Q_L, Q_S:Q_S, Q_L:Q_S,
     j_S.Q_L.j_S, j_S.Q_S.j_S, j_L.Q_L.j_L, j_L.Q_S.j_L, j_S.Q_L.j_L, j_S.Q_S.j_L.
 
-All are rotation invariants. The rate is sqrt(I_L I_S) exp(network(features)), one hidden layer of tanh.
+All are rotation invariants. The rate is sqrt(I_L I_S) exp(network(features)), one hidden layer of tanh. States with
+beams have nodes that follow them.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from rheidae.linear._beams_kernels import fill_lepton_numbers, has_beam
 from rheidae.mixing._closure_kernels import LOG2_E, inverse_langevin, pow2, z_over_sinh
+from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS
 from rheidae.system.numba import driver, kernel, simd_function
 
-FEATURES = 13
+FEATURES, BLOCK = 13, 256
 _LEAST = 1e-4
 """Ratio of the integrals below which the feature stays: nothing was fitted there."""
 
@@ -43,10 +46,12 @@ def _add_minerbo(F, sign, half, weights, g):
 
 
 @kernel
-def _sums(La, Lb, half, plus, minus):
-    """Moments 1, x, y, z, xx, xy, xz, yy, yz, zz of the positive and the negative part of ``La - Lb``."""
+def _sums(La, Lb, half, pairs, plus, minus):
+    """Moments 1, x, y, z, xx, xy, xz, yy, yz, zz of the positive and the negative part of ``La - Lb``.
+
+    The second half of ``La`` and ``Lb`` is opposite to the first.
+    """
     simd_function()
-    pairs = half.shape[1]
     a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = a8 = a9 = 0.0
     b0 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = b8 = b9 = 0.0
     for p in range(pairs):
@@ -143,17 +148,6 @@ def _network(x, W, b, v, c, hidden):
     return total
 
 
-@driver
-def features(F, half, weights, out, scale):
-    """Features ``out (n, FEATURES)`` and ``scale (n)`` of e and mu of ``F (n, 6, 4)``."""
-    L, plus, minus = np.empty((2, 2 * half.shape[1])), np.empty(10), np.empty(10)
-    for r in range(F.shape[0]):
-        for a in range(2):
-            _lepton_number(F[r], a, half, weights, L[a])
-        _sums(L[0], L[1], half, plus, minus)
-        scale[r] = _features(plus, minus, out[r])
-
-
 @kernel
 def _lepton_number(F, a, half, weights, L):
     """Of flavor a, times the weights."""
@@ -164,10 +158,15 @@ def _lepton_number(F, a, half, weights, L):
 
 
 @driver
-def rates(F, half, weights, W, b, v, c, out):
-    """Growth rates in the unit of ``F (n, 6, 4)``; of unlike mu and tau the largest of three pairs."""
-    L, plus, minus, x = np.empty((3, 2 * half.shape[1])), np.empty(10), np.empty(10), np.empty(FEATURES)
-    hidden = np.empty(b.shape[0])
+def features(F, half, weights, table, narrow, out, scale):
+    """Features ``out (n, 3, FEATURES)`` of the pairs e-mu, e-tau and mu-tau of ``F (n, 6, 4)``.
+
+    And ``scale (n, 3)``, sqrt(I_L I_S): 0 without a crossing, and but for the first pair where mu and tau are alike.
+    """
+    moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
+    size, pairs = table.shape[1] + 6 * narrow.shape[1], half.shape[1]
+    scratch, work, L = np.empty((10, 12)), np.empty((NODE_ROWS, size)), np.empty((3, 2 * size))
+    plus, minus = np.empty(10), np.empty(10)
     for r in range(F.shape[0]):
         total, apart = 0.0, 0.0
         for s in range(6):
@@ -175,12 +174,34 @@ def rates(F, half, weights, W, b, v, c, out):
         for k in range(4):
             apart = max(apart, abs(F[r, 1, k] - F[r, 2, k]), abs(F[r, 4, k] - F[r, 5, k]))
         unlike = apart > 1e-6 * total
-        for a in range(3 if unlike else 2):
-            _lepton_number(F[r], a, half, weights, L[a])
-        best = 0.0
-        for pair in range(3 if unlike else 1):
-            _sums(L[1 if pair == 2 else 0], L[1 if pair == 0 else 2], half, plus, minus)
-            scale = _features(plus, minus, x)
-            if scale > 1e-12 * total:
-                best = max(best, scale * np.exp(_network(x, W, b, v, c, hidden)))
-        out[r] = best
+        nodes, m = half, pairs
+        if has_beam(F[r]):
+            nodes = work
+            m = fill_lepton_numbers(F[r], table, narrow, moments, Q, axes, species, scratch, work, L)
+            L[:, m : 2 * m] = 0.0
+        else:
+            for a in range(3 if unlike else 2):
+                _lepton_number(F[r], a, half, weights, L[a, : 2 * pairs])
+        for pair in range(3):
+            scale[r, pair] = 0.0
+            if pair == 0 or unlike:
+                a, b = 1 if pair == 2 else 0, 1 if pair == 0 else 2
+                _sums(L[a, : 2 * m], L[b, : 2 * m], nodes, m, plus, minus)
+                found = _features(plus, minus, out[r, pair])
+                scale[r, pair] = found if found > 1e-12 * total else 0.0
+
+
+@driver
+def rates(F, half, weights, table, narrow, W, b, v, c, out):
+    """Growth rates in the unit of ``F (n, 6, 4)``; of unlike mu and tau the largest of three pairs."""
+    x, scale, hidden = np.empty((BLOCK, 3, FEATURES)), np.empty((BLOCK, 3)), np.empty(b.shape[0])
+    for begin in range(0, F.shape[0], BLOCK):
+        end = min(begin + BLOCK, F.shape[0])
+        features(F[begin:end], half, weights, table, narrow, x, scale)
+        for r in range(begin, end):
+            best = 0.0
+            for pair in range(3):
+                size = scale[r - begin, pair]
+                if size > 0.0:
+                    best = max(best, size * np.exp(_network(x[r - begin, pair], W, b, v, c, hidden)))
+            out[r] = best

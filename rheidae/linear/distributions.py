@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rheidae.exceptions import FourFluxError
 from rheidae.fourflux import SPECIES, T, as_four_flux, require_physical
+from rheidae.mixing._nodes_kernels import spiral_rule, symmetric_rule
 from rheidae.mixing.closure import inverse_langevin
 from rheidae.mixing.quadrature import lebedev
 
@@ -17,6 +18,9 @@ Array = NDArray[np.float64]
 Closure = Callable[[Array, int, Array], ArrayLike]
 """``closure(F, species, directions)``: a distribution up to its normalisation, at ``directions (m, 3)``, for one
 four-flux ``F (4)`` of species 0 to 5."""
+
+LATITUDES = 32
+"""Circles of latitude, of four nodes each, of a beam's own rule."""
 
 MATCHED = 1e-6
 """The moments of a matched distribution are the given ones to this part of the number density, or an error says so."""
@@ -78,6 +82,44 @@ def minerbo(states: Array, order: int) -> Array:
     with np.errstate(under="ignore"):
         g = np.exp(Z[..., None] * (axis @ rule.nodes) - np.where(small, 0.0, Z)[..., None])
     return top[..., None] * g * rule.weights
+
+
+def rules_of_beams(order: int) -> tuple[Array, Array]:
+    """Nodes of the sphere and of a beam for `lepton_numbers_of_beams`, as the kernels want them."""
+    return symmetric_rule(*lebedev(order)), spiral_rule(LATITUDES)
+
+
+def have_beams(states: Array) -> NDArray[np.bool_]:
+    """Rows with a species that a rule at rest does not resolve: flux factors above 0.8."""
+    from rheidae.linear import _beams_kernels as kernels
+
+    out = np.empty(len(states), dtype=np.bool_)
+    kernels.beam_rows(states, out)
+    return out
+
+
+def lepton_numbers_of_beams(state: Array, order: int) -> tuple[Array, Array]:
+    """Minerbo distributions on nodes that follow the state, each species with its exact moments.
+
+    Parameters
+    ----------
+    state : ndarray, shape (6, 4)
+        Four-fluxes.
+    order : int
+        Lebedev order of the sphere's rule, beside which each beam has one of its own.
+
+    Returns
+    -------
+    lepton_number : ndarray, shape (3, m)
+        Neutrinos minus antineutrinos of each flavor and direction, in the unit of `state`.
+    directions : ndarray, shape (3, m)
+    """
+    from rheidae.linear import _beams_kernels as kernels
+
+    table, narrow = rules_of_beams(order)
+    nodes, L = np.empty((2, 3, table.shape[1] + 6 * narrow.shape[1]))
+    m = kernels.lepton_numbers_row(state, table, narrow, nodes, L)
+    return L[:, :m], nodes[:, :m]
 
 
 def matched(states: Array, order: int, closure: str | Closure = "minerbo") -> Array:

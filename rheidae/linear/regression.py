@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from rheidae.linear.distributions import Array, minerbo
-from rheidae.linear.stability import ORDER, POTENTIAL, SPEED_OF_LIGHT, _solve
+from rheidae.linear.distributions import Array, have_beams, rules_of_beams
+from rheidae.linear.stability import POTENTIAL, SPEED_OF_LIGHT, fastest_mode
 from rheidae.mixing.quadrature import lebedev
 from rheidae.system import commands
 
@@ -25,7 +25,7 @@ RULE = 11
 """Lebedev order of the features: 50 nodes."""
 
 COEFFICIENTS = "growth_rate.npz"
-HIDDEN = 24
+HIDDEN = 32
 
 
 def fast_growth_rate(states: Array) -> Array:
@@ -49,13 +49,18 @@ def _rates(states: Array, coefficients: tuple[Any, ...]) -> Array:
     from rheidae.linear import _regression_kernels as kernels
 
     out = np.empty(len(states))
-    kernels.rates(states, *_half(), *coefficients, out)
+    kernels.rates(states, *_rules(), *coefficients, out)
     return out
 
 
-def constants() -> tuple[tuple[Array, Array], tuple[Any, ...]]:
+def constants() -> tuple[tuple[Array, ...], tuple[Any, ...]]:
     """Nodes and weights, and the coefficients that the package ships, as `_regression_kernels.rates` wants them."""
-    return _half(), _coefficients()
+    return _rules(), _coefficients()
+
+
+def _rules() -> tuple[Array, ...]:
+    """At rest, and for states with beams."""
+    return *_half(), *rules_of_beams(RULE)
 
 
 @cache
@@ -79,7 +84,8 @@ def _coefficients() -> tuple[Any, ...]:
 def draw(count: int, seed: int) -> Array:
     """Random states ``(count, 6, 4)``, mu and tau alike.
 
-    Densities within a factor of up to 7, flux factors up to 0.85, directions from independent to a narrow cone.
+    Densities within a factor of up to 7, flux factors up to 0.85, in two of five states of some species up to 1 - 1e-8;
+    directions from independent to a narrow cone.
     """
     rng = np.random.default_rng(seed)
     N = np.exp(rng.uniform(-1, 1, (count, 6)) * rng.uniform(0.03, 1, (count, 1)))
@@ -88,27 +94,28 @@ def draw(count: int, seed: int) -> Array:
     together = np.where(rng.random((count, 1, 1)) < 0.7, 3 * np.sqrt(rng.uniform(0, 1, (count, 1, 1))), 0.0)
     direction += together * np.array([0.0, 0.0, 1.0])
     direction /= np.linalg.norm(direction, axis=2, keepdims=True)
+    factor = rng.uniform(0, 1, (count, 6)) * rng.uniform(0.15, 0.85, (count, 1))
+    beam = (rng.random((count, 6)) < 0.5) & (rng.random((count, 1)) < 0.4)
+    factor = np.where(beam, 1 - 10 ** -rng.uniform(0.5, 8, (count, 6)), factor)
     F = np.empty((count, 6, 4))
     F[..., 3] = N
-    F[..., :3] = direction * (N * rng.uniform(0, 1, (count, 6)) * rng.uniform(0.15, 0.85, (count, 1)))[..., None]
+    F[..., :3] = direction * (N * factor)[..., None]
     F[:, 2], F[:, 5] = F[:, 1], F[:, 4]
     return F
 
 
-def exact(F: Array, pair: tuple[int, int] = (0, 1)) -> Array:
-    """Exact growth rates of one pair of flavors, in the unit of `F`."""
-    N = minerbo(F, ORDER)
-    D = N[:, :3] - N[:, 3:]
-    return _solve(D[:, pair[0]] - D[:, pair[1]], lebedev(ORDER).nodes, None)[0]
+def exact(F: Array) -> Array:
+    """Exact growth rates, in the unit of `F`."""
+    return fastest_mode(F).growth_rate / (POTENTIAL * SPEED_OF_LIGHT)
 
 
 def features(F: Array) -> tuple[Array, Array]:
-    """Features ``(n, 13)`` and the rate's scale ``sqrt(I_plus I_minus)``."""
+    """Features ``(n, 13)`` of e and mu, and the rate's scale ``sqrt(I_plus I_minus)``."""
     from rheidae.linear import _regression_kernels as kernels
 
-    out, scale = np.zeros((len(F), kernels.FEATURES)), np.zeros(len(F))
-    kernels.features(np.ascontiguousarray(F), *_half(), out, scale)
-    return out, scale
+    out, scale = np.zeros((len(F), 3, kernels.FEATURES)), np.zeros((len(F), 3))
+    kernels.features(np.ascontiguousarray(F), *_rules(), out, scale)
+    return out[:, 0], scale[:, 0]
 
 
 def fit(F: Array, rate: Array, seed: int = 0) -> dict[str, Any]:
@@ -133,20 +140,20 @@ def fit(F: Array, rate: Array, seed: int = 0) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Command line of ``python -m rheidae.linear.regression``."""
     parser = argparse.ArgumentParser(prog="python -m rheidae.linear.regression", description=__doc__)
-    parser.add_argument("--states", type=int, default=12_000, help="states to fit (default: %(default)s)")
+    parser.add_argument("--states", type=int, default=16_000, help="states to fit (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", default=str(Path(__file__).with_name(COEFFICIENTS)), help="default: %(default)s")
     arguments = parser.parse_args(argv)
 
     def command() -> None:
-        F, other = draw(arguments.states, arguments.seed), draw(2000, arguments.seed + 1)
+        F, other = draw(arguments.states, arguments.seed), draw(3000, arguments.seed + 1)
         found = fit(F, exact(F))
         np.savez(arguments.output, **found)
         rate, quick = exact(other), _rates(other, tuple(found.values()))
-        strong = rate > 0.02 * other[:, :, 3].sum(axis=1)
-        error = np.abs(quick[strong] / rate[strong] - 1)
-        median, most = np.quantile(error, [0.5, 0.95])
-        print(f"{arguments.output}: error on {strong.sum()} states not used: median {median:.3f}, 95 % {most:.3f}")
+        strong, beams = rate > 0.02 * other[:, :, 3].sum(axis=1), have_beams(other)
+        for name, rows in (("without beams", strong & ~beams), ("with beams", strong & beams)):
+            median, most = np.quantile(np.abs(quick[rows] / rate[rows] - 1), [0.5, 0.95])
+            print(f"error on {rows.sum()} states {name}, not used: median {median:.3f}, 95 % {most:.3f}")
 
     return commands.run(command)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rheidae.linear.distributions import Array, alike, as_states, minerbo
+from rheidae.linear.distributions import Array, alike, as_states, have_beams, lepton_numbers_of_beams, minerbo
 from rheidae.mixing.quadrature import lebedev
 
 SPEED_OF_LIGHT = 2.99792458e10
@@ -76,12 +76,24 @@ def fastest_mode(F: ArrayLike, *, order: int = ORDER) -> FastestMode:
 
     Notes
     -----
+    States with a flux factor above 0.8 take nodes that follow their beams, on which every species has its exact moments
+    (`rheidae.linear.distributions.lepton_numbers_of_beams`), so that rates are right up to flux factor 1.
+
     The dispersion relation is that of Izaguirre, Raffelt and Tamborra 2017, arXiv:1610.01612; its derivation and how it
     is solved stand in ``_dispersion_kernels.py``.
     """
     states, leading = as_states(F, "F")
-    N = minerbo(states, order)
-    return _reshaped(discrete_mode(N[:, :3] - N[:, 3:], lebedev(order).nodes, alike(states)), leading)
+    likes, beams = alike(states), have_beams(states)
+    N = minerbo(states[~beams], order)
+    out = _no_mode(len(states))
+    found = [(np.flatnonzero(~beams), discrete_mode(N[:, :3] - N[:, 3:], lebedev(order).nodes, likes[~beams]))]
+    for row in np.flatnonzero(beams):
+        lepton_number, directions = lepton_numbers_of_beams(states[row], order)
+        found.append((np.array([row]), discrete_mode(lepton_number[None], directions, likes[row : row + 1])))
+    for rows, mode in found:
+        for column, values in zip(out, mode, strict=True):
+            column[rows] = values
+    return _reshaped(out, leading)
 
 
 def discrete_mode(
@@ -119,12 +131,16 @@ def discrete_mode(
         if rate[candidate] > 0:
             best[row[candidate]] = candidate
     grows = best >= 0
-    out = FastestMode(np.zeros(len(D)), np.zeros((len(D), 3)), np.full(len(D), -1))
+    out = _no_mode(len(D))
     out.growth_rate[grows] = rate[best[grows]] * SPEED_OF_LIGHT
     # Back from the frame that turns with the potential: K = k + sum g n.
     out.wave_vector[grows] = k[best[grows]] + g[best[grows]] @ directions.T
     out.pair[grows] = pair[best[grows]]
     return out
+
+
+def _no_mode(n: int) -> FastestMode:
+    return FastestMode(np.zeros(n), np.zeros((n, 3)), np.full(n, -1))
 
 
 def _solve(g: Array, directions: Array, box: Array | None) -> tuple[Array, Array]:

@@ -304,6 +304,9 @@ def test_stops_when_settled_and_says_when_not():
     short = simulate(merger(), **ONE, drift=0.0, max_saturation_times=6.0)
     assert short.stopped == "saturation times"
     assert not short.converged
+    begun = simulate(merger(), **ONE, saturation_times=0.1)  # in which next to nothing drifts
+    assert begun.drift < 3e-4
+    assert not begun.converged
     weak = simulate(merger(), **ONE, max_steps=10)
     assert weak.stopped == "slow"
     assert not weak.converged

@@ -140,7 +140,7 @@ def fit(F: Array, rate: Array, seed: int = 0) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Command line of ``python -m rheidae.linear.regression``."""
     parser = argparse.ArgumentParser(prog="python -m rheidae.linear.regression", description=__doc__)
-    parser.add_argument("--states", type=int, default=16_000, help="states to fit (default: %(default)s)")
+    parser.add_argument("--states", type=int, default=32_000, help="states to fit (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", default=str(Path(__file__).with_name(COEFFICIENTS)), help="default: %(default)s")
     arguments = parser.parse_args(argv)

@@ -189,6 +189,12 @@ def crossings(F_init: ArrayLike, *, order: int = ORDER, threads: int | None = No
     ------
     FourFluxError
         If the shape is another, or a row is not physical.
+
+    Notes
+    -----
+    A side that lies between the nodes of the first level is not seen, where `asymptotic_flux` may find it by its finer
+    rules: of 12,000 random states of ten kinds that do not cross by this, 16 change there, by at most 0.0025 of the
+    total density.
     """
     F, exact = _checked(F_init)
     crosses, tables = np.empty((len(F), 3), dtype=np.bool_), tables_of(order)

@@ -33,7 +33,9 @@ class Transition(NamedTuple):
         ``N' = density @ N``: species out, species in. Columns sum to 1, unless a heavy entry
         is a mean (``heavy_sum=1``).
     flux : ndarray, shape (..., species, species)
-        The same for fluxes, by averages weighted with the flux along each species' own direction.
+        The same for fluxes, by averages weighted with the flux along each species' own direction. Where a species is
+        nearly isotropic these grow as one over its flux factor: they hold for parts of it with its own angular
+        distribution, and energy groups of another flux factor than the whole need `keep_physical` after them.
     """
 
     density: Array

@@ -45,7 +45,7 @@ class Simulation(NamedTuple):
     saturation_times : ndarray, shape (...)
         How long the run was, in units of ln 10^6 over the growth rate.
     converged : ndarray of bool, shape (...)
-        Whether the drift is below its bound; True for stable states.
+        Whether the drift is below its bound, after `min_saturation_times` at least; True for stable states.
     stopped : ndarray of str, shape (...)
         Why the run ended: "drift" (below its bound), "saturation times" or "steps" (their largest number), "stable" (no
         mode grows; unchanged) or "slow" (it would not saturate within the steps allowed; unchanged).

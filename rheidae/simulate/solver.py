@@ -358,7 +358,7 @@ def run(setup: Setup, state: Array, options: Options) -> Run:
         growth_rate=rate,
         drift=drift,
         saturation_times=end / setup.saturation_time,
-        converged=bool(drift < options.drift),
+        converged=bool(drift < options.drift and end >= first_check),
         stopped=stopped,
         time=end / SPEED_OF_LIGHT,
         side=setup.side,

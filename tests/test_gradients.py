@@ -9,7 +9,7 @@ from torch import nn
 
 from rheidae import FluxRegressor
 from rheidae.estimator.callbacks import GradientCombiner, KendallGal, PCGrad
-from rheidae.estimator.callbacks.gradients import _coefficients_by_tensors, pcgrad_coefficients
+from rheidae.estimator.callbacks.gradients import pcgrad_coefficients
 from rheidae.estimator.gradients import conflicts, jacobian
 from rheidae.estimator.networks import ACTIVATIONS, MixingModel, ResidualFFIModel
 from tests.estimators import SMALL, inputs, prepared
@@ -95,13 +95,6 @@ def test_a_zero_gradient_takes_no_part():
         pcgrad_coefficients(with_zero @ with_zero.T, wide).sum(dim=0) @ with_zero,
         pcgrad_coefficients(table @ table.T, orders).sum(dim=0) @ table,
     )
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_accelerators_get_the_same_coefficients(seed):
-    table = random_gradients(seed, 6)
-    gramian, orders = table @ table.T, torch.rand(6, 6).argsort(dim=1)
-    torch.testing.assert_close(_coefficients_by_tensors(gramian, orders), pcgrad_coefficients(gramian, orders))
 
 
 # --- the tasks' gradients ------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from copy import copy
 from typing import Any
 
@@ -70,12 +69,11 @@ class FourFluxLoss(nn.Module):
     def terms(self, y_pred: Tensor, y_true: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
         """Return the terms by name, each a scalar tensor without its own weight; `weight` ``(n,)`` is that of rows.
 
-        On a CPU they and their derivatives come from a compiled kernel with sums in double precision, elsewhere from
-        `formulas`.
+        On a CPU, without a graph, they come from a compiled kernel with sums in double precision, else from `formulas`.
         """
-        if y_pred.device.type != "cpu":
+        if y_pred.device.type != "cpu" or y_pred.requires_grad:
             return self.formulas(y_pred, y_true, weight)
-        values = InClosedForm.apply(y_pred, lambda y: self.values_and_gradients(y, y_true, weight))
+        values, _ = self.values_and_gradients(y_pred, y_true, weight)
         return dict(zip(self.weights, values.unbind(), strict=True))
 
     def values_and_gradients(
@@ -181,23 +179,6 @@ def takes_weights(criterion: Any) -> bool:
 def states(y: Tensor) -> Any:
     """Four-fluxes ``(n, 24)`` on the CPU as an array ``(n, 6, 4)``."""
     return y.detach().contiguous().numpy().reshape(-1, 6, 4)
-
-
-class InClosedForm(torch.autograd.Function):
-    """Scalars ``(T,)`` of predictions ``(n, m)``, with derivatives ``(T, n, m)`` that come along with them."""
-
-    @staticmethod
-    def forward(ctx: Any, y_pred: Tensor, values_and_gradients: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-        """Return the values, and keep the derivatives."""
-        values, gradients = values_and_gradients(y_pred)
-        ctx.save_for_backward(gradients)
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Weigh the derivatives."""
-        (by_pred,) = ctx.saved_tensors
-        return torch.tensordot(gradients[0], by_pred, dims=1), None
 
 
 def values_and_gradients(

@@ -32,7 +32,7 @@ from rheidae.estimator.resuming import Resumable
 from rheidae.estimator.step import TrainingStep, run_epoch, validate
 from rheidae.exceptions import FourFluxError
 from rheidae.scoring.metrics import SCORERS, get_scorer
-from rheidae.scoring.splits import GroupSplit
+from rheidae.scoring.splits import validation_split
 
 # Of AdamW: the shorter memory of squares suits trainings of a thousand steps.
 BETAS = (0.9, 0.99)
@@ -297,7 +297,7 @@ class FluxNet(Resumable):
             train, valid = self.train_split(dataset, *targets, **fit_params)
         elif self.val_split:
             seed = self.random_state if isinstance(self.random_state, int) else int(torch.randint(2**31 - 1, ()))
-            train, valid = GroupSplit(self.val_split, seed)(dataset, groups=fit_params.get("groups"))
+            train, valid = validation_split(dataset, self.val_split, seed, fit_params.get("groups"))
         for name, part in (("training", train), ("validation", valid)):
             if part is not None and len(part) == 0:
                 raise FourFluxError(f"there are no {name} rows; give more rows, or set val_split (train_split) to none")

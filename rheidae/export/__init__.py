@@ -7,22 +7,14 @@ ships.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rheidae.system.lazy import lazy
 
 if TYPE_CHECKING:
     from rheidae.export.model import export_regressor, export_run, export_scheme
     from rheidae.export.opened import Exported, load_exported
 
 __all__ = ["Exported", "export_regressor", "export_run", "export_scheme", "load_exported"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        module = "opened" if name in ("Exported", "load_exported") else "model"
-        return getattr(importlib.import_module(f"rheidae.export.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+_OPENED, _MODEL = "rheidae.export.opened", "rheidae.export.model"
+__getattr__, __dir__ = lazy(__name__, {name: _OPENED if "xported" in name else _MODEL for name in __all__})

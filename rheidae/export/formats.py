@@ -162,7 +162,7 @@ def _write_onnx(model: Any, metadata: Metadata) -> bytes:
 
 
 def _from_onnx(path: Path, threads: int) -> tuple[Function, Metadata]:
-    require("onnxruntime")
+    require("onnx", "onnxruntime")
     content = path.read_bytes()
     found = unwanted(content)
     if found is not None:

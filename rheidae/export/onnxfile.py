@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from rheidae.system.memory import free_memory
-
-# Messages of ONNX's protobuf by the numbers of their fields: which others they hold, and what is refused.
-_PARTS: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 20: "training", 25: "functions of its own"},
-    "training": {1: "graph", 2: "graph"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse tensors"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensors", 23: "sparse tensors"},
-    "tensor": {13: "weights in other files"},
-}
 
 _OF_FREE = 0.5
 """Part of the free memory that graphs may take."""
@@ -31,51 +20,23 @@ def unwanted(content: bytes) -> str | None:
     """Return what a file has in it that exports never have: what takes much more memory than bytes, or other files.
 
     Sparse tensors stand for dense ones of any size, and functions that call functions for any number of operations.
-
-    Raises
-    ------
-    ValueError
-        If the bytes are no ONNX.
     """
-    waiting = [("model", memoryview(content))]
-    while waiting:
-        kind, message = waiting.pop()
-        for number, value in _fields(message):
-            part = _PARTS[kind].get(number)
-            if part in _PARTS:
-                waiting.append((part, value))
-            elif part is not None:
-                return part
+    from onnx import load_from_string
+
+    model = load_from_string(content)
+    if model.functions:
+        return "functions of its own"
+    graphs = [model.graph, *(graph for one in model.training_info for graph in (one.algorithm, one.initialization))]
+    while graphs:
+        graph = graphs.pop()
+        attributes = [attribute for node in graph.node for attribute in node.attribute]
+        if graph.sparse_initializer or any(a.HasField("sparse_tensor") or a.sparse_tensors for a in attributes):
+            return "sparse tensors"
+        tensors = [*graph.initializer, *(tensor for a in attributes for tensor in (a.t, *a.tensors))]
+        if any(tensor.external_data for tensor in tensors):
+            return "weights in other files"
+        graphs += [inner for a in attributes for inner in (*a.graphs, *([a.g] if a.HasField("g") else []))]
     return None
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and content of each field that has a length."""
-    place, end = 0, len(message)
-
-    def number() -> int:
-        nonlocal place
-        value = shift = 0
-        while place < end and shift < 70:
-            byte = message[place]
-            place, value, shift = place + 1, value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                return value
-        raise ValueError("no ONNX")
-
-    while place < end:
-        key = number()
-        kind = key & 7
-        if kind == 0:
-            number()
-            continue
-        size = {1: 8, 2: 0, 5: 4}.get(kind, end)
-        size = number() if kind == 2 else size
-        if size > end - place:
-            raise ValueError("no ONNX")
-        if kind == 2:
-            yield key >> 3, message[place : place + size]
-        place += size
 
 
 def open_session(content: bytes, threads: int) -> Any:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rheidae.cells import Cells
 from rheidae.exceptions import FourFluxError
-from rheidae.fourflux import SPECIES, T, as_four_flux, require_physical
+from rheidae.fourflux import SPECIES, T
 from rheidae.mixing._nodes_kernels import spiral_rule, symmetric_rule
-from rheidae.mixing.closure import inverse_langevin
 from rheidae.mixing.quadrature import lebedev
+from rheidae.mixing.sphere import minerbo as minerbo_distributions
+from rheidae.mixing.sphere import peak_and_exponent
 
 Array = NDArray[np.float64]
 
@@ -34,21 +36,11 @@ def as_states(F: ArrayLike, name: str = "F_init") -> tuple[Array, tuple[int, ...
     FourFluxError
         If the shape is another, a number is not finite, a four-flux not physical, or a row holds no neutrinos.
     """
-    array = np.asarray(F)
-    if array.ndim >= 2 and array.shape[-2:] == (6, 4):
-        leading = array.shape[:-2]
-    elif array.ndim >= 1 and array.shape[-1] == 24:
-        leading = array.shape[:-1]
-    else:
-        raise FourFluxError(
-            f"{name} has shape {array.shape}; expected (..., 6, 4): species {SPECIES}, then (x, y, z, t)"
-        )
-    states = as_four_flux(array.reshape(-1, 6, 4), name).astype(np.float64)
-    require_physical(states, name)
-    empty = np.flatnonzero(states[:, :, T].sum(axis=1) <= 0)
+    cells = Cells(F, name)
+    empty = np.flatnonzero(cells.vacuum)
     if len(empty):
         raise FourFluxError(f"{name} row {empty[0]}: no neutrinos, all six densities are 0. Remove the row")
-    return states, leading
+    return cells.rows.astype(np.float64), cells.shape
 
 
 def alike(states: Array) -> NDArray[np.bool_]:
@@ -73,15 +65,8 @@ def minerbo(states: Array, order: int) -> Array:
         Number densities of each direction, in the unit of `states`.
     """
     rule = lebedev(order)
-    axis, Z = _axes(states)
-    N = states[:, :, T]
-    # N Z/sinh Z exp(Z cos)/(4 pi), written so that nothing overflows.
-    small = Z < 1e-4
-    safe = np.where(small, 1.0, Z)
-    top = np.where(small, 1.0, 2 * safe / -np.expm1(-2 * safe)) * N / (4 * np.pi)
     with np.errstate(under="ignore"):
-        g = np.exp(Z[..., None] * (axis @ rule.nodes) - np.where(small, 0.0, Z)[..., None])
-    return top[..., None] * g * rule.weights
+        return minerbo_distributions(states, rule.nodes) * rule.weights
 
 
 def rules_of_beams(order: int) -> tuple[Array, Array]:
@@ -150,7 +135,7 @@ def matched(states: Array, order: int, closure: str | Closure = "minerbo") -> Ar
     n, m = len(states), len(weights)
     N = states[:, :, T].reshape(-1)
     flux = np.divide(states[:, :, :3].reshape(-1, 3), N[:, None], out=np.zeros((6 * n, 3)), where=N[:, None] > 0)
-    axis, Z = _axes(states)
+    _, Z, axis = peak_and_exponent(states)
     prior = np.log(np.broadcast_to(weights, (6 * n, m)))
     a = (axis * Z[..., None]).reshape(-1, 3)
     if closure != "minerbo":
@@ -182,14 +167,6 @@ def matched(states: Array, order: int, closure: str | Closure = "minerbo") -> Ar
             "of directions"
         )
     return (e * N[:, None]).reshape(n, 6, m)
-
-
-def _axes(states: Array) -> tuple[Array, Array]:
-    """Directions of the fluxes, and Z of their flux factors."""
-    N, size = states[..., T], np.linalg.norm(states[..., :3], axis=-1)
-    axis = np.divide(states[..., :3], size[..., None], out=np.zeros_like(states[..., :3]), where=size[..., None] > 0)
-    factor = np.divide(size, N, out=np.zeros_like(N), where=N > 0)
-    return axis, inverse_langevin(np.minimum(factor, 1 - 1e-7))
 
 
 def _evaluated(states: Array, closure: str | Closure, nodes: Array) -> Array:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, pow2, pow2_pair, z_over_sinh
+from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, peak, pow2, pow2_pair, z_over_sinh
 from rheidae.system.numba import driver, inlined_kernel, kernel, scalar_kernel, simd_function
 
 FOUR_PI = 12.566370614359172
@@ -126,21 +126,13 @@ def _sum_pairs(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, A, B, C, D, nodes
 # the amplitude goes with it: g(n) = N/(4 pi) 2 Z/(1 - exp(-2 Z)) 2**(a.n - |a|). A rule that does not resolve the beam
 # misses it or counts it several times over; that is what plain quadrature gives, and the two branches agree where
 # they meet.
-@scalar_kernel
-def _peak(Z):
-    """Return the Minerbo distribution at its peak, times ``4 pi/N``: ``2 Z/(1 - exp(-2 Z))``."""
-    if Z < 1e-4:
-        return 1.0 + Z * (1.0 + Z * (1.0 / 3.0))
-    return 2.0 * Z / (1.0 - pow2(-min(2.0 * LOG2_E * Z, 1000.0)))
-
-
 @kernel
 def _sum_beams(ax, ay, az, bx, by, bz, cx, cy, cz, dx, dy, dz, Ne, Nb, Nx, Ny, Za, Zb, Zc, Zd, nodes):
     """As `_sum_pairs`, from densities and Z instead of amplitudes, for any exponent."""
     simd_function()
     x, y, z, w = nodes[0], nodes[1], nodes[2], nodes[3]
-    A, B = Ne * (_peak(Za) / FOUR_PI), Nb * (_peak(Zb) / FOUR_PI)
-    C, D = Nx * (_peak(Zc) / FOUR_PI), Ny * (_peak(Zd) / FOUR_PI)
+    A, B = Ne * (peak(Za) / FOUR_PI), Nb * (peak(Zb) / FOUR_PI)
+    C, D = Nx * (peak(Zc) / FOUR_PI), Ny * (peak(Zd) / FOUR_PI)
     ta, tb, tc, td = LOG2_E * Za, LOG2_E * Zb, LOG2_E * Zc, LOG2_E * Zd
     dt = bt = Dx = Dy = Dz = Bx = By = Bz = 0.0
     pdt = pbt = pdx = pdy = pdz = pbx = pby = pbz = 0.0

@@ -69,13 +69,7 @@ def pow2_pair(t):
 @scalar_kernel
 def pow2(t):
     """Return ``2**t``; requires ``abs(t) < 1022``."""
-    rounded = t + _ROUND
-    r = t - (rounded - _ROUND)
-    s = r * r
-    even = 1.0 + s * (_C2 + s * (_C4 + s * (_C6 + s * (_C8 + s * _C10))))
-    odd = r * (_S1 + s * (_S3 + s * (_S5 + s * (_S7 + s * _S9))))
-    k = np.float64(rounded).view(np.int64) << 52
-    return np.int64(np.float64(even + odd).view(np.int64) + k).view(np.float64)
+    return pow2_pair(t)[0]
 
 
 @scalar_kernel
@@ -152,6 +146,12 @@ def langevin_ratio(f):
     b = (y * y * y * y - csch2 * (2.0 * coth * coth + csch2) * (1.0 / 3.0)) * slope
     high = (Z - p * (1.0 + p * (a + p * (2.0 * a * a - b)))) / f
     return low if f < _SMALL_F else high
+
+
+@scalar_kernel
+def peak(Z):
+    """Return the Minerbo distribution at its peak, times 4 pi/N: ``2 Z/(1 - exp(-2 Z))``."""
+    return 2.0 * Z / (1.0 - pow2(-min(2.0 * LOG2_E * Z, 1000.0))) if Z > 1e-4 else 1.0 + Z * (1.0 + Z / 3.0)
 
 
 @scalar_kernel

@@ -42,8 +42,8 @@ from __future__ import annotations
 import numpy as np
 
 from rheidae.mixing._box3d_kernels import FOUR_PI
-from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, pow2
-from rheidae.system.numba import exact_kernel, kernel, scalar_kernel, simd_function
+from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, peak, pow2
+from rheidae.system.numba import exact_kernel, kernel, simd_function
 
 #: Circles of latitude, of four nodes each, of a beam's own rule.
 LATITUDES = 128
@@ -72,24 +72,27 @@ COLUMNS = 9
 X, Y, Z, WEIGHT, DENSITY, DISTANCE, VALUES, NODE_ROWS = 0, 1, 2, 3, 4, 5, 11, 17
 
 
+def sphere_rule(nodes, weights):
+    """Return the ``(4, m)`` table ``x, y, z, w`` of a rule with antipodes, which are its second half.
+
+    Padded with empty nodes, so that a half is a multiple of 8.
+    """
+    x, y, z = nodes
+    half = (z > 1e-12) | ((np.abs(z) <= 1e-12) & ((y > 1e-12) | ((np.abs(y) <= 1e-12) & (x > 0))))
+    table = np.pad(np.vstack([nodes, weights])[:, half], ((0, 0), (0, -int(half.sum()) % 8)))
+    return np.ascontiguousarray(np.hstack([table, [[-1.0], [-1.0], [-1.0], [1.0]] * table]))
+
+
 def symmetric_rule(nodes, weights):
     """Return the ``(4, m)`` table ``x, y, z, w`` of a Lebedev rule turned by 45 degrees about y.
 
-    The second half are the antipodes of the first, padded to a multiple of 8 with weight 0 at the poles.
+    As of `sphere_rule`.
     """
     x, y, z = nodes
     turned = np.array([(x - z) * np.sqrt(0.5), y, (x + z) * np.sqrt(0.5)])
     # Coordinates that are zero but for rounding would put both or none of a pair into the upper half.
     turned[np.abs(turned) < 1e-12] = 0.0
-    x, y, z = turned / np.linalg.norm(turned, axis=0)
-    upper = (z > 0) | ((z == 0) & ((y > 0) | ((y == 0) & (x > 0))))
-    if 2 * np.count_nonzero(upper) != weights.size:
-        raise ValueError("the rule is not symmetric under inversion")
-    count = np.count_nonzero(upper)
-    half = np.zeros((4, count + -count % 8))
-    half[2] = 1.0
-    half[:, :count] = x[upper], y[upper], z[upper], weights[upper]
-    return np.ascontiguousarray(np.hstack([half, half * [[-1.0], [-1.0], [-1.0], [1.0]]]))
+    return sphere_rule(turned / np.linalg.norm(turned, axis=0), weights)
 
 
 def spiral_rule(latitudes):
@@ -237,12 +240,6 @@ def total_of(F):
     )  # fmt: skip
 
 
-@scalar_kernel
-def _peak(Z):
-    """Return the Minerbo distribution at its peak, times 4 pi/N."""
-    return 2.0 * Z / (1.0 - pow2(-min(2.0 * LOG2_E * Z, 1000.0))) if Z > 1e-4 else 1.0 + Z + Z * Z / 3.0
-
-
 @kernel
 def _fill_species(flavors, moments, Q, axes, species):
     """Turn the moments into the frame and describe the species ``(6, COLUMNS)`` there; returns how many are beams."""
@@ -264,7 +261,7 @@ def _fill_species(flavors, moments, Q, axes, species):
         if flux == 0.0:
             own[2] = 1.0
         Z = f * langevin_ratio(f)
-        own[3], own[4], own[5], own[8] = Z, N, N / FOUR_PI * _peak(Z), f
+        own[3], own[4], own[5], own[8] = Z, N, N / FOUR_PI * peak(Z), f
     return give_rules(flavors, species, BEAM[0], BEAM[1])
 
 

@@ -55,7 +55,7 @@ from scipy.special import iv, ive
 
 from rheidae.mixing._asymptotic_kernels import inverse_sqrt
 from rheidae.mixing._box3d_kernels import FOUR_PI, NOISE
-from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, log2, pow2, pow2_pair
+from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, log2, peak, pow2, pow2_pair
 from rheidae.mixing._nodes_kernels import (
     COLUMNS,
     NODE_ROWS,
@@ -89,17 +89,6 @@ _SUMS = 5
 _TINY = 1e-300
 # log2 of the largest x.
 _MOST = 500.0
-
-
-def sphere_rule(nodes, weights):
-    """Return the ``(4, m)`` table ``x, y, z, w`` of a rule with antipodes, which are its second half.
-
-    Padded with empty nodes, so that a half is a multiple of 8.
-    """
-    x, y, z = nodes
-    half = (z > 1e-12) | ((np.abs(z) <= 1e-12) & ((y > 1e-12) | ((np.abs(y) <= 1e-12) & (x > 0))))
-    table = np.pad(np.vstack([nodes, weights])[:, half], ((0, 0), (0, -int(half.sum()) % 8)))
-    return np.ascontiguousarray(np.hstack([table, [[-1.0], [-1.0], [-1.0], [1.0]] * table]))
 
 
 def axial_rule(points):
@@ -195,26 +184,18 @@ def _across(x, y, z, basis):
 
 
 @scalar_kernel
-def _peak(length):
-    """``2 Z/(1 - exp(-2 Z))`` of ``length = log2(e) Z``."""
-    if length > 1e-4:
-        return 2.0 * LN2 * length / (1.0 - pow2(-min(2.0 * length, 1000.0)))
-    return 1.0 + LN2 * length
-
-
-@scalar_kernel
 def _step(f, low, high):
     x = min(max((f - low) / (high - low), 0.0), 1.0)
     return x * x * (3.0 - 2.0 * x)
 
 
 @kernel
-def _describe(f, ratio, peak):
+def _describe(f, ratio, top):
     """Exponents ``log2(e) Z`` over flux factors, and distributions at their peak times ``4 pi/N``."""
     simd_function()
     for s in range(np.uint64(f.shape[0])):
         ratio[s] = LOG2_E * langevin_ratio(f[s])
-        peak[s] = _peak(ratio[s] * f[s])
+        top[s] = peak(LN2 * ratio[s] * f[s])
 
 
 @kernel
@@ -266,7 +247,7 @@ def enter_row(F, moments, basis, species):
     for k in range(3):
         m, n = (k + 1) % 3, (k + 2) % 3
         basis[1, k] = basis[2, m] * basis[0, n] - basis[2, n] * basis[0, m]
-    f, ratio, peak = species[4, :4], species[5, :4], species[6, :4]
+    f, ratio, top = species[4, :4], species[5, :4], species[6, :4]
     for s in range(4):
         N = moments[s, 3]
         factor = 1.0 / N if N > 0.0 else 0.0
@@ -274,11 +255,11 @@ def enter_row(F, moments, basis, species):
         f[s] = np.sqrt(x * x + y * y + z * z)
         for k in range(3):
             species[s, k] = x * basis[k, 0] + y * basis[k, 1] + z * basis[k, 2]
-    _describe(f, ratio, peak)
+    _describe(f, ratio, top)
     calm = 1.0
     for s in range(4):
         own, N = species[s], moments[s, 3]
-        own[4] = N * peak[s] / FOUR_PI
+        own[4] = N * top[s] / FOUR_PI
         if f[s] > CALM[0]:
             own[4] *= 1.0 - _step(f[s], FADED[0], FADED[1])
             calm *= 1.0 - _step(f[s], CALM[0], CALM[1]) * N / (N + VANISHING)
@@ -852,7 +833,7 @@ def likeness_rows(F, rule, out):
             ratio = LOG2_E * langevin_ratio(f)
             for k in range(3):
                 species[s, k] = ratio * (x * basis[k, 0] + y * basis[k, 1] + z * basis[k, 2])
-            species[s, 3], species[s, 4] = ratio * f, N * _peak(ratio * f)
+            species[s, 3], species[s, 4] = ratio * f, N * peak(LN2 * ratio * f)
         heavy = electron = 0.0
         for j in range(rule.shape[1]):
             for k in range(3):

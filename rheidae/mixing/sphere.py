@@ -36,8 +36,7 @@ def distributions(F: fourflux.Float, directions: Array) -> Array:
     -------
     ndarray, shape (4, m)
     """
-    peak, Z, unit = _closure(electron_and_heavy(F))
-    return peak[:, None] * np.exp(Z[:, None] * (unit @ directions - 1))
+    return minerbo(electron_and_heavy(F), directions)
 
 
 def lepton_number(F: fourflux.Float, directions: Array) -> Array:
@@ -48,18 +47,24 @@ def lepton_number(F: fourflux.Float, directions: Array) -> Array:
 
 def mean_lepton_number(F: fourflux.Float, axis: Array, zeta: Array) -> Array:
     """Mean of ``G(n)`` over the azimuth about `axis` (3,), at each ``zeta = n . axis`` (m,)."""
-    peak, Z, unit = _closure(electron_and_heavy(F))
+    peak, Z, unit = peak_and_exponent(electron_and_heavy(F))
     cosine = unit @ axis
     rho = (Z * np.sqrt(np.maximum(1 - cosine**2, 0)))[:, None] * np.sqrt(np.maximum(1 - zeta**2, 0))
     e, ebar, x, xbar = peak[:, None] * np.exp(Z[:, None] * (cosine[:, None] * zeta - 1) + rho) * ive(0, rho)
     return (e - ebar) - (x - xbar)
 
 
-def _closure(moments: Array) -> tuple[Array, Array, Array]:
-    """Value of each Minerbo distribution at its peak, its exponent Z, and its direction (4, 3)."""
-    N, flux = moments[:, fourflux.T], moments[:, : fourflux.T]
-    length = np.linalg.norm(flux, axis=1)
+def minerbo(F: Array, directions: Array) -> Array:
+    """Minerbo distributions ``(..., m)`` of four-fluxes ``(..., 4)`` in ``directions (3, m)``."""
+    peak, Z, unit = peak_and_exponent(F)
+    return peak[..., None] * np.exp(Z[..., None] * (unit @ directions - 1))
+
+
+def peak_and_exponent(F: Array) -> tuple[Array, Array, Array]:
+    """Value of each Minerbo distribution at its peak, its exponent Z, and its direction ``(..., 3)``."""
+    N, flux = F[..., fourflux.T], F[..., : fourflux.T]
+    length = np.linalg.norm(flux, axis=-1)
     Z = inverse_langevin(np.minimum(length / np.where(N > 0, N, 1), 1 - 1e-9))
     # N/(4 pi) Z/sinh(Z) exp(Z), of which the limit at Z = 0 is N/(4 pi)
     peak = np.where(Z > 1e-6, 2 * Z / -np.expm1(-2 * np.maximum(Z, 1e-6)), 1 + Z)
-    return N / (4 * np.pi) * peak, Z, flux / np.where(length > 0, length, 1)[:, None]
+    return N / (4 * np.pi) * peak, Z, flux / np.where(length > 0, length, 1)[..., None]

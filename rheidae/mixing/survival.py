@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rheidae import fourflux
 from rheidae.mixing import _survival_kernels as kernels
-from rheidae.mixing._nodes_kernels import LATITUDES, spiral_rule, symmetric_rule
+from rheidae.mixing._nodes_kernels import LATITUDES, sphere_rule, spiral_rule, symmetric_rule
 from rheidae.mixing.quadrature import lebedev
 from rheidae.system.threads import share_rows
 
@@ -57,7 +57,7 @@ class Change(NamedTuple):
 @cache
 def rules(order: int) -> tuple[Array, Array]:
     """Nodes of the sphere and of the axis."""
-    return kernels.sphere_rule(*lebedev(order)), kernels.axial_rule(AXIAL_POINTS)
+    return sphere_rule(*lebedev(order)), kernels.axial_rule(AXIAL_POINTS)
 
 
 @cache

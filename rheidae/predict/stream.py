@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +18,7 @@ from rheidae.linear import growth_rate
 from rheidae.mixing.asymptotic import PAIRS, crossings
 from rheidae.predict.models import Answer, Model, open_model
 from rheidae.predict.snapshot import Array, Block, Snapshot, read_layout
+from rheidae.system.cluster import Threads
 from rheidae.system.h5 import create_h5, open_h5
 from rheidae.system.outputs import Outputs, naming
 from rheidae.system.signals import uninterrupted
@@ -119,16 +117,17 @@ def predict_file(
                 _create(file, snapshot, model, data)
             done = 0
             count = (threads or default_threads()) if opened.shares else 1
-            for block, solved in _solve_all(partial(_solve, snapshot, opened), snapshot.blocks(block_cells), count):
-                with uninterrupted():
-                    _write(file, snapshot, block, solved)
-                flag = solved.flag
-                require_written()
-                for name, bit in FLAGS.items():
-                    flags[name] += int(np.count_nonzero(flag & bit))
-                done += len(flag)
-                if report is not None:
-                    report(done, total)
+            work = ((snapshot, opened, block) for block in snapshot.blocks(block_cells))
+            with Threads(count) as pool:
+                for solved in pool.run(_solve, work):
+                    with uninterrupted():
+                        _write(file, snapshot, solved)
+                    require_written()
+                    for name, bit in FLAGS.items():
+                        flags[name] += int(np.count_nonzero(solved.flag & bit))
+                    done += len(solved.flag)
+                    if report is not None:
+                        report(done, total)
     return Done(total, flags)
 
 
@@ -149,6 +148,7 @@ def _create(file: h5py.File, snapshot: Snapshot, model: str | Path, data: str | 
 class _Solved(NamedTuple):
     """What is known of the cells of a block, ``(n, ...)``."""
 
+    block: Block
     four_fluxes: dict[str, Array]
     growth_rate: Array
     has_crossing: NDArray[np.bool_]
@@ -170,28 +170,11 @@ def _solve(snapshot: Snapshot, model: Model, block: Block) -> _Solved:
     matrices = answer.transition
     if matrices is not None:
         matrices = snapshot.matrices(np.where(bad[:, None, None, None], np.nan, matrices))
-    return _Solved(parts, rate, crossings(rows, threads=1) & ~bad[:, None], _flags(cells, answer), matrices)
+    return _Solved(block, parts, rate, crossings(rows, threads=1) & ~bad[:, None], _flags(cells, answer), matrices)
 
 
-def _solve_all(
-    solve: Callable[[Block], _Solved], blocks: Iterable[Block], threads: int
-) -> Iterator[tuple[Block, _Solved]]:
-    """All blocks in order, from threads that are at most one block each ahead."""
-    pool = ThreadPoolExecutor(threads)
-    waiting: deque[tuple[Block, Future[_Solved]]] = deque()
-    try:
-        for block in blocks:
-            waiting.append((block, pool.submit(solve, block)))
-            if len(waiting) > threads:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for last, future in waiting:
-            yield last, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _write(file: h5py.File, snapshot: Snapshot, block: Block, solved: _Solved) -> None:
+def _write(file: h5py.File, snapshot: Snapshot, solved: _Solved) -> None:
+    block = solved.block
     for group, values in solved.four_fluxes.items():
         if group not in file:
             snapshot.create(file, group)

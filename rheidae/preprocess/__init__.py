@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rheidae.system.lazy import lazy
 
 if TYPE_CHECKING:
     from rheidae.preprocess.pipeline import Written, preprocess
 
 __all__ = ["Written", "preprocess"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("rheidae.preprocess.pipeline"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, dict.fromkeys(__all__, "rheidae.preprocess.pipeline"))

@@ -214,10 +214,9 @@ def _sorted_bucket(spill: Path, begin: int, end: int, record: Any, config: Prepr
     """Second pass: rows ``begin:end`` of the combined file."""
     stages = Stages()
     with stages.timed("gather"):
-        records = np.empty(end - begin, dtype=record)
-        with spill.open("rb", buffering=0) as file:
-            file.seek(begin * record.itemsize)
-            _fill(file, records)
+        records = np.fromfile(spill, record, end - begin, offset=begin * record.itemsize)
+        if len(records) < end - begin:
+            raise DataError(f"{spill}: ends early; another program has cut it short: run again")
         records = _taken(records, np.argsort(shuffle.keys(records["row"], config.seed)))
         arrays = _arrays(records, config)
     return Done(begin, end - begin, stages, arrays)
@@ -226,15 +225,6 @@ def _sorted_bucket(spill: Path, begin: int, end: int, record: Any, config: Prepr
 def _taken(records: Any, order: Any) -> Any:
     """``records[order]``, whole records at a time: NumPy would go field by field."""
     return records.view(f"V{records.itemsize}")[order].view(records.dtype)
-
-
-def _fill(file: Any, records: Any) -> None:
-    view = memoryview(records.view(np.uint8))
-    while view:
-        count = file.readinto(view)
-        if not count:
-            raise DataError(f"{file.name}: ends early; another program has cut it short: run again")
-        view = view[count:]
 
 
 def _copied_block(part: _Part, start: int, stop: int, record: Any, config: PreprocessConfig) -> Done:

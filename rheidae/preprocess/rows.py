@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import h5py
@@ -100,19 +99,17 @@ def read_rows(rows: RowSource, start: int, stop: int, remedy: str = FETCH_AGAIN)
             source = _with_cache(file, rows, remedy)
             return read(source, start, stop, rows.axis, remedy)
     before, after = rows.shape[: rows.axis], rows.shape[rows.axis + 1 :]
-    out = np.empty((*before, stop - start, *after), dtype=rows.dtype)
-    step = out.itemsize * math.prod(after)
-    pieces = out.reshape(math.prod(before), -1).view(np.uint8)
-    with ExitStack() as stack:
-        descriptor = _open(rows, stack)
-        for index, piece in enumerate(pieces):
-            try:
-                _fill(descriptor, piece, rows.offset + (index * rows.length + start) * step)
-            except OSError as error:
-                raise DataError(
-                    f"{rows.where}, rows {start} to {stop - 1}: cannot be read ({error}); {remedy}"
-                ) from error
-    return out
+    each, kind = math.prod(after), np.dtype(rows.dtype)
+    pieces = []
+    for index in range(math.prod(before)):
+        place = rows.offset + (index * rows.length + start) * each * kind.itemsize
+        try:
+            pieces.append(np.fromfile(rows.path, kind, (stop - start) * each, offset=place))
+        except OSError as error:
+            raise DataError(f"{rows.where}, rows {start} to {stop - 1}: cannot be read ({error}); {remedy}") from error
+        if len(pieces[-1]) < (stop - start) * each:
+            raise DataError(f"{rows.where}, rows {start} to {stop - 1}: cannot be read (the file ends there); {remedy}")
+    return np.concatenate(pieces).reshape(*before, stop - start, *after)
 
 
 def _with_cache(file: h5py.File, rows: RowSource, remedy: str) -> h5py.Dataset:
@@ -122,25 +119,6 @@ def _with_cache(file: h5py.File, rows: RowSource, remedy: str) -> h5py.Dataset:
         return h5py.Dataset(h5py.h5d.open(file.id, rows.name.encode(), access))
     except H5_ERRORS as error:
         raise DataError(f"{rows.where} cannot be opened ({error}); {remedy}") from error
-
-
-def _open(rows: RowSource, stack: ExitStack) -> int:
-    try:
-        descriptor = os.open(rows.path, os.O_RDONLY)
-    except OSError as error:
-        raise DataError(f"{rows.where} cannot be opened ({error}); check the path") from error
-    stack.callback(os.close, descriptor)
-    return descriptor
-
-
-def _fill(descriptor: int, piece: Any, offset: int) -> None:
-    """Fill a buffer with what stands at `offset`, in as many calls as the system wants."""
-    view = memoryview(piece)
-    while view:
-        count = os.preadv(descriptor, [view], offset)
-        if count == 0:
-            raise OSError("the file ends there")
-        view, offset = view[count:], offset + count
 
 
 # --- writing ---------------------------------------------------------------------------------------------

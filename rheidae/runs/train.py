@@ -45,6 +45,7 @@ from rheidae.scoring import plots
 from rheidae.scoring.splits import RowNumbers, shuffled_split, simulation_labels
 from rheidae.system.h5 import open_h5, present
 from rheidae.system.outputs import write_text
+from rheidae.system.signals import handlers
 
 log = logging.getLogger(__name__)
 
@@ -106,15 +107,10 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
     SLURM warns by them before it kills. Outside the main thread Python allows no handlers; nothing is noted there.
     """
     came: list[int] = []
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            before[number] = signal.signal(number, lambda n, _frame: came.append(n))
-    try:
+    main = threading.current_thread() is threading.main_thread()
+    wanted = (signal.SIGTERM, signal.SIGUSR1) if main else ()
+    with handlers(dict.fromkeys(wanted, lambda number, _frame: came.append(number))):
         yield lambda: came[0] if came else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def require_box3d(path: str | Path) -> None:

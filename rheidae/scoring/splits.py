@@ -175,40 +175,25 @@ def cross_validation_parts(
     return parts
 
 
-class GroupSplit:
-    """A ``train_split`` for `FluxRegressor`: shuffled, seeded, and with `groups` in whole groups.
+def validation_split(dataset: Any, fraction: float, seed: int, groups: Any = None) -> tuple[Any, Any]:
+    """Divide a data set at random into training and validation rows, with `groups` in whole groups.
 
-    Parameters
-    ----------
-    fraction : float
-        Part of the rows (of the groups, where there are some) that validates.
-    seed : int
-        Of the shuffle.
+    Raises
+    ------
+    FourFluxError
+        If one of them would be empty, or `groups` has another length.
     """
-
-    def __init__(self, fraction: float = 0.1, seed: int = 0) -> None:
-        self.fraction = fraction
-        self.seed = seed
-
-    def __call__(self, dataset: Any, y: Any = None, groups: Any = None) -> tuple[Any, Any]:
-        """Return the training and the validation part of `dataset`.
-
-        Raises
-        ------
-        FourFluxError
-            If one of them would be empty, or `groups` has another length.
-        """
-        rows = np.arange(len(dataset))
-        labels = rows if groups is None else np.asarray(groups)
-        if len(labels) != len(rows):
-            raise FourFluxError(f"groups has {len(labels)} entries for {len(rows)} rows; one per row is needed")
-        if not 0 < self.fraction < 1:
-            raise FourFluxError(f"val_split={self.fraction!r} must lie between 0 and 1, both excluded")
-        kinds = len(np.unique(labels))
-        if kinds < 2 or round(self.fraction * kinds) < 1:
-            what = "rows" if groups is None else "groups"
-            raise FourFluxError(
-                f"a validation part of {self.fraction:g} of {kinds} {what} is empty; give more {what}, or a larger part"
-            )
-        train, valid = shuffled_split(rows, labels, self.fraction, self.seed)
-        return Subset(dataset, train.tolist()), Subset(dataset, valid.tolist())
+    rows = np.arange(len(dataset))
+    labels = rows if groups is None else np.asarray(groups)
+    if len(labels) != len(rows):
+        raise FourFluxError(f"groups has {len(labels)} entries for {len(rows)} rows; one per row is needed")
+    if not 0 < fraction < 1:
+        raise FourFluxError(f"val_split={fraction!r} must lie between 0 and 1, both excluded")
+    kinds = len(np.unique(labels))
+    if kinds < 2 or round(fraction * kinds) < 1:
+        what = "rows" if groups is None else "groups"
+        raise FourFluxError(
+            f"a validation part of {fraction:g} of {kinds} {what} is empty; give more {what}, or a larger part"
+        )
+    train, valid = shuffled_split(rows, labels, fraction, seed)
+    return Subset(dataset, train.tolist()), Subset(dataset, valid.tolist())

@@ -38,7 +38,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401 - Numba's np.dot: loaded now, so that its threads can be limited
 
-from rheidae.system.numba import driver, kernel, simd_function
+from rheidae.system.numba import driver, inlined_kernel, kernel, simd_function
 
 BLOCK = 64
 """Cells that are turned together."""
@@ -52,6 +52,38 @@ _PAIR = 2 * _SIDE
 _ONE, _TWO, _THREE, _SIX = np.float32(1), np.float32(2), np.float32(3), np.float32(6)
 
 
+@inlined_kernel
+def _along(H, i, nx, ny, nz):
+    """A number of n.H."""
+    return nx * H[8 * _B + i] + ny * H[16 * _B + i] + nz * H[24 * _B + i]
+
+
+@inlined_kernel
+def _turn_one(h, trace, y, y0, total, i, weight, reach):
+    """One stage of the matrix at ``i``, turned by ``h``, seven numbers of whose trace is `trace`; returns the new one.
+
+    ``-i [h, q]``: the diagonal from Im(h_ab conj(q_ab)), the rest written out; q_ba = conj(q_ab).
+    """
+    a0, a1, ar, ai, br, bi, cr, ci = h
+    a2 = trace - a0 - a1
+    q0, q1, xr, xi = y[i], y[_B + i], y[2 * _B + i], y[3 * _B + i]
+    yr, yi, zr, zi = y[4 * _B + i], y[5 * _B + i], y[6 * _B + i], y[7 * _B + i]
+    q2 = _ONE - q0 - q1
+    i01, i02, i12 = ai * xr - ar * xi, bi * yr - br * yi, ci * zr - cr * zi
+    k = (
+        _TWO * (i01 + i02), _TWO * (i12 - i01),
+        (a0 - a1) * xi + ai * (q1 - q0) + (bi * zr - br * zi) - (yi * cr - yr * ci),
+        -((a0 - a1) * xr + ar * (q1 - q0) + (br * zr + bi * zi) - (yr * cr + yi * ci)),
+        (a0 - a2) * yi + bi * (q2 - q0) + (ar * zi + ai * zr) - (xr * ci + xi * cr),
+        -((a0 - a2) * yr + br * (q2 - q0) + (ar * zr - ai * zi) - (xr * cr - xi * ci)),
+        (a1 - a2) * zi + ci * (q2 - q1) + (ar * yi - ai * yr) - (xr * bi - xi * br),
+        -((a1 - a2) * zr + cr * (q2 - q1) + (ar * yr + ai * yi) - (xr * br + xi * bi)),
+    )  # fmt: skip
+    for c in range(8):
+        total[c * _B + i] += weight * k[c]
+        y[c * _B + i] = y0[c * _B + i] + reach * k[c]
+
+
 @kernel
 def _stage(y, y0, total, H, H_next, trace, nx, ny, nz, g_plus, g_minus, weight, reach):
     """One stage for a pair of opposite directions in one block.
@@ -61,118 +93,24 @@ def _stage(y, y0, total, H, H_next, trace, nx, ny, nz, g_plus, g_minus, weight, 
     """
     simd_function()
     for i in range(_B):
-        # n.H and then H_0 - n.H for n, H_0 + n.H for -n.
-        p0 = nx * H[8 * _B + i] + ny * H[16 * _B + i] + nz * H[24 * _B + i]
-        p1 = nx * H[9 * _B + i] + ny * H[17 * _B + i] + nz * H[25 * _B + i]
-        p2 = nx * H[10 * _B + i] + ny * H[18 * _B + i] + nz * H[26 * _B + i]
-        p3 = nx * H[11 * _B + i] + ny * H[19 * _B + i] + nz * H[27 * _B + i]
-        p4 = nx * H[12 * _B + i] + ny * H[20 * _B + i] + nz * H[28 * _B + i]
-        p5 = nx * H[13 * _B + i] + ny * H[21 * _B + i] + nz * H[29 * _B + i]
-        p6 = nx * H[14 * _B + i] + ny * H[22 * _B + i] + nz * H[30 * _B + i]
-        p7 = nx * H[15 * _B + i] + ny * H[23 * _B + i] + nz * H[31 * _B + i]
-
-        a0, a1 = H[i] - p0, H[_B + i] - p1
-        ar, ai = H[2 * _B + i] - p2, H[3 * _B + i] - p3
-        br, bi = H[4 * _B + i] - p4, H[5 * _B + i] - p5
-        cr, ci = H[6 * _B + i] - p6, H[7 * _B + i] - p7
-        a2 = trace - a0 - a1
-        q0, q1 = y[i], y[_B + i]
-        xr, xi, yr, yi = y[2 * _B + i], y[3 * _B + i], y[4 * _B + i], y[5 * _B + i]
-        zr, zi = y[6 * _B + i], y[7 * _B + i]
-        q2 = _ONE - q0 - q1
-        # -i [h, q]: the diagonal from Im(h_ab conj(q_ab)), the rest written out; q_ba = conj(q_ab).
-        i01, i02, i12 = ai * xr - ar * xi, bi * yr - br * yi, ci * zr - cr * zi
-        k0, k1 = _TWO * (i01 + i02), _TWO * (i12 - i01)
-        k2 = (a0 - a1) * xi + ai * (q1 - q0) + (bi * zr - br * zi) - (yi * cr - yr * ci)
-        k3 = -((a0 - a1) * xr + ar * (q1 - q0) + (br * zr + bi * zi) - (yr * cr + yi * ci))
-        k4 = (a0 - a2) * yi + bi * (q2 - q0) + (ar * zi + ai * zr) - (xr * ci + xi * cr)
-        k5 = -((a0 - a2) * yr + br * (q2 - q0) + (ar * zr - ai * zi) - (xr * cr - xi * ci))
-        k6 = (a1 - a2) * zi + ci * (q2 - q1) + (ar * yi - ai * yr) - (xr * bi - xi * br)
-        k7 = -((a1 - a2) * zr + cr * (q2 - q1) + (ar * yr + ai * yi) - (xr * br + xi * bi))
-        total[i] += weight * k0
-        total[_B + i] += weight * k1
-        total[2 * _B + i] += weight * k2
-        total[3 * _B + i] += weight * k3
-        total[4 * _B + i] += weight * k4
-        total[5 * _B + i] += weight * k5
-        total[6 * _B + i] += weight * k6
-        total[7 * _B + i] += weight * k7
-        u0, u1 = y0[i] + reach * k0, y0[_B + i] + reach * k1
-        u2, u3 = y0[2 * _B + i] + reach * k2, y0[3 * _B + i] + reach * k3
-        u4, u5 = y0[4 * _B + i] + reach * k4, y0[5 * _B + i] + reach * k5
-        u6, u7 = y0[6 * _B + i] + reach * k6, y0[7 * _B + i] + reach * k7
-        y[i], y[_B + i], y[2 * _B + i], y[3 * _B + i] = u0, u1, u2, u3
-        y[4 * _B + i], y[5 * _B + i], y[6 * _B + i], y[7 * _B + i] = u4, u5, u6, u7
-
-        a0, a1 = H[i] + p0, H[_B + i] + p1
-        ar, ai = H[2 * _B + i] + p2, H[3 * _B + i] + p3
-        br, bi = H[4 * _B + i] + p4, H[5 * _B + i] + p5
-        cr, ci = H[6 * _B + i] + p6, H[7 * _B + i] + p7
-        a2 = -trace - a0 - a1
-        q0, q1 = y[8 * _B + i], y[9 * _B + i]
-        xr, xi, yr, yi = y[10 * _B + i], y[11 * _B + i], y[12 * _B + i], y[13 * _B + i]
-        zr, zi = y[14 * _B + i], y[15 * _B + i]
-        q2 = _ONE - q0 - q1
-        i01, i02, i12 = ai * xr - ar * xi, bi * yr - br * yi, ci * zr - cr * zi
-        k0, k1 = _TWO * (i01 + i02), _TWO * (i12 - i01)
-        k2 = (a0 - a1) * xi + ai * (q1 - q0) + (bi * zr - br * zi) - (yi * cr - yr * ci)
-        k3 = -((a0 - a1) * xr + ar * (q1 - q0) + (br * zr + bi * zi) - (yr * cr + yi * ci))
-        k4 = (a0 - a2) * yi + bi * (q2 - q0) + (ar * zi + ai * zr) - (xr * ci + xi * cr)
-        k5 = -((a0 - a2) * yr + br * (q2 - q0) + (ar * zr - ai * zi) - (xr * cr - xi * ci))
-        k6 = (a1 - a2) * zi + ci * (q2 - q1) + (ar * yi - ai * yr) - (xr * bi - xi * br)
-        k7 = -((a1 - a2) * zr + cr * (q2 - q1) + (ar * yr + ai * yi) - (xr * br + xi * bi))
-        total[8 * _B + i] += weight * k0
-        total[9 * _B + i] += weight * k1
-        total[10 * _B + i] += weight * k2
-        total[11 * _B + i] += weight * k3
-        total[12 * _B + i] += weight * k4
-        total[13 * _B + i] += weight * k5
-        total[14 * _B + i] += weight * k6
-        total[15 * _B + i] += weight * k7
-        v0, v1 = y0[8 * _B + i] + reach * k0, y0[9 * _B + i] + reach * k1
-        v2, v3 = y0[10 * _B + i] + reach * k2, y0[11 * _B + i] + reach * k3
-        v4, v5 = y0[12 * _B + i] + reach * k4, y0[13 * _B + i] + reach * k5
-        v6, v7 = y0[14 * _B + i] + reach * k6, y0[15 * _B + i] + reach * k7
-        y[8 * _B + i], y[9 * _B + i], y[10 * _B + i], y[11 * _B + i] = v0, v1, v2, v3
-        y[12 * _B + i], y[13 * _B + i], y[14 * _B + i], y[15 * _B + i] = v4, v5, v6, v7
-
+        # H_0 - n.H for n, H_0 + n.H for -n.
+        p0, p1 = _along(H, i, nx, ny, nz), _along(H, _B + i, nx, ny, nz)
+        p2, p3 = _along(H, 2 * _B + i, nx, ny, nz), _along(H, 3 * _B + i, nx, ny, nz)
+        p4, p5 = _along(H, 4 * _B + i, nx, ny, nz), _along(H, 5 * _B + i, nx, ny, nz)
+        p6, p7 = _along(H, 6 * _B + i, nx, ny, nz), _along(H, 7 * _B + i, nx, ny, nz)
+        h0, h1, h2, h3 = H[i], H[_B + i], H[2 * _B + i], H[3 * _B + i]
+        h4, h5, h6, h7 = H[4 * _B + i], H[5 * _B + i], H[6 * _B + i], H[7 * _B + i]
+        h = h0 - p0, h1 - p1, h2 - p2, h3 - p3, h4 - p4, h5 - p5, h6 - p6, h7 - p7
+        _turn_one(h, trace, y, y0, total, i, weight, reach)
+        h = h0 + p0, h1 + p1, h2 + p2, h3 + p3, h4 + p4, h5 + p5, h6 + p6, h7 + p7
+        _turn_one(h, -trace, y, y0, total, 8 * _B + i, weight, reach)
         # Moments: the sum of both sides counts for 1, their difference for n.
-        H_next[i] += g_plus * u0 + g_minus * v0
-        H_next[_B + i] += g_plus * u1 + g_minus * v1
-        H_next[2 * _B + i] += g_plus * u2 + g_minus * v2
-        H_next[3 * _B + i] += g_plus * u3 + g_minus * v3
-        H_next[4 * _B + i] += g_plus * u4 + g_minus * v4
-        H_next[5 * _B + i] += g_plus * u5 + g_minus * v5
-        H_next[6 * _B + i] += g_plus * u6 + g_minus * v6
-        H_next[7 * _B + i] += g_plus * u7 + g_minus * v7
-        d0, d1 = g_plus * u0 - g_minus * v0, g_plus * u1 - g_minus * v1
-        d2, d3 = g_plus * u2 - g_minus * v2, g_plus * u3 - g_minus * v3
-        d4, d5 = g_plus * u4 - g_minus * v4, g_plus * u5 - g_minus * v5
-        d6, d7 = g_plus * u6 - g_minus * v6, g_plus * u7 - g_minus * v7
-        H_next[8 * _B + i] += nx * d0
-        H_next[9 * _B + i] += nx * d1
-        H_next[10 * _B + i] += nx * d2
-        H_next[11 * _B + i] += nx * d3
-        H_next[12 * _B + i] += nx * d4
-        H_next[13 * _B + i] += nx * d5
-        H_next[14 * _B + i] += nx * d6
-        H_next[15 * _B + i] += nx * d7
-        H_next[16 * _B + i] += ny * d0
-        H_next[17 * _B + i] += ny * d1
-        H_next[18 * _B + i] += ny * d2
-        H_next[19 * _B + i] += ny * d3
-        H_next[20 * _B + i] += ny * d4
-        H_next[21 * _B + i] += ny * d5
-        H_next[22 * _B + i] += ny * d6
-        H_next[23 * _B + i] += ny * d7
-        H_next[24 * _B + i] += nz * d0
-        H_next[25 * _B + i] += nz * d1
-        H_next[26 * _B + i] += nz * d2
-        H_next[27 * _B + i] += nz * d3
-        H_next[28 * _B + i] += nz * d4
-        H_next[29 * _B + i] += nz * d5
-        H_next[30 * _B + i] += nz * d6
-        H_next[31 * _B + i] += nz * d7
+        for c in range(8):
+            u, v = g_plus * y[c * _B + i], g_minus * y[(8 + c) * _B + i]
+            H_next[c * _B + i] += u + v
+            H_next[(8 + c) * _B + i] += nx * (u - v)
+            H_next[(16 + c) * _B + i] += ny * (u - v)
+            H_next[(24 + c) * _B + i] += nz * (u - v)
 
 
 @kernel

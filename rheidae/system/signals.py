@@ -33,7 +33,7 @@ def termination_raises() -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         raise Terminated(number)
 
-    with _handlers(dict.fromkeys(wanted, stop)):
+    with handlers(dict.fromkeys(wanted, stop)):
         yield
 
 
@@ -52,7 +52,7 @@ def uninterrupted() -> Iterator[None]:
     """
     caught: list[int] = []
     try:
-        with _handlers({number: lambda number, frame: caught.append(number) for number in _handled()}):
+        with handlers({number: lambda number, frame: caught.append(number) for number in _handled()}):
             yield
     finally:
         if caught:
@@ -67,7 +67,8 @@ def _handled() -> list[int]:
 
 
 @contextmanager
-def _handlers(handlers: dict[int, Any]) -> Iterator[None]:
+def handlers(handlers: dict[int, Any]) -> Iterator[None]:
+    """Handle signals so until the block ends."""
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

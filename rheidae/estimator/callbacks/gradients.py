@@ -79,13 +79,7 @@ def pcgrad_coefficients(gramian: Tensor, orders: Tensor | None = None) -> Tensor
     tasks = len(gramian)
     if orders is None:
         orders = torch.rand(tasks, tasks, dtype=torch.float32).argsort(dim=1)
-    if gramian.device.type == "cpu":
-        return _coefficients_by_numbers(gramian, orders)
-    return _coefficients_by_tensors(gramian, orders.to(gramian.device))
-
-
-def _coefficients_by_numbers(gramian: Tensor, orders: Tensor) -> Tensor:
-    """Algorithm 1 on Python's numbers: for a handful of tasks quicker than any tensor."""
+    # On Python's numbers: for a handful of tasks quicker than any tensor.
     inner = gramian.tolist()
     table = []
     for i, order in enumerate(orders.tolist()):
@@ -98,19 +92,4 @@ def _coefficients_by_numbers(gramian: Tensor, orders: Tensor) -> Tensor:
                 if product < 0 and inner[j][j] > 0:
                     row[j] -= product / inner[j][j]
         table.append(row)
-    return torch.tensor(table, dtype=gramian.dtype)
-
-
-def _coefficients_by_tensors(gramian: Tensor, orders: Tensor) -> Tensor:
-    """The same without reading a number back from an accelerator."""
-    tasks = len(gramian)
-    rows = torch.arange(tasks, device=gramian.device)
-    coefficients = torch.eye(tasks, dtype=gramian.dtype, device=gramian.device)
-    squares = gramian.diagonal()
-    # All tasks take their k-th step at once: they do not see each other's projections.
-    for met in orders.T:
-        inner = (coefficients * gramian[met]).sum(dim=1)
-        conflict = (inner < 0) & (met != rows) & (squares[met] > 0)
-        step = torch.where(conflict, inner / squares[met], 0.0)
-        coefficients[rows, met] -= step
-    return coefficients
+    return torch.tensor(table, dtype=gramian.dtype, device=gramian.device)

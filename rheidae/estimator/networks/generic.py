@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from rheidae.estimator.networks.layers import perceptron
+from rheidae.estimator.networks.layers import activation_of
 
 
 class MultilayerPerceptron(nn.Module):
@@ -39,7 +39,11 @@ class MultilayerPerceptron(nn.Module):
     ) -> None:
         super().__init__()
         self.double_precision = double_precision
-        self.net = perceptron(n_features, n_outputs, hidden_dim, hidden_layers, activation, dropout)
+        layers: list[nn.Module] = []
+        for n_in in [n_features, *[hidden_dim] * hidden_layers][:hidden_layers]:
+            layers += [nn.Linear(n_in, hidden_dim), activation_of(activation)()]
+            layers += [nn.Dropout(dropout)] if dropout > 0 else []
+        self.net = nn.Sequential(*layers, nn.Linear(hidden_dim if layers else n_features, n_outputs))
         if double_precision:
             self.double()
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rheidae.estimator.networks.layers import SkipBlock, activation_of, start_at_zero
+from rheidae.estimator.networks.layers import SkipBlock, activation_of
 from rheidae.fourflux import FLAT, INPUT, TARGET
 
 EXCHANGE = 0.02
@@ -152,7 +152,8 @@ class ResidualFFIModel(nn.Module):
             *(SkipBlock(hidden_dim, activation, dropout, use_batch_norm) for _ in range(hidden_layers))
         )
         self.head = nn.Linear(hidden_dim, n_out)
-        start_at_zero(self.head)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(n, 48)``, in units of the total density, to the correction ``(n, 24)``."""

@@ -69,13 +69,13 @@ class MixingGraph(nn.Module):
             return change
         averages = self.mixing.averages(nodes, h, factor)
         matrices = right(matrices_of(averages), matrices_of(alike[:, 8:].T.reshape(2, 4, -1)), own[:, FLAT : FLAT + 72])
-        around = neighbours(self.mixing, nodes)
-        pair = around.sizes[:, None]
+        D, sizes = neighbours(self.mixing, nodes)
+        pair = sizes[:, None]
         sizes = torch.where(
             unlike[:, :, None, None, None], own[:, FLAT + 72 :].reshape(-1, 3, 3, 2, 2),
             torch.cat([pair, pair, 0.0 * pair], dim=1),
         )  # fmt: skip
-        far = torch.where(unlike, scheme, right(of_all(around.D.reshape(-1, 8)), on_mean, scheme))
+        far = torch.where(unlike, scheme, right(of_all(D.reshape(-1, 8)), on_mean, scheme))
         moved = torch.where(unlike, scheme - on_mean, 0.0).square().reshape(-1, 2, 3, 4).mean(dim=2)
         moved = torch.stack([moved[..., :3].mean(dim=2), moved[..., 3]], dim=2)
         return change, Full(matrices, far, sizes, moved)

@@ -6,7 +6,7 @@ rules for beams: from a flux factor of 0.9 on, what comes out is not to be relie
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +20,8 @@ _TINY = 1e-30
 _TERMS = len(VARIATIONS) + 1
 
 
-class Neighbours(NamedTuple):
-    """What the asymptotic scheme and its neighbours say of a row.
-
-    Attributes
-    ----------
-    D : Tensor, shape (n, 2, 4)
-        What nu_e and nubar_e lose under the scheme.
-    sizes : Tensor, shape (n, kinds, 2, 2)
-        As `rheidae.mixing.variation.variations` has them for e and mu, mu and tau being alike.
-    """
-
-    D: Tensor
-    sizes: Tensor
-
-
-def neighbours(mixing: SurvivalMixing, nodes: Nodes) -> Neighbours:
-    """The scheme and its neighbours on nodes that are there."""
+def neighbours(mixing: SurvivalMixing, nodes: Nodes) -> tuple[Tensor, Tensor]:
+    """What nu_e and nubar_e lose under the scheme ``(n, 2, 4)``, and sizes ``(n, kinds, 2, 2)`` of its neighbours."""
     h, factor = mixing.scheme(nodes)
     D = mixing.change(nodes, h, factor)
     on = mixing.sphere
@@ -46,7 +31,7 @@ def neighbours(mixing: SurvivalMixing, nodes: Nodes) -> Neighbours:
     sums = (varied(u)[:, None] * nodes.moved[:, :, :on]) @ mixing.to_moments[:on, :4]
     small = nodes.small[:, 0]
     sizes = sizes_of(sums, small, nodes.both[:, 0] - small, faded(small))
-    return Neighbours(D, sizes.permute(2, 0, 1, 3))
+    return D, sizes.permute(2, 0, 1, 3)
 
 
 def varied(u: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from rheidae.system.outputs import Outputs, write_all
 from rheidae.system.progress import Progress, Stages
 
 BUCKET_BYTES = 8 << 20
-"""RowSource are sorted so many bytes at a time."""
+"""Rows are sorted so many bytes at a time."""
 
 
 class _Part(NamedTuple):
@@ -113,7 +113,7 @@ def combine(
     stages : Stages
         Where bytes and seconds are counted in.
     step : int
-        RowSource of a block.
+        Rows of a block.
     read : callable
         Called when the simulations have been read for the last time.
 

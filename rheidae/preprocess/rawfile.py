@@ -41,7 +41,7 @@ class FourFluxRows(NamedTuple):
         if self.rows.axis != self.axes.index("row"):  # behind an axis of length one
             raw = raw[0]
         layout = next(layout for layout in AXIS_NAMES if len(layout) == len(self.axes))
-        # RowSource, then species, then component, whatever the order in the file.
+        # Rows, then species, then component, whatever the order in the file.
         order = (layout[0], *layout[2:], layout[1])
         raw = raw.transpose([self.axes.index(axis) for axis in order])
         with np.errstate(over="ignore"):  # wider numbers than float64 become infinite, and are classified as such

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -121,6 +123,18 @@ def test_models_take_grids(models, name):
     state, std = model.predict(F.reshape(2, 60, 6, 4), return_std=True)
     np.testing.assert_array_equal(std.reshape(-1, 24), model.predict(X, return_std=True)[1])
     np.testing.assert_array_equal(state.reshape(-1, 24), expected)
+
+
+@pytest.mark.parametrize("block", [4, 4096])
+@pytest.mark.parametrize("shape", [(6, 4), (24,)])
+def test_models_take_single_states(models, shape, block):
+    X, _, trained = models
+    model = copy.deepcopy(trained["mixing"]).set_params(iterator_valid__batch_size=block)
+    expected, found = model.predict_all(X[:1]), model.predict_all(X[0, :24].reshape(shape))
+    for name in ("F_final", "std"):
+        np.testing.assert_array_equal(found[name], expected[name].reshape(shape))
+    assert found["outside"].shape == ()
+    assert found["outside"] == model.outside(X[0, :24].reshape(shape)) == expected["outside"][0]
 
 
 def test_columns_that_a_network_does_not_use_may_be_missing(models):

@@ -358,6 +358,17 @@ def test_full_outputs(full, mixing):
     assert (np.abs(flux - answer["F_final"][:, :, 2]) / total(line)[:, None]).max() < 2e-3
 
 
+@pytest.mark.parametrize("shape", [(6, 4), (24,)])
+def test_full_outputs_of_a_single_state(full, shape):
+    model, F = load_exported(full), random_states(1, 25)
+    expected, found = model.predict_all(F), model.predict_all(F.reshape(shape))
+    for name in OUTPUTS:
+        own = shape if name in ("F_final", "std") else expected[name].shape[1:]
+        assert found[name].shape == own
+        np.testing.assert_array_equal(found[name], expected[name].reshape(own))
+    np.testing.assert_array_equal(model.predict(F[0]), found["F_final"].reshape(6, 4))
+
+
 def test_full_outputs_are_of_the_mixing_model(residual, tmp_path):
     with pytest.raises(ExportError, match="no survival probabilities"):
         export_regressor(residual, tmp_path / "model.onnx", full=True)

@@ -290,4 +290,4 @@ class Answering(FluxNet):
 def _of_cells(outside: Any, back: Callable[[Any], Any], shape: tuple[int, ...]) -> Any:
     """`outside` of rows by the cells of a table or grid; what is not there is not outside."""
     filled = back(np.ones((len(outside), 1)))[:, 0] == 1
-    return (outside & filled).reshape(shape[:-2] if len(shape) > 2 and shape[-2:] == (6, 4) else shape[:-1])
+    return (outside & filled).reshape(shape[: -2 if shape[-2:] == (6, 4) else -1])

@@ -201,7 +201,7 @@ class FourFlux(Layout):
     def blocks(self, X: Any, rows: int) -> list[slice]:
         """As in the base; an entry of a grid's first axis may hold many rows."""
         shape = tuple(getattr(X, "shape", ()))
-        grid = len(shape) > 2 and (shape[-2:] == (6, 4) or shape[-1] == fourflux.FLAT)
+        grid = shape[-2:] == (6, 4) or (len(shape) > 2 and shape[-1] == fourflux.FLAT)
         if not grid:
             return super().blocks(X, rows)
         return _parts(shape[0], max(1, rows * fourflux.FLAT // max(1, math.prod(shape[1:]))))

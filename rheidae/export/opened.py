@@ -125,7 +125,7 @@ class Exported:
             if name == "outside":
                 values = values * ~cells.vacuum[:, None]
             values = (values > 0) if name in ("has_crossing", "outside") else values
-            out[name] = values.reshape(*cells.shape, *shapes[name])
+            out[name] = values.reshape((*cells.shape, *shapes[name]))
         return out
 
     def _require_answers(self, final: NDArray[np.float64]) -> None:

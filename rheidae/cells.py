@@ -7,6 +7,8 @@ error: nothing is there, and nothing comes out. What becomes of a cell that is n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from rheidae.exceptions import FourFluxError
 INVALID = ("raise", "pass")
 """What may become of cells that are not physical."""
 
+_FLAT = fourflux.column_names("F")
+
 
 class Cells:
     """Four-fluxes of a grid as rows, and the way back to its shape.
@@ -25,7 +29,7 @@ class Cells:
     Parameters
     ----------
     F : array_like, shape (..., 6, 4) or (..., 24)
-        Four-fluxes, also as a data frame of pandas or a DataArray of xarray.
+        Four-fluxes, also as a data frame of pandas or a DataArray of xarray, whose labels `require_order` looks at.
     name : str
         What messages call it.
     invalid : {"raise", "pass"}
@@ -45,7 +49,8 @@ class Cells:
     Raises
     ------
     FourFluxError
-        If the shape is another, numbers are not real, or, by ``invalid="raise"``, a cell is not physical.
+        If the shape is another, labels are in another order, numbers are not real, or, by ``invalid="raise"``, a cell
+        is not physical.
     ValueError
         If `invalid` is neither.
     """
@@ -61,6 +66,7 @@ class Cells:
                 f"{name} has shape {given.shape}; expected (..., 6, 4), species {fourflux.SPECIES}, then (x, y, z, t), "
                 "or (..., 24)"
             )
+        require_order(F, name, *((_FLAT,) if flat else (fourflux.SPECIES, fourflux.COMPONENTS)))
         self._shape, self.shape = given.shape, given.shape[: -1 if flat else -2]
         self.rows = fourflux.as_four_flux(given.reshape(-1, 6, 4), name)
         from rheidae._fourflux_kernels import unphysical_rows
@@ -110,6 +116,47 @@ def labelled(values: NDArray[Any], like: Any) -> Any:
     if package == "xarray":
         return like.copy(data=values)
     return values
+
+
+def require_order(array: Any, name: str, *expected: Sequence[str]) -> None:
+    """Raise where labels of the last axes are the names `expected` of each, behind any prefix, in another order.
+
+    Numbers are taken by their place. Labels of pandas or xarray that are none of the package's, as of a code's own
+    species, are not looked at.
+
+    Parameters
+    ----------
+    array : array_like
+        Looked at if it is a DataArray of xarray, or a data frame or Series of pandas.
+    name : str
+        What messages call it.
+    *expected : sequence of str
+        Names along each of the last axes, in their order.
+
+    Raises
+    ------
+    FourFluxError
+        If so; it says both orders, from where they part.
+    """
+    package = package_of(array)
+    for axis, names in zip(range(-len(expected), 0), expected, strict=True):
+        several: list[Any] = []
+        if package == "pandas":
+            several = [array.axes[axis]]
+        elif package == "xarray":
+            several = [labels.values for labels in array.coords.values() if labels.dims == (array.dims[axis],)]
+        for labels in several:
+            found = [str(label) for label in labels]
+            prefix, own = commonprefix(found), commonprefix(names)  # noqa: RUF071 - of letters
+            wanted = [prefix + label.removeprefix(own) for label in names]
+            if found != wanted and sorted(found) == sorted(wanted):
+                first = [one != other for one, other in zip(found, wanted, strict=True)].index(True)
+                shown = slice(first, first + 6)
+                raise FourFluxError(
+                    f"{name} has, from place {first} of axis {axis} on, {', '.join(found[shown])}; expected "
+                    f"{', '.join(wanted[shown])}: put it in that order, by .sel or .reindex of a DataArray, or by a "
+                    "selection of columns"
+                )
 
 
 def package_of(thing: Any) -> str:

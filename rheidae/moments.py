@@ -13,17 +13,19 @@ Both also take and give DataArrays of xarray and data frames of pandas. A DataAr
 dimensions of these names, wherever they are, or those at the places that the arguments say; dimensions, coordinates,
 attributes (units) and the name of the densities stay. A frame has a row per cell: the densities a column per species,
 the fluxes three (x, y, z), species by species; its index and attributes stay. ``from_six(F, like=(density, flux))``
-gives all labels as they were.
+gives all labels as they were. Species and components are taken by their place: labels that are the package's names in
+another order are an error, others are not looked at.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rheidae.cells import labelled, package_of
+from rheidae.cells import labelled, package_of, require_order
 from rheidae.exceptions import FourFluxError
 from rheidae.fourflux import COMPONENTS, column_names
 
@@ -91,7 +93,8 @@ def to_six(
     Raises
     ------
     FourFluxError
-        If the shapes do not fit together, or numbers are not real.
+        If the shapes do not fit together, labels are the package's in another order, coordinates or indices of
+        `density` and `flux` differ, or numbers are not real.
     ValueError
         If `species` or `heavy_sum` is not one of the allowed values.
 
@@ -100,12 +103,12 @@ def to_six(
     >>> to_six([1.0, 0.9, 2.0], np.zeros((3, 3)))[:, 3]  # nu_x is a sum of four
     array([1. , 0.5, 0.5, 0.9, 0.5, 0.5])
     """
+    entries, summed = _division(species, heavy_sum)
     options: dict[str, Any] = {"species": species, "heavy_sum": heavy_sum}
     if package_of(density) == "xarray":
         return _six_of_dataarrays(density, flux, species_axis, component_axis, options)
     if package_of(density) == "pandas":
         return _six_of_frames(density, flux, options)
-    entries, summed = _division(species, heavy_sum)
     states = _joined(density, flux, species, species_axis, component_axis)
     six = states[..., entries, :]
     heavy = [i for i, entry in enumerate(entries) if entries.count(entry) > 1]
@@ -145,7 +148,7 @@ def from_six(
     Raises
     ------
     FourFluxError
-        If `F` has another shape.
+        If `F` has another shape, or its labels are the package's in another order.
     ValueError
         As of `to_six`.
     """
@@ -243,14 +246,22 @@ def _six_of_dataarrays(
     component = first + 1 if component_axis is None else component_axis
     own = _dims(density if flux is None else flux, (species, component))
     grid = [name for name in density.dims if name not in own]
+    names = SPECIES[options["species"]]
     if flux is None:
-        six = to_six(density.transpose(*grid, *own).values, **options)
+        density = density.transpose(*grid, *own)
+        require_order(density, "density", names, COMPONENTS)
+        six = to_six(density.values, **options)
     else:
         if not {*grid, own[0]} == set(density.dims) or {*grid, *own} != set(flux.dims):
             raise FourFluxError(
                 f"density has the dimensions {density.dims} and flux {flux.dims}; those of flux have to be the same "
                 "and one more, of the components"
             )
+        for key, index in density.indexes.items():
+            if key in flux.indexes and not index.equals(flux.indexes[key]):
+                raise FourFluxError(f"density and flux have different coordinates along {key!r}; align them")
+        require_order(density.transpose(*grid, own[0]), "density", names)
+        require_order(flux.transpose(*grid, *own), "flux", names, COMPONENTS[:3])
         six = to_six(density.transpose(own[0], *grid).values, flux.transpose(*own, *grid).values, **options)
     labels = {own[0]: list(SPECIES[6]), own[1]: list(COMPONENTS)}
     return _dataarray(six, (*grid, *own), density, labels, density.name)
@@ -265,7 +276,9 @@ def _dataarray(values: Any, dims: tuple[Any, ...], like: Any, labels: dict[Any, 
 def _dataarrays_of_six(F: Any, axes: tuple[int, int], like: Any, options: Any) -> Moments:
     own = _dims(F, (-2, -1))
     grid = [name for name in F.dims if name not in own]
-    values = from_six(F.transpose(*grid, *own).values, **options)
+    six = F.transpose(*grid, *own)
+    require_order(six, "F", SPECIES[6], COMPONENTS)
+    values = from_six(six.values, **options)
     species = list(SPECIES[options["species"]])
     n = _dataarray(values.density, (own[0], *grid), F, {own[0]: species}, F.name)
     f = _dataarray(values.flux, (*own, *grid), F, {own[0]: species, own[1]: list(COMPONENTS[:3])}, F.name)
@@ -281,21 +294,27 @@ def _dataarrays_of_six(F: Any, axes: tuple[int, int], like: Any, options: Any) -
 
 
 def _six_of_frames(density: Any, flux: Any, options: Any) -> Any:
-    count = options["species"]
+    names = SPECIES[options["species"]]
+    count = len(names)
     if flux is None:
-        six = to_six(_columns(density, 4 * count, "density").reshape(-1, count, 4), **options)
+        six = to_six(_columns(density, _each(names, "xyzt"), "density").reshape(-1, count, 4), **options)
     else:
-        n, f = _columns(density, count, "density"), _columns(flux, 3 * count, "flux")
+        n, f = _columns(density, names, "density"), _columns(flux, _each(names, "xyz"), "flux")
         if not density.index.equals(flux.index):
             raise FourFluxError("density and flux have different indices; align them")
         six = to_six(n, f.reshape(-1, count, 3), species_axis=1, component_axis=2, **options)
     return _frame(six.reshape(-1, 24), density, column_names("F"))
 
 
-def _columns(frame: Any, count: int, name: str) -> NDArray[Any]:
+def _each(species: Sequence[str], components: str) -> list[str]:
+    return [f"{name}_{component}" for name in species for component in components]
+
+
+def _columns(frame: Any, names: Sequence[str], name: str) -> NDArray[Any]:
     numbers = _real(frame, name)
-    if numbers.ndim != 2 or numbers.shape[1] != count:
-        raise FourFluxError(f"{name} has shape {numbers.shape}; expected (n, {count}), species by species")
+    if numbers.ndim != 2 or numbers.shape[1] != len(names):
+        raise FourFluxError(f"{name} has shape {numbers.shape}; expected (n, {len(names)}), species by species")
+    require_order(frame, name, names)
     return numbers
 
 
@@ -306,11 +325,11 @@ def _frame(values: Any, like: Any, columns: list[str]) -> Any:
 
 
 def _frames_of_six(F: Any, like: Any, options: Any) -> Moments:
-    values = from_six(_columns(F, 24, "F").reshape(-1, 6, 4), species_axis=1, component_axis=2, **options)
+    values = from_six(
+        _columns(F, column_names("F"), "F").reshape(-1, 6, 4), species_axis=1, component_axis=2, **options
+    )
     n, f = values.density, values.flux.reshape(len(F), -1)
     if like is not None:
         return Moments(*(_frame(table, one, one.columns) for table, one in zip((n, f), like, strict=True)))
     names = SPECIES[options["species"]]
-    return Moments(
-        _frame(n, F, list(names)), _frame(f, F, [f"{name}_{component}" for name in names for component in "xyz"])
-    )
+    return Moments(_frame(n, F, list(names)), _frame(f, F, _each(names, "xyz")))

@@ -1,4 +1,5 @@
 import copy
+from importlib import resources
 
 import numpy as np
 import pandas as pd
@@ -100,6 +101,36 @@ def test_data_arrays_keep_names_and_units():
     assert out.attrs == F.attrs
     assert list(out.coords) == list(F.coords)
     np.testing.assert_array_equal(out.values, mix(F.values))
+
+
+ORDER = [1, 0, 2, 3, 5, 4]
+
+
+@pytest.mark.parametrize("name", ["mix", "box3d", "exported"])
+def test_labels_in_another_order_are_refused(name):
+    function = {
+        "mix": mix, "box3d": box3d_flux,
+        "exported": load_exported(resources.files("rheidae.pretrained") / "model" / "model.onnx"),
+    }[name]  # fmt: skip
+    F = random_states(6)
+    array = xarray.DataArray(F, dims=("x", "species", "c"), coords={"species": list(fourflux.SPECIES)})
+    frame = pd.DataFrame(F.reshape(-1, 24), columns=fourflux.column_names("F_init"))
+    flat = xarray.DataArray(frame)
+    for right, wrong, first in (
+        (array, array[:, ORDER], "nu_mu"),
+        (frame, frame.iloc[:, ::-1], "F_init_nubar_tau_t"),
+        (frame, frame.rename(columns=lambda column: column.removeprefix("F_init_")).iloc[:, ::-1], "nubar_tau_t"),
+        (flat, flat[:, ::-1], "F_init_nubar_tau_t"),
+        (frame.iloc[0], frame.iloc[0, ::-1], "F_init_nubar_tau_t"),
+    ):
+        with pytest.raises(
+            FourFluxError, match=rf"(F_init|X) has, from place 0 .*, {first}, .*; expected .*nu_e.*\.sel"
+        ):
+            function(wrong)
+        np.testing.assert_array_equal(np.ravel(function(right)), np.ravel(function(np.asarray(right))))
+    # Others say nothing.
+    numbered = array.assign_coords(species=[5, 3, 1, 0, 2, 4], c=["p", "q", "r", "s"])
+    np.testing.assert_array_equal(function(numbered), function(F))
 
 
 @pytest.fixture(scope="module")

@@ -169,3 +169,40 @@ def test_data_frames_keep_names_and_units():
     np.testing.assert_array_equal(moments.to_six(pd.DataFrame(together.reshape(24, 12))), F)
     with pytest.raises(FourFluxError, match="align"):
         moments.to_six(density, flux.iloc[::-1])
+
+
+@pytest.mark.parametrize(("three", "known"), [(["nu_x", "nu_e", "nubar_e"], True), (["e", "a", "x"], False)])
+def test_species_in_another_order_are_refused_where_they_are_named(three, known):
+    n, f = np.array([[1.0], [0.9], [1.2]]), random_states(3)[:, :3, :1]
+    density = xarray.DataArray(n, dims=("s", "r"), coords={"name": ("s", three), "s": [3, 1, 2]})
+    flux = xarray.DataArray(f, dims=("s", "component", "r"), coords={"component": list("xyz")})
+    columns = [f"{s}_{k}" for s in three for k in "xyz"]
+    table, fluxes = pd.DataFrame(n.T, columns=three), pd.DataFrame(f.reshape(1, 9), columns=columns)
+    whole = xarray.concat([flux, density.expand_dims(component=["t"])], "component").transpose("r", "s", "component")
+    for three_species in ((density, flux), (table, fluxes), (whole,)):
+        if not known:
+            np.testing.assert_array_equal(np.ravel(moments.to_six(*three_species)), moments.to_six(n, f).ravel())
+            continue
+        with pytest.raises(
+            FourFluxError, match=r"has, from place 0 .*nu_x.*nu_e.*; expected nu_e.*nubar_e.*nu_x.*\.sel"
+        ):
+            moments.to_six(*three_species)
+    if known:  # the remedy
+        names = list(moments.SPECIES[3])
+        six = moments.to_six(table[names], fluxes[[f"{s}_{k}" for s in names for k in "xyz"]])
+        np.testing.assert_array_equal(np.ravel(six), moments.to_six(n[[1, 2, 0]], f[[1, 2, 0]]).ravel())
+
+
+def test_components_and_coordinates_in_another_order_are_refused():
+    *_, density, flux = labelled_three_species()
+    F = moments.to_six(density, flux)
+    with pytest.raises(FourFluxError, match="flux has, from place 0 of axis -1 on, y, x, z; expected x, y, z:"):
+        moments.to_six(density, flux.assign_coords(component=list("yxz")))
+    with pytest.raises(FourFluxError, match="F has, from place 0 of axis -1 on, t, x, y, z; expected x, y, z, t:"):
+        moments.from_six(F.roll(component=1, roll_coords=True))
+    with pytest.raises(FourFluxError, match="F has, from place 1 of axis -2 on, nu_tau, nu_mu, nubar_e"):
+        moments.from_six(F[:, :, :, [0, 2, 1, 3, 4, 5]])
+    with pytest.raises(FourFluxError, match="different coordinates along 'r'; align them"):
+        moments.to_six(density, flux.isel(r=[1, 0]))
+    with pytest.raises(FourFluxError, match="different coordinates along 'species'"):
+        moments.to_six(density, flux.isel(species=[0, 2, 1]))

@@ -58,7 +58,7 @@ class Exported:
 
         Returns
         -------
-        ndarray, same shape
+        ndarray, or data frame or DataArray where one came in, same shape
             float64, in the unit of the input.
 
         Raises
@@ -99,8 +99,8 @@ class Exported:
         given = {"F_init": F_init} | ({} if F_box is None else {"F_box": F_box})
         if tuple(given) != self.inputs:
             raise FourFluxError(f"got {', '.join(given)}; this export takes {', '.join(self.inputs)}")
-        cells = Cells(np.asarray(F_init, dtype=np.float64), "F_init", invalid)
-        tables = [fourflux.flatten(cells.rows)]
+        cells = Cells(F_init, "F_init", invalid)
+        tables = [fourflux.flatten(cells.rows).astype(np.float64, copy=False)]
         if F_box is not None:
             box = np.asarray(F_box, dtype=np.float64)
             if box.shape != np.shape(F_init):

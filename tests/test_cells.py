@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import xarray
 
-from rheidae import FluxRegressor, box3d_flux, fourflux, mix
+from rheidae import FluxRegressor, box3d_flux, fourflux, mix, pretrained
 from rheidae.cells import Cells
 from rheidae.estimator.networks import ResidualFFIModel
 from rheidae.exceptions import FourFluxError
@@ -106,10 +106,10 @@ def test_data_arrays_keep_names_and_units():
 ORDER = [1, 0, 2, 3, 5, 4]
 
 
-@pytest.mark.parametrize("name", ["mix", "box3d", "exported"])
+@pytest.mark.parametrize("name", ["mix", "box3d", "model", "exported"])
 def test_labels_in_another_order_are_refused(name):
     function = {
-        "mix": mix, "box3d": box3d_flux,
+        "mix": mix, "box3d": box3d_flux, "model": pretrained().predict,
         "exported": load_exported(resources.files("rheidae.pretrained") / "model" / "model.onnx"),
     }[name]  # fmt: skip
     F = random_states(6)
@@ -131,6 +131,19 @@ def test_labels_in_another_order_are_refused(name):
     # Others say nothing.
     numbered = array.assign_coords(species=[5, 3, 1, 0, 2, 4], c=["p", "q", "r", "s"])
     np.testing.assert_array_equal(function(numbered), function(F))
+
+
+def test_features_and_targets_in_another_order_are_refused(models):
+    X, y, _ = models
+    names = fourflux.column_names("F_init") + fourflux.column_names("F_box")
+    features = pd.DataFrame(X, columns=names)
+    targets = pd.DataFrame(y, columns=fourflux.column_names("F_true"))
+    model = FluxRegressor(max_epochs=1, random_state=0)
+    with pytest.raises(FourFluxError, match="X has, from place 0 of axis -1 on, F_box_nubar_tau_t"):
+        model.fit(features.iloc[:, ::-1], y)
+    with pytest.raises(FourFluxError, match="y has, from place 0 of axis -1 on, F_true_nubar_tau_t"):
+        model.fit(features, targets.iloc[:, ::-1])
+    assert model.fit(features, targets).predict(features).shape == (120, 24)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +193,27 @@ def test_columns_that_a_network_does_not_use_may_be_missing(models):
         assert again.score(inputs, target) == trained["mixing"].score(X, y)
     with pytest.raises(FourFluxError, match="not finite"):
         trained["residual"].predict(unknown)
+
+
+def test_models_keep_labels(models):
+    X, _, trained = models
+    model = copy.deepcopy(trained["mixing"]).set_params(iterator_valid__batch_size=50)
+    frame = pd.DataFrame(X[:, :24], columns=fourflux.column_names("F"), index=range(7, 127))
+    frame.attrs["units"] = "1/ccm"
+    array = xarray.DataArray(
+        X[:, :24].reshape(12, 10, 6, 4), dims=("x", "y", "species", "component"),
+        coords={"species": list(fourflux.SPECIES)}, attrs=frame.attrs, name="F",
+    )  # fmt: skip
+    expected = model.predict_all(X)
+    for given in (frame, array):
+        found = model.predict_all(given)
+        assert type(found["outside"]) is np.ndarray
+        for name in ("F_final", "std"):
+            like = given.copy()
+            like[:] = expected[name].reshape(given.shape)
+            assert found[name].attrs == given.attrs
+            assert like.equals(found[name])
+        assert model.score(given, expected["F_final"]) == model.score(X, expected["F_final"])
 
 
 def test_data_frames_of_initial_states(models):

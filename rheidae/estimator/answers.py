@@ -11,6 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import validate_data
 
+from rheidae.cells import labelled
 from rheidae.estimator.batches import rows_of
 from rheidae.estimator.net import VALIDATION_ROWS, FluxNet
 from rheidae.estimator.uncertainty import ErrorScale
@@ -62,13 +63,13 @@ class Answering(FluxNet):
 
         Returns
         -------
-        F_final : ndarray, shape (n, 24), or that of initial four-fluxes alone
+        F_final : ndarray, shape (n, 24), or that of initial four-fluxes alone, with their labels where they have some
             In the unit of `X` and its float type, but float64 where float32 could not hold the squares (numbers in
             1/cm^3), which scikit-learn's metrics form; never the residual. The correction is added to the base
             state in float64, so that a zero correction returns the base state bit for bit. Where a four-flux would
             leave the physical ones, ``N >= 0`` and ``|F| <= N``, the row's whole change from its initial state is
             shortened until none does; conservation laws hold as before.
-        std : ndarray, same shape
+        std : as `F_final`
             With `return_std` only, in the same unit.
 
         Raises
@@ -109,8 +110,12 @@ class Answering(FluxNet):
             X = rows_of(X)[0]
         parts = self._layout.blocks(X, self._block)
         if len(parts) < 2:
-            return self._predicted(X, return_std, invalid)
-        return self._put_together(X, parts, return_std, invalid)
+            found = self._predicted(X, return_std, invalid)
+        else:
+            found = self._put_together(X, parts, return_std, invalid)
+        if self._layout.answer_shape(X) != getattr(X, "shape", None):
+            return found
+        return (*(labelled(table, X) for table in found[:2]), *found[2:])
 
     @property
     def _block(self) -> int:
@@ -140,7 +145,7 @@ class Answering(FluxNet):
         """As `_answers`, of a block."""
         layout = self._layout
         shape = layout.answer_shape(X)
-        rows = layout.rows(X, self._needs_box3d, computes=self._needs_box3d)
+        rows = self._rows(X, self._needs_box3d)
 
         def read() -> tuple[Any, Callable[[Any], Any]]:
             physical, back = layout.cells(rows, invalid)
@@ -156,6 +161,11 @@ class Answering(FluxNet):
         answer = self._answer(table)
         std, outside = layout.judge(scale, table, answer, self.module_)
         return back(answer).reshape(shape), back(std).reshape(shape), _of_cells(outside, back, shape)
+
+    def _rows(self, X: Any, computes: bool = True) -> Any:
+        """Rows as the layout has them; names that it made are none to compare where X had none in training."""
+        rows = self._layout.rows(X, self._needs_box3d, computes)
+        return rows if rows is X or hasattr(self, "feature_names_in_") else np.asarray(rows)
 
     def _calibrated(self) -> ErrorScale:
         self._layout.require_std()
@@ -239,7 +249,7 @@ class Answering(FluxNet):
         `rheidae.scoring.metrics`, such as ``FluxScorer("box3d_skill_score")``.
         """
         self.check_is_fitted()
-        X, y = self._layout.rows(X, self._needs_box3d), self._layout.targets(y)
+        X, y = self._rows(X), self._layout.targets(y)
         table, target = self._known(X, False, lambda: self._layout.tables(X, y))
         count = len(table)
         weight = np.broadcast_to(1.0, count) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)

@@ -14,7 +14,7 @@ from sklearn.utils import check_array
 from torch import Tensor, nn
 
 from rheidae import fourflux
-from rheidae.cells import Cells
+from rheidae.cells import Cells, require_order
 from rheidae.estimator.losses import FourFluxLoss
 from rheidae.estimator.networks import MixingModel, MultilayerPerceptron
 from rheidae.estimator.uncertainty import ErrorScale
@@ -154,7 +154,10 @@ class FourFlux(Layout):
             X = np.asarray(X)
         shape = tuple(X.shape)
         grid = len(shape) >= 2 and shape[-2:] == (6, 4)
-        if not grid and shape[-1:] != (fourflux.FLAT,):
+        flat = shape[-1:] == (fourflux.FLAT,)
+        columns = _FEATURES[: fourflux.FLAT if flat else None]
+        require_order(X, "X", *((fourflux.SPECIES, fourflux.COMPONENTS) if grid else (columns,)))
+        if not grid and not flat:
             return X if needs_box3d or len(shape) != 2 or shape[1] != INPUT.width else _filled(X)
         if isinstance(X, Tensor):
             X = as_array(X)
@@ -170,6 +173,7 @@ class FourFlux(Layout):
 
     def targets(self, y: Any) -> Any:
         """Return final states of any shape as rows."""
+        require_order(y, "y", _FEATURES[: fourflux.FLAT])
         shape = tuple(getattr(y, "shape", ()))
         grid = shape[-2:] == (6, 4) or (len(shape) > 2 and shape[-1] == TARGET.width)
         return y.reshape(-1, TARGET.width) if grid else y
@@ -312,6 +316,9 @@ LAYOUTS: dict[str, type[Layout]] = {"four_flux": FourFlux, "generic": Layout}
 
 # Totals of X and y farther apart than this factor are in other units; what is off by less is for preprocessing to see.
 _TOTALS = 10.0
+
+# The first 24, with another prefix, are those of final states too; see `rheidae.cells.require_order`.
+_FEATURES = [name for F in INPUT for name in fourflux.column_names(F)]
 
 _SEEN = (np.dtype(np.float32), np.dtype(np.float64))
 

@@ -30,6 +30,7 @@ class Cells:
     ----------
     F : array_like, shape (..., 6, 4) or (..., 24)
         Four-fluxes, also as a data frame of pandas or a DataArray of xarray, whose labels `require_order` looks at.
+        What a masked array hides is NaN, so that `invalid` decides.
     name : str
         What messages call it.
     invalid : {"raise", "pass"}
@@ -59,7 +60,7 @@ class Cells:
         if invalid not in INVALID:
             raise ValueError(f"invalid={invalid!r} is neither 'raise' nor 'pass'")
         self._like: Any = F
-        given = np.asarray(F)
+        given = fourflux.unmasked(F)
         flat = given.ndim > 0 and given.shape[-1] == fourflux.FLAT
         if not flat and given.shape[-2:] != (6, 4):
             raise FourFluxError(

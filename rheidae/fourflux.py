@@ -88,13 +88,21 @@ def column_names(prefix: str) -> list[str]:
     return [f"{prefix}_{species}_{component}" for species in SPECIES for component in COMPONENTS]
 
 
+def unmasked(values: Any) -> NDArray[Any]:
+    """`values` as an array, with NaN in the place of what a masked array of NumPy hides."""
+    if not isinstance(values, np.ma.MaskedArray):
+        return np.asarray(values)
+    numbers: NDArray[Any] = np.ma.filled(values.astype(np.promote_types(values.dtype, np.float32)), np.nan)
+    return numbers
+
+
 def as_four_flux(F: ArrayLike, name: str = "F") -> Float:
     """Return `F` as a C-contiguous float array of shape ``(n, 6, 4)``.
 
     Parameters
     ----------
     F : array_like
-        Four-fluxes, 1/cm^3. float32 stays float32; every other real type becomes float64.
+        Four-fluxes, 1/cm^3. float32 stays float32; every other real type becomes float64. What is masked becomes NaN.
     name : str
         What the error messages call the array.
 
@@ -108,7 +116,7 @@ def as_four_flux(F: ArrayLike, name: str = "F") -> Float:
     FourFluxError
         If the shape is another, or the numbers are not real.
     """
-    array = np.asarray(F)
+    array = unmasked(F)
     if array.dtype.kind not in "fiu":
         raise FourFluxError(f"{name} has dtype {array.dtype}; expected real numbers in 1/cm^3")
     if array.ndim != 3 or array.shape[1:] != (6, 4):

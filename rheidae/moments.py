@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rheidae.cells import labelled, package_of, require_order
 from rheidae.exceptions import FourFluxError
-from rheidae.fourflux import COMPONENTS, column_names
+from rheidae.fourflux import COMPONENTS, column_names, unmasked
 
 SPECIES: dict[int, tuple[str, ...]] = {
     3: ("nu_e", "nubar_e", "nu_x"),
@@ -183,7 +183,7 @@ def _division(species: int, heavy_sum: int | None) -> tuple[list[int], int]:
 
 
 def _real(array: ArrayLike, name: str) -> NDArray[Any]:
-    numbers = np.asarray(array)
+    numbers = unmasked(array)
     if numbers.dtype.kind not in "fiu":
         raise FourFluxError(f"{name} has dtype {numbers.dtype}; expected real numbers")
     return numbers

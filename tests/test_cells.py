@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import xarray
 
-from rheidae import FluxRegressor, box3d_flux, fourflux, mix, pretrained
+from rheidae import FluxRegressor, box3d_flux, fourflux, mix, moments, pretrained
 from rheidae.cells import Cells
 from rheidae.estimator.networks import ResidualFFIModel
 from rheidae.exceptions import FourFluxError
@@ -58,6 +58,29 @@ def test_bad_cells_are_named_or_nan_alone(flux):
     np.testing.assert_array_equal(F, before)
     with pytest.raises(ValueError, match="neither"):
         flux(F, invalid="skip")
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64])
+def test_what_is_masked_is_not_physical(dtype, models):
+    F = (100 * random_states(24)).astype(dtype)
+    F[..., 3] += 10
+    masked = np.ma.masked_array(F.reshape(*GRID, 6, 4), mask=np.zeros((*GRID, 6, 4), dtype=bool))
+    masked.mask[0, 1, 2, 3, 1] = True
+    X = np.ma.concatenate([masked.reshape(24, 24), box3d_flux(F.reshape(24, 24))], axis=1)
+    model = models[2]["mixing"]
+    exported = load_exported(resources.files("rheidae.pretrained") / "model" / "model.onnx")
+    for function, given in (
+        (mix, masked), (model.predict, masked), (exported, masked), (model.predict, X),
+        (lambda F, **options: mix(moments.to_six(F.reshape(-1, 6, 4), species=6), **options), masked),
+    ):  # fmt: skip
+        with pytest.raises(FourFluxError, match=r"row 6, nubar_e: .* not finite"):
+            function(given)
+        out = function(given, invalid="pass").reshape(24, 24)
+        assert np.isnan(out).all(axis=1).tolist() == [row == 6 for row in range(24)]
+        others = function(np.delete(given.data.reshape(24, -1), 6, 0))
+        np.testing.assert_allclose(np.delete(out, 6, 0), others.reshape(-1, 24), rtol=0, atol=1e-4)
+    with pytest.raises(FourFluxError, match="y, row 6: a number is not finite"):
+        FluxRegressor(max_epochs=1).fit(X.data, X[:, :24])
 
 
 def test_vacuum_is_no_error():

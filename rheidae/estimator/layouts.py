@@ -161,7 +161,7 @@ class FourFlux(Layout):
             return X if needs_box3d or len(shape) != 2 or shape[1] != INPUT.width else _filled(X)
         if isinstance(X, Tensor):
             X = as_array(X)
-        numbers = np.asarray(X)
+        numbers = as_array(X)
         init = as_numbers(numbers.reshape(-1, fourflux.FLAT), "X")
         # A row that is not physical has no answer: whoever asks for one is told by its own numbers.
         box = box3d_flux(init, threads=1, invalid="pass") if computes else init
@@ -344,8 +344,8 @@ def _parts(length: int, size: int) -> list[slice]:
 
 
 def as_array(values: Any) -> Any:
-    """Return `values` as an array, also if they are a tensor with a graph or on another device."""
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    """Return `values` as an array, also if they are a tensor with a graph or on another device; NaN where masked."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else fourflux.unmasked(values)
 
 
 def as_numbers(values: Any, name: str, least_rows: int = 0) -> Table:
@@ -353,7 +353,7 @@ def as_numbers(values: Any, name: str, least_rows: int = 0) -> Table:
     if type(values) is np.ndarray and values.ndim == 2 and values.dtype in _SEEN and values.size and not least_rows:
         return values  # scikit-learn would find nothing to do, slowly
     numbers = check_array(
-        as_array(values) if isinstance(values, Tensor) else values,
+        as_array(values) if isinstance(values, Tensor | np.ma.MaskedArray) else values,
         dtype=[np.float64, np.float32],
         ensure_all_finite=False,
         ensure_2d=name != "y",

@@ -669,8 +669,10 @@ def test_without_a_crossing_everything_survives():
     F = np.zeros((6, 4))
     F[:, 3] = [2.0, 0.5, 0.5, 1.0, 0.5, 0.5]
     nodes = lebedev(7).nodes
+    before = F.copy()
     assert (box3d_survival(F, nodes) == 1).all()
     assert (power_survival(F, nodes) == 1).all()
+    np.testing.assert_array_equal(F, before)
 
 
 def test_parameters_are_those_of_the_model(run, small):

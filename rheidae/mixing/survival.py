@@ -235,7 +235,7 @@ def survival_probability(
         h = base ** -np.exp(log_p) + lift * z / np.sqrt(1 + z * z)
         return -np.expm1(-small / kernels.FADE) * q0 * h
 
-    state = np.ascontiguousarray(F[None], dtype=np.float64)
+    state = np.array(F[None], dtype=np.float64, order="C")
     state /= fourflux.total_density(state)[:, None, None]
     scales = mixing_change(state, np.array([theta], dtype=np.float64), power_law=power_law).scales[0]
     e, ebar, heavy, heavybar = sphere.electron_and_heavy(state[0])

@@ -75,6 +75,22 @@ def test_snapshots_of_three_species(tmp_path, scheme, cells):
         assert "std" not in file
 
 
+@pytest.mark.parametrize("scheme", ["box3d", "power"])
+def test_matrices_are_those_of_what_was_written(tmp_path, scheme):
+    # Unlike mu and tau: half of the change empties one of them.
+    F = random_states(60, 5)
+    F[:, 1] *= 1e-3
+    data = tmp_path / "data.h5"
+    with h5py.File(data, "w") as file:
+        file["F_init"] = F
+    done = predict_file(scheme, data, tmp_path / "out.h5", full=True)
+    assert done.flags["shortened to stay physical"] > 20
+    with h5py.File(tmp_path / "out.h5") as file:
+        mixed, matrices = file["mixed/F"][..., 3], file["transition"][:, 0]
+    assert np.abs(np.einsum("nab,nb->na", matrices, F[..., 3]) - mixed).max() < 2e-3
+    assert np.abs(mixed - F[..., 3]).max() > 0.1
+
+
 def test_rows_that_were_shortened_are_flagged(tmp_path):
     # Unlike mu and tau: half of the change empties one of them.
     F = random_states(400)

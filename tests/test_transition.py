@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks import converged
-from rheidae import mix, moments
+from rheidae import box3d_flux, mix, moments
 from rheidae.fourflux import T
 from rheidae.mixing.transition import transition_matrix
 from tests.states import random_states
@@ -23,6 +23,37 @@ def test_densities_are_those_of_the_scheme_and_columns_sum_to_one(scheme):
     mixed = np.einsum("nij,nj->ni", matrix.density, F[..., T])
     total = F[..., T].sum(axis=1, keepdims=True)
     assert np.abs((mixed - mix(F, scheme)[..., T]) / total).max() < 2e-3
+
+
+@pytest.mark.parametrize("scheme", ["box3d", "power"])
+def test_a_change_that_is_shortened_has_the_matrix_of_the_shorter_one(scheme):
+    """Unlike mu and tau, one of them nearly empty: half of the change is more than it has."""
+    F = random_states(60, 5)
+    F[:30, 1] *= 1e-2
+    F[30:, 5] *= 1e-2
+    mixed = box3d_flux(F, physical=True) if scheme == "box3d" else mix(F, scheme)
+    longer, shorter = (transition_matrix(F, scheme, physical=physical) for physical in (False, True))
+    total = F[..., T].sum(axis=1, keepdims=True)
+
+    def off(matrices):
+        return (np.abs(np.einsum("nij,nj->ni", matrices.density, F[..., T]) - mixed[..., T]) / total).max(axis=1)
+
+    assert off(shorter).max() < 1e-3
+    for matrix in shorter:
+        np.testing.assert_allclose(matrix.sum(axis=-2), 1, rtol=0, atol=1e-14)
+    if scheme == "power":
+        np.testing.assert_array_equal(longer, shorter)
+        return
+    shortened = np.abs(mixed - mix(F, scheme)).max(axis=(1, 2)) > 0
+    assert 20 < shortened.sum() < 50
+    assert off(longer)[shortened].max() > 0.02
+    # By one factor, fluxes as densities; others are as they were.
+    for one, other in zip(longer, shorter, strict=True):
+        np.testing.assert_array_equal(other[~shortened], one[~shortened])
+        whole, part = (matrix[shortened] - np.eye(6) for matrix in (one, other))
+        t = part[:, :1, :1] / whole[:, :1, :1]
+        np.testing.assert_allclose(part, t * whole, rtol=1e-10, atol=1e-14)
+        assert t.max() < 1
 
 
 @pytest.mark.parametrize("kind", ["any", "beams", "along", "nearly empty"])

@@ -37,6 +37,8 @@ class Scheme:
         Name of its answer in preprocessed files; None for what is not stored.
     takes_strength : bool
         Whether `flux` has the parameter `c` of `mix`. If not, the change is multiplied by it.
+    limited : bool
+        Whether `flux` shortens changes that would leave the physical states (`rheidae.mixing.physical`).
     matrices : callable or None
         ``matrices(F, order=..., threads=...)``: transition matrices ``(n, 2, 6, 6)``, where ``P(n)`` does not say all.
     """
@@ -48,6 +50,7 @@ class Scheme:
     survival: Callable[..., NDArray[np.float64]]
     dataset: str | None = None
     takes_strength: bool = False
+    limited: bool = False
     matrices: Callable[..., NDArray[np.float64]] | None = None
 
 
@@ -77,11 +80,11 @@ SCHEMES = {
         Scheme("box3d", "Box3D", "#0072B2", _late("box3d", "box3d_flux"), _late("box3d", "box3d_survival"), "F_box"),
         Scheme(
             "power", "power", "#E69F00", _late("power", "power_flux"), _late("power", "power_survival"), "F_power",
-            takes_strength=True,
+            takes_strength=True, limited=True,
         ),
         Scheme(
             "asymptotic", "asymptotic", "#000000", _late("asymptotic", "asymptotic_flux"),
-            _late("asymptotic", "asymptotic_survival"), "F_asymptotic",
+            _late("asymptotic", "asymptotic_survival"), "F_asymptotic", limited=True,
             matrices=_late("asymptotic", "asymptotic_matrices"),
         ),
     )

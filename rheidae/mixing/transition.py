@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from rheidae import moments
 from rheidae.cells import Cells
 from rheidae.fourflux import T
+from rheidae.mixing.physical import keep_physical
 from rheidae.mixing.quadrature import lebedev
 from rheidae.mixing.schemes import SCHEMES
 from rheidae.mixing.sphere import distributions, electron_and_heavy
@@ -49,6 +50,7 @@ def transition_matrix(
     species: int = 6,
     heavy_sum: int | None = None,
     order: int = ORDER,
+    physical: bool = False,
     threads: int | None = None,
 ) -> Transition:
     r"""Transition matrices of densities and of fluxes.
@@ -63,6 +65,8 @@ def transition_matrix(
         Of the matrices, as in `rheidae.moments.to_six`.
     order : int
         Of the Lebedev rule.
+    physical : bool
+        Shorten changes as ``box3d_flux(F, physical=True)`` does; power, as its answers, has it so anyway.
     threads : int, optional
         Threads to share the rows among, of the asymptotic scheme.
 
@@ -90,7 +94,8 @@ def transition_matrix(
     .. math:: N_e' = (1 - q_e) N_e + \tfrac12 q_x (N_\mu + N_\tau), \quad
               N_\mu' = N_\mu + \tfrac12 q_e N_e - \tfrac14 q_x (N_\mu + N_\tau),
 
-    and likewise tau: an initial difference of mu and tau survives, as in the schemes. For fluxes the averages are over
+    and likewise tau: an initial difference of mu and tau survives, as in the schemes. Where the change is shortened to
+    stay physical, by a factor t, the matrices T become ``1 + t (T - 1)``. For fluxes the averages are over
     :math:`g_a\, n \cdot \hat F_a`, which is exact along the species' own direction; what conversion turns aside is left
     out. A species without flux takes the average of its density. Energy moments E of a group mix as ``density @ E``. A
     state takes some 0.2 ms, in Python, and less by the asymptotic scheme; per cell and step, take `rheidae.mix` for
@@ -105,9 +110,17 @@ def transition_matrix(
         out = matrices(rows, order=order, threads=threads)
     else:
         out, rule = np.empty((len(rows), 2, 6, 6)), lebedev(order)
+        mixed = rows.copy()
         for row, state in enumerate(rows):
-            for kind, averages in enumerate(_averages(state, scheme, *rule)):
-                out[row, kind] = _matrix(averages)
+            *averages, lost = _averages(state, scheme, *rule)
+            out[row] = [_matrix(each) for each in averages]
+            mixed[row] += np.kron(lost, [[-1.0], [0.5], [0.5]])
+        if physical or SCHEMES[scheme].limited:
+            kept = mixed.copy()
+            keep_physical(rows, kept, threads)
+            left, whole = (np.abs(states - rows).sum(axis=(1, 2)) for states in (kept, mixed))
+            t = np.divide(left, whole, out=np.ones(len(rows)), where=left < whole)
+            out += (1 - t)[:, None, None, None] * (np.eye(6) - out)
     out[cells.invalid] = np.nan
     density, flux = of_species(out.swapaxes(0, 1), species, heavy_sum).reshape(2, *cells.shape, species, species)
     return Transition(density, flux)
@@ -125,19 +138,21 @@ def of_species(matrices: Array, species: int, heavy_sum: int | None = None) -> A
     return found
 
 
-def _averages(F: Array, scheme: str, directions: Array, weights: Array) -> tuple[Array, Array]:
-    """Averages of 1 - P for e, ebar, x and xbar: over their numbers, and along their fluxes."""
+def _averages(F: Array, scheme: str, directions: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """Averages of 1 - P for e, ebar, x and xbar, over their numbers and along their fluxes; what e and ebar lose."""
     four = electron_and_heavy(F)
-    if not four[:, T].any():
-        return np.zeros(4), np.zeros(4)
-    states = F / four[:, T].max()
+    scale = four[:, T].max()
+    if scale == 0:
+        return np.zeros(4), np.zeros(4), np.zeros((2, 4))
+    states = F / scale
     mixed = weights * (1 - SCHEMES[scheme].survival(states, directions))
     g = distributions(states, directions)
     number = _ratio(g @ mixed, g @ weights, np.zeros(4))
     length = np.linalg.norm(four[:, :T], axis=1)
     along = (four[:, :T] / np.where(length > 0, length, 1)[:, None]) @ directions
     flux = _ratio((g * along) @ mixed, (g * along) @ weights, number)
-    return number, np.where(length > 1e-6 * four[:, T], flux, number)
+    lost = scale * (mixed * (g[:2] - g[2:])) @ np.vstack([directions, np.ones_like(weights)]).T
+    return number, np.where(length > 1e-6 * four[:, T], flux, number), lost
 
 
 def _ratio(over: Array, under: Array, otherwise: Array) -> Array:

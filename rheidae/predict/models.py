@@ -93,7 +93,8 @@ def _by_scheme(name: str, full: bool, F: Array) -> Answer:
     mixed = mix(F, name, threads=1)
     # Box3D as published may leave the physical states.
     keep_physical(F, mixed, 1)
-    return Answer(mixed, transition=np.stack(transition_matrix(F, name, threads=1), axis=1) if full else None)
+    matrices = np.stack(transition_matrix(F, name, physical=True, threads=1), axis=1) if full else None
+    return Answer(mixed, transition=matrices)
 
 
 def _by_exported(exported: Any, F: Array) -> Answer:

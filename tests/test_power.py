@@ -393,6 +393,27 @@ def test_mix_box3d_is_box3d():
     np.testing.assert_allclose(rheidae.mix(F, c=strength), expected, atol=1e-15)
 
 
+@pytest.mark.parametrize("scheme", rheidae.mixing.schemes.SCHEMES)
+@pytest.mark.parametrize("unlike", [False, True])
+def test_a_stronger_change_stays_physical(scheme, unlike):
+    F = random_states(300, 8, max_flux_factor=0.9, alike=True)
+    F[:, 1] *= 0.05 if unlike else 1
+    out = rheidae.mix(F, scheme, c=1.5)
+    assert (out[..., 3] >= 0).all()
+    assert (np.linalg.norm(out[..., :3], axis=2) <= out[..., 3] * (1 + 1e-12)).all()
+    assert conservation_error(F, out) < 1e-13
+    plain = rheidae.mix(F, scheme)
+    if scheme == "none":
+        np.testing.assert_array_equal(out, F)
+        return
+    # What is not stronger is the scheme's own, physical or not.
+    assert np.abs(out - plain).max() > 0.03
+    half = np.arange(300) % 2 == 0
+    found = rheidae.mix(F, scheme, c=np.where(half, 1.0, 1.5))
+    np.testing.assert_allclose(found[half], plain[half], rtol=0, atol=1e-15)
+    np.testing.assert_array_equal(found[~half], out[~half])
+
+
 def test_float32_in_float32_out_and_threads_do_not_matter():
     F = random_states(5000)
     single = power_flux(F.astype(np.float32))

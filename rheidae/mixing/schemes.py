@@ -116,7 +116,8 @@ def mix(
         continuously (`rheidae.mixing.power.power_flux`). "asymptotic": the settled state, the best of them
         (`rheidae.mixing.asymptotic.asymptotic_flux`). "none": nothing happens.
     c : float or array_like, shape (...)
-        Strength of the change, in [0, 1.5]; 1 is the scheme itself.
+        Strength of the change, in [0, 1.5]; 1 is the scheme itself. What is more than that is shortened where it would
+        leave the physical states (`rheidae.mixing.physical.keep_physical`).
     order, threads : int, optional
         Order of the Lebedev rule, by default the scheme's own; threads to share the rows among.
     invalid : {"raise", "pass"}
@@ -167,4 +168,10 @@ def mix(
         raise ValueError(f"c has to be a number in [0, 1.5], or {len(out)} of them; got {c!r}")
     if not (strength == 1).all():
         out = cells.rows + strength.reshape(-1, 1, 1) * (out - cells.rows)
+        from rheidae.mixing.physical import keep_physical
+
+        more = np.broadcast_to(strength > 1, len(out))
+        start, end = (np.ascontiguousarray(states[more], dtype=np.float64) for states in (cells.rows, out))
+        keep_physical(start, end, threads)
+        out[more] = end
     return cells.back(out)

@@ -23,6 +23,7 @@ def relax(F: ArrayLike, F_mixed: ArrayLike, rate: ArrayLike, dt: float) -> Float
         Present and mixed four-fluxes, one unit. Any other moments of one linear law will do, in any shape.
     rate : array_like, shape (...)
         Relaxation rate in 1/s, not negative; such as the growth rate of the instability (`rheidae.linear.growth_rate`).
+        Infinite: the mixed state, unless `dt` is 0. NaN, as of a cell that is not physical: NaN, of that cell alone.
     dt : float
         Time step in s, not negative.
 
@@ -35,12 +36,12 @@ def relax(F: ArrayLike, F_mixed: ArrayLike, rate: ArrayLike, dt: float) -> Float
     Raises
     ------
     ValueError
-        If a rate or the step is negative or NaN.
+        If a rate or the step is negative, or the step is NaN.
     """
     start, end, rates = (np.asarray(array, dtype=np.float64) for array in (F, F_mixed, rate))
-    if not (rates >= 0).all() or not dt >= 0:
-        raise ValueError("rate and dt must not be negative, or NaN")
-    share = -np.expm1(-rates * dt)
+    if (rates < 0).any() or not dt >= 0:
+        raise ValueError("rate and dt must not be negative, nor dt NaN")
+    share = -np.expm1(-rates * dt) if dt > 0 else np.where(np.isnan(rates), rates, 0.0)
     return start + (end - start) * share.reshape(share.shape + (1,) * (start.ndim - share.ndim))
 
 

@@ -88,8 +88,18 @@ def test_relaxation_solves_its_equation():
     np.testing.assert_allclose(relax(relax(F, end, rate, 1e-3), end, rate, 2e-3), relax(F, end, rate, 3e-3), atol=1e-14)
     change = relax(F[:3], end[:3], rate[:3], 1e-9) - F[:3]
     np.testing.assert_allclose(change, 1e-9 * source(F[:3], end[:3], rate[:3]), atol=2e-12)
-    with pytest.raises(ValueError, match="negative"):
-        relax(F, end, -rate, 1.0)
+    for spoilt, dt in ((-rate, 1.0), (rate, -1.0), (rate, np.nan)):
+        with pytest.raises(ValueError, match="negative"):
+            relax(F, end, spoilt, dt)
+
+
+@pytest.mark.parametrize("dt", [0.0, 1e-9])
+def test_cells_without_a_rate_are_nan_alone_and_infinite_ones_take_a_step_at_once(dt):
+    F, end = random_states(4, 1), random_states(4, 2)
+    after = relax(F, end, [1e9, np.nan, np.inf, 0.0], dt)
+    assert np.isnan(after[1]).all()
+    np.testing.assert_array_equal(after[[0, 3]], relax(F[[0, 3]], end[[0, 3]], [1e9, 0.0], dt))
+    np.testing.assert_allclose(after[2], end[2] if dt else F[2], rtol=1e-15)
 
 
 def labelled_three_species():

@@ -6,10 +6,13 @@ import pytest
 import yaml
 from matplotlib import image
 
-from rheidae import fourflux, mix, moments, pretrained
+from rheidae import FluxRegressor, fourflux, mix, moments, pretrained
 from rheidae.__main__ import main
 from rheidae.datasets import write_sample
-from rheidae.exceptions import ConfigError, DataError
+from rheidae.estimator.networks import ResidualFFIModel
+from rheidae.exceptions import ConfigError, DataError, ExportError
+from rheidae.export import export_regressor
+from rheidae.export.endings import ENDINGS, SUFFIXES
 from rheidae.linear import growth_rate
 from rheidae.mixing.asymptotic import crossings
 from rheidae.mixing.physical import keep_physical
@@ -119,6 +122,23 @@ def test_exported_models(tmp_path):
     for name in ("absent", str(tmp_path / "model.onnx")):
         assert main(["predict", "--model", name, "--data", str(data), "--out", str(tmp_path / "no.h5")]) == 2
         assert not (tmp_path / "no.h5").exists()
+
+
+def test_every_ending_of_an_export_is_known(tmp_path):
+    F = random_states(60, alike=True)
+    data = tmp_path / "data.h5"
+    with h5py.File(data, "w") as file:
+        file["F_init"] = F
+    model = FluxRegressor(ResidualFFIModel, module__hidden_dim=4, max_epochs=1, random_state=0).fit(F, mix(F))
+    export_regressor(model, tmp_path / "model.ts", "torchscript", box3d_order=7)
+    for ending in SUFFIXES["torchscript"]:
+        (tmp_path / f"copy{ending}").write_bytes((tmp_path / "model.ts").read_bytes())
+        predict_file(tmp_path / f"copy{ending}", data, tmp_path / "out.h5")
+        with h5py.File(tmp_path / "out.h5") as file:
+            assert np.abs(file["mixed/F"][()] - model.predict(F)).max() < 0.05
+    for ending in ENDINGS:
+        with pytest.raises(ExportError, match="no such file"):
+            predict_file(tmp_path / f"absent{ending}", data, tmp_path / "out.h5")
 
 
 def test_everything_that_a_network_says(tmp_path):

@@ -21,6 +21,7 @@ import rheidae
 from rheidae.estimator.tensors.control import traced_branch, traced_loop
 from rheidae.exceptions import ExportError
 from rheidae.export import aten, compiled
+from rheidae.export.endings import SUFFIXES
 from rheidae.export.graph import FluxGraph
 from rheidae.export.onnxfile import open_session, run_options, unwanted
 from rheidae.export.states import made_states
@@ -42,8 +43,6 @@ class Format(NamedTuple):
     """The file, from what `convert` made and its metadata."""
     read: Callable[[Path, int], tuple[Function, Metadata]]
     """Of a file and a number of threads."""
-    suffixes: tuple[str, ...]
-    """How the names of such files end."""
     packages: tuple[str, ...] = ()
     """What writing needs beside torch."""
 
@@ -85,8 +84,8 @@ def _naming(graph: FluxGraph) -> Iterator[None]:
 
 def require_suffix(path: str | Path, format: str) -> None:
     """Raise `ExportError` if the name of a file does not say its format."""
-    if Path(path).suffix not in FORMATS[format].suffixes:
-        endings = " or ".join(FORMATS[format].suffixes)
+    if Path(path).suffix not in SUFFIXES[format]:
+        endings = " or ".join(SUFFIXES[format])
         raise ExportError(f"{path}: the name of a file of format {format} has to end in {endings}")
 
 
@@ -319,10 +318,10 @@ def _to_object(graph: FluxGraph) -> str:
 
 
 FORMATS = {
-    "onnx": Format(_to_onnx, _write_onnx, _from_onnx, (".onnx",), ("onnx", "onnxruntime")),
-    "object": Format(_to_object, compiled.to_bytes, compiled.read, (".o",)),
-    "pt2": Format(_program, _write_pt2, _from_pt2, (".pt2",)),
-    "torchscript": Format(_to_torchscript, _write_torchscript, _from_torchscript, (".ts", ".pt", ".torchscript")),
+    "onnx": Format(_to_onnx, _write_onnx, _from_onnx, ("onnx", "onnxruntime")),
+    "object": Format(_to_object, compiled.to_bytes, compiled.read),
+    "pt2": Format(_program, _write_pt2, _from_pt2),
+    "torchscript": Format(_to_torchscript, _write_torchscript, _from_torchscript),
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rheidae.export.endings import ENDINGS
 from rheidae.system import commands
 
 
@@ -17,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--model",
         required=True,
-        help="a scheme (asymptotic, box3d, power), pretrained, a run folder, or an exported model (.onnx, .pt2, .pt)",
+        help="a scheme (asymptotic, box3d, power), pretrained, a run folder, or an exported model "
+        f"({', '.join(ENDINGS)})",
     )
     parser.add_argument("--data", required=True, help="HDF5 file: a snapshot, a raw or a preprocessed file")
     parser.add_argument("--out", required=True, help="HDF5 file to write; it appears when it is complete")

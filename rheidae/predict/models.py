@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 import rheidae
 from rheidae.exceptions import ConfigError
+from rheidae.export.endings import ENDINGS
 from rheidae.mixing.physical import keep_physical
 from rheidae.mixing.schemes import SCHEMES, mix
 from rheidae.mixing.transition import transition_matrix
 
 Array = NDArray[np.float64]
-
-EXPORTED = (".onnx", ".o", ".pt2", ".pt")
 
 
 class Answer(NamedTuple):
@@ -69,7 +68,7 @@ def open_model(model: str | Path, full: bool = False) -> Model:
     if name == "pretrained":
         return _of_regressor(rheidae.pretrained(), full)
     path = Path(model)
-    if path.suffix in EXPORTED and not path.is_dir():
+    if path.suffix in ENDINGS and not path.is_dir():
         from rheidae.export.opened import load_exported
 
         exported = load_exported(path)
@@ -81,7 +80,7 @@ def open_model(model: str | Path, full: bool = False) -> Model:
         return Model(partial(_by_exported, exported), path.suffix in (".onnx", ".o"))
     if not path.is_dir():
         raise ConfigError(
-            f"--model {name}: no such run folder; give one, an exported file ({', '.join(EXPORTED)}), pretrained, or a "
+            f"--model {name}: no such run folder; give one, an exported file ({', '.join(ENDINGS)}), pretrained, or a "
             f"scheme: {', '.join(SCHEMES)}"
         )
     from rheidae.runs.folder import load_run

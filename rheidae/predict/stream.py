@@ -66,7 +66,7 @@ def predict_file(
     ----------
     model : str or path
         An analytic scheme (a name in `rheidae.mixing.schemes.SCHEMES`), "pretrained", a run folder, or an exported
-        model (``.onnx``, ``.pt2``, ``.pt``).
+        model (`rheidae.export.endings`).
     data : path
         HDF5 file of moments: a snapshot, a raw or a preprocessed file.
     out : path

@@ -254,6 +254,8 @@ def test_other_names_by_a_layout(tmp_path, capsys):
         ({"density": ["a", "b", "c"]}, "density and flux, or four_flux"),
         ({"density": ["a", "b", "c"], "flux": ["d", "e", "f"], "heavy_sum": 3}, "heavy_sum"),
         ({"densities": []}, "densities"),
+        ({"density": ["a", "b", "b"], "flux": ["d", "e", "f"]}, "density names 'b' a second time"),
+        ({"density": ["a", "b", "c"], "flux": ["d", "e", "/c"]}, "flux names '/c' a second time"),
     ],
 )
 def test_wrong_layouts(tmp_path, wrong, message):

@@ -52,6 +52,12 @@ class MomentLayout(Section):
         if self.density is not None and self.flux is not None:
             if not len(self.density) == len(self.flux) == self.species:
                 raise ValueError(f"density and flux must name {self.species} datasets each, one per species")
+            seen = set()
+            for key, names in (("density", self.density), ("flux", self.flux)):
+                for name in names:
+                    if name.strip("/") in seen:
+                        raise ValueError(f"{key} names {name!r} a second time; each species has datasets of its own")
+                    seen.add(name.strip("/"))
             if self.heavy_sum not in (None, 1, {3: 4, 4: 2, 6: 1}[self.species]):
                 raise ValueError(f"heavy_sum of {self.species} species cannot be {self.heavy_sum}")
         return self

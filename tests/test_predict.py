@@ -272,6 +272,19 @@ def test_shapes_that_do_not_fit(tmp_path):
     assert not (tmp_path / "out.h5").exists()
 
 
+@pytest.mark.parametrize(("axis", "place"), [(0, 0), (3, 3), (-1, 3), (-4, 0), (4, None), (-5, None)])
+def test_component_axes(tmp_path, axis, place):
+    density, flux, six = three_species()
+    with h5py.File(write_snapshot(tmp_path / "data.h5", density, np.moveaxis(flux, 1, (place or 0) + 1))) as file:
+        layout = read_layout("snapshot", file).model_copy(update={"component_axis": axis})
+        if place is None:
+            with pytest.raises(DataError, match=rf"component_axis: {axis} is none of the 4 axes.* from -4 to 3"):
+                Snapshot(file, layout)
+            return
+        found = Snapshot(file, layout).read(())
+        np.testing.assert_array_equal(found, six.reshape(-1, 6, 4))
+
+
 def test_blocks_cover_the_grid_once(tmp_path):
     density, flux, _ = three_species()
     with h5py.File(write_snapshot(tmp_path / "data.h5", density, flux)) as file:

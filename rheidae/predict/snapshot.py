@@ -109,7 +109,8 @@ class Snapshot:
     Raises
     ------
     DataError
-        If a dataset is missing, or has another shape than the others; the message names it.
+        If a dataset is missing, or has another shape than the others, or the layout's component axis is none of it; the
+        message names it.
     """
 
     def __init__(self, file: h5py.File, layout: MomentLayout) -> None:
@@ -125,7 +126,13 @@ class Snapshot:
             self.shape: tuple[int, ...] = (first.shape[self._axes.index("row")],)
             return
         self.shape = first.shape
-        axis = layout.component_axis % (len(self.shape) + 1)
+        axes = len(self.shape) + 1
+        if not -axes <= layout.component_axis < axes:
+            raise DataError(
+                f"{file.filename}: component_axis: {layout.component_axis} is none of the {axes} axes of a flux, where "
+                f"{layout.names[0]!r} has shape {self.shape}; name one from {-axes} to {axes - 1} (--layout)"
+            )
+        axis = layout.component_axis % axes
         with_components = (*self.shape[:axis], 3, *self.shape[axis:])
         self._axis = axis
         for source, name in zip(self._sources, layout.names, strict=True):

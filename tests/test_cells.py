@@ -268,6 +268,9 @@ def test_units_of_input_and_target_have_to_agree(models):
     X, y, _ = models
     with pytest.raises(FourFluxError, match=r"y: the total number density is 1e\+33 times that of X .* in one unit"):
         FluxRegressor(max_epochs=1).fit(X, 1e33 * y)
+    with pytest.raises(FourFluxError, match=r"y: the total number density is -1 times that of X"):
+        FluxRegressor(max_epochs=1).fit(X, -y)
+    FluxRegressor(max_epochs=1).check_rows(X, 1.3 * y)
 
 
 def test_exported_models_take_grids_and_have_the_same_policy(models, tmp_path):

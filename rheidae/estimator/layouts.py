@@ -213,7 +213,7 @@ class FourFlux(Layout):
     def compare(self, X: Table, y: Table) -> None:
         """Raise where the totals of a row are in other units: flavors change, and no neutrino is lost."""
         before, after = _total(X)[:, 0], fourflux.total_density(TARGET.part(y, "F_true"))
-        ratio = float(np.median(np.abs(after) / before)) if len(before) else 1.0
+        ratio = float(np.median(after / before)) if len(before) else 1.0
         if not 1 / _TOTALS <= ratio <= _TOTALS:
             raise FourFluxError(
                 f"y: the total number density is {ratio:.3g} times that of X (median of all rows), but conversion "

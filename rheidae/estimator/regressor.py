@@ -245,8 +245,9 @@ class FluxRegressor(Answering):
         Raises
         ------
         FourFluxError
-            If a shape is another, a number is not finite, a row has no neutrinos, or X and y differ in their totals by
-            more than a tenth, as in two units.
+            If a shape is another, a number is not finite, a row has no neutrinos, or the total density of y is, in the
+            median of all rows, more than ten times that of X, less than a tenth of it, or negative, as in two units or
+            of a change in place of a final state. What is off by less is for preprocessing to see (`tolerances`).
         """
         fresh = not (self.warm_start and self.initialized_)
         return self._learn(X, y, sample_weight, fresh, _routing_method="fit", **fit_params)

@@ -320,6 +320,19 @@ def test_one_weight_for_all_rows_is_none(small):
     np.testing.assert_allclose(one.predict(small[0]), none.predict(small[0]), atol=1e-5 * np.abs(small[1]).max())
 
 
+@pytest.mark.parametrize("val_split", [0.0, 0.85])
+def test_one_row_that_counts_trains_without_an_error_scale(small, val_split):
+    """As one row by itself does; with `val_split` none of the rows that would be calibrated on counts."""
+    X, y = small
+    weight = np.arange(len(X)) == 3
+    model = FluxRegressor(max_epochs=1, random_state=0)
+    for given in ((X, y, weight), (model.get_dataset(X, y, weight), None), (X[:1], y[:1])):
+        assert model.set_params(val_split=0).fit(X, y).error_scale_ is not None
+        model.set_params(val_split=val_split if len(given[0]) > 1 else 0).fit(*given)
+        assert model.error_scale_ is None
+        assert np.isfinite(model.predict(X)).all()
+
+
 def test_weights_of_zero_take_rows_out(small):
     X, y = small
     settings = {"max_epochs": 5, "random_state": 0, "batch_size": -1, "weighting": "kendall_gal", "pcgrad": True}

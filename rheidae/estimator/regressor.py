@@ -296,6 +296,7 @@ class FluxRegressor(Answering):
         with self._random(fresh):
             if fresh:
                 self.initialize()
+                self.error_scale_ = None
             if getattr(dataset, "weight", None) is not None and not takes_weights(self.criterion_):
                 raise ValueError(
                     f"{type(self.criterion_).__name__} cannot weigh rows: give its terms() a third argument, weight, "
@@ -304,14 +305,15 @@ class FluxRegressor(Answering):
             self.state_ = state
             super().partial_fit(dataset, None, **fit_params)
         known, self.known_rows_ = self.known_rows_, None
-        if known is not None and len(known) > 1:
+        if known is not None:
             if tables is None:
-                self._calibrate(*(rows.double().numpy() for rows in some_rows(known)))
+                X, y = (rows.double().numpy() for rows in some_rows(known))
             else:  # the truth as it was given: chance between mu and tau is an error of each
                 rows = chosen_rows(known)
                 rows = rows if dataset.weight is None else rows[dataset.weight[rows] > 0]
-                rows = rows[:: -(-len(rows) // ENOUGH_ROWS)]
-                self._calibrate(*(table[rows] for table in tables))
+                X, y = (table[rows[:: max(1, -(-len(rows) // ENOUGH_ROWS))].numpy()] for table in tables)
+            if len(X) > 1:
+                self._calibrate(X, y)
         return self
 
     def _seen(self, X: Any, y: Any, fresh: bool) -> tuple[Any, Any]:

@@ -96,6 +96,14 @@ def test_other_shapes(shape):
         box3d_flux(np.ones(shape))
 
 
+@pytest.mark.parametrize("shape", [(5, 6, 3), (2, 3, 48), (7,)])
+def test_other_shapes_of_models(shape):
+    model = pretrained()
+    for answer in (model.predict, model.outside):
+        with pytest.raises(FourFluxError, match=r"expected \(n, 48\), or initial states alone: \(\.\.\., 24\) or"):
+            answer(np.ones(shape))
+
+
 def test_parameters_per_cell():
     F = random_states(24).reshape(*GRID, 6, 4)
     c = np.linspace(0, 1, 24).reshape(GRID)

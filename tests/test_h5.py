@@ -12,6 +12,13 @@ from rheidae.system.h5 import dataset, open_h5, present, read
 ZSTD = 32015
 
 
+def test_a_folder_in_the_place_of_a_file_is_called_one(tmp_path):
+    with pytest.raises(DataError, match="is a folder; name a file in it"), open_h5(tmp_path):
+        pass
+    with pytest.raises(DataError, match=r"absent\.h5: no such file; check the path"), open_h5(tmp_path / "absent.h5"):
+        pass
+
+
 def test_a_missing_filter_is_named(tmp_path):
     """As h5py reads what a program with the plugin has written: the file is sound."""
     assert not h5py.h5z.filter_avail(ZSTD)

@@ -226,13 +226,8 @@ class FourFlux(Layout):
         # What has no shape is a list, or nothing that could be a table.
         shape = tuple(values.shape) if hasattr(values, "shape") else np.shape(values)
         if len(shape) != 2 or shape[1] != columns:
-            remedy = ""
-            if name == "X" and shape[1:] == (TARGET.width,):
-                remedy = (
-                    ": Box3D's answer goes behind the initial states, for example by make_pipeline(AppendBox3D(), "
-                    "FluxRegressor()) with rheidae.estimator.transformers.AppendBox3D"
-                )
-            raise FourFluxError(f"{name} has shape {shape}; expected (n, {columns}){remedy}")
+            alone = ", or initial states alone: (..., 24) or (..., 6, 4)" if name == "X" else ""
+            raise FourFluxError(f"{name} has shape {shape}; expected (n, {columns}){alone}")
         table = super().table(values, name, least_rows)
         if name == "X":
             total = _total(table)[:, 0]

@@ -266,6 +266,8 @@ def train(config: Config, parms: TrainParms, run_id: str | None = None, threads:
         plots.drawn(lambda path: plots.loss_curve(regressor.history, path), picture)
     log.info("%d epochs in %.1f s; run folder %s", len(regressor.history), seconds, folder)
     if regressor.interrupted_:
+        if checkpoint.path.exists():
+            log.info("interrupted; go on with: --resume-from %s", folder)
         raise KeyboardInterrupt
     return folder
 

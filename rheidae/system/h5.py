@@ -27,7 +27,9 @@ H5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, NotImplemen
 
 
 def require_file(path: str | Path, remedy: str = "check the path") -> None:
-    """Raise `DataError` that ends in `remedy` if there is no such file."""
+    """Raise `DataError` if there is no such file, with `remedy` at its end, or if it is a folder."""
+    if Path(path).is_dir():
+        raise DataError(f"{path}: is a folder; name a file in it")
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file; {remedy}")
 

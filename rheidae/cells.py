@@ -140,11 +140,12 @@ def require_order(array: Any, name: str, *expected: Sequence[str]) -> None:
         If so; it says both orders, from where they part.
     """
     package = package_of(array)
+    if package not in ("pandas", "xarray"):
+        return
     for axis, names in zip(range(-len(expected), 0), expected, strict=True):
-        several: list[Any] = []
         if package == "pandas":
             several = [array.axes[axis]]
-        elif package == "xarray":
+        else:
             several = [labels.values for labels in array.coords.values() if labels.dims == (array.dims[axis],)]
         for labels in several:
             found = [str(label) for label in labels]

@@ -165,7 +165,8 @@ class Answering(FluxNet):
     def _rows(self, X: Any, computes: bool = True) -> Any:
         """Rows as the layout has them; names that it made are none to compare where X had none in training."""
         rows = self._layout.rows(X, self._needs_box3d, computes)
-        return rows if rows is X or hasattr(self, "feature_names_in_") else np.asarray(rows)
+        made = rows is not X and hasattr(rows, "columns")
+        return np.asarray(rows) if made and not hasattr(self, "feature_names_in_") else rows
 
     def _calibrated(self) -> ErrorScale:
         self._layout.require_std()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from rheidae.estimator._uncertainty_kernels import deviation_rows, part_rows, term_rows
-from rheidae.linear._regression_kernels import rates
+from rheidae.linear._beams_kernels import has_beam
+from rheidae.linear._regression_kernels import FEATURES, features, features_of_beams, rates
 from rheidae.mixing._asymptotic_kernels import asymptotic_rows, crossing_rows
 from rheidae.mixing._nodes_kernels import total_of
 from rheidae.mixing._physical_kernels import limit_rows
@@ -77,10 +78,16 @@ def describe_block(F, states, rule, network, unit, nodes, rate, crosses):
     """Growth rates ``rate (n)`` and crossings ``crosses (n, 3)`` of cells and of what `enter_block` made of them.
 
     Zero without an answer; `copy_block` puts NaN. ``rule`` and ``network``: of
-    `rheidae.linear._regression_kernels.rates`, which is times ``unit``; ``nodes``: of `crossing_rows`.
+    `rheidae.linear.regression.constants`, whose rates are times ``unit``; ``nodes``: of `crossing_rows`.
     """
     found = np.empty((F.shape[0], 3), dtype=np.bool_)
-    rates(states, *rule, *network, rate)
+    x, scale = np.empty((F.shape[0], 3, FEATURES)), np.empty((F.shape[0], 3))
+    half, weights, table, narrow = rule
+    features(states, half, weights, x, scale)
+    for i in range(F.shape[0]):
+        if has_beam(states[i]):
+            features_of_beams(states[i : i + 1], table, narrow, x[i : i + 1], scale[i : i + 1])
+    rates(x, scale, *network, rate)
     crossing_rows(states, *nodes, found, np.int64(0), F.shape[0])
     for i in range(F.shape[0]):
         answers = _has_answer(F[i])

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from rheidae.linear._beams_kernels import fill_lepton_numbers, has_beam
+from rheidae.linear._beams_kernels import fill_lepton_numbers
 from rheidae.mixing._closure_kernels import LOG2_E, inverse_langevin, pow2, z_over_sinh
 from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS
 from rheidae.system.numba import driver, kernel, simd_function
 
-FEATURES, BLOCK = 13, 256
+FEATURES = 13
 _LEAST = 1e-4
 """Ratio of the integrals below which the feature stays: nothing was fitted there."""
 
@@ -157,51 +157,65 @@ def _lepton_number(F, a, half, weights, L):
     _add_minerbo(F[3 + a], -1.0, half, weights, L)
 
 
+@kernel
+def _total_and_unlike(F):
+    """Total density of ``F (6, 4)``, and whether mu and tau are farther apart than rounding of single precision."""
+    total, apart = 0.0, 0.0
+    for s in range(6):
+        total += F[s, 3]
+    for k in range(4):
+        apart = max(apart, abs(F[1, k] - F[2, k]), abs(F[4, k] - F[5, k]))
+    return total, apart > 1e-6 * total
+
+
+@kernel
+def _features_of_pairs(total, unlike, L, nodes, m, plus, minus, x, scale):
+    """As `features` of one state, from its lepton numbers on m nodes and, behind them, the opposite ones."""
+    for pair in range(3):
+        scale[pair] = 0.0
+        if pair == 0 or unlike:
+            a, b = 1 if pair == 2 else 0, 1 if pair == 0 else 2
+            _sums(L[a, : 2 * m], L[b, : 2 * m], nodes, m, plus, minus)
+            found = _features(plus, minus, x[pair])
+            scale[pair] = found if found > 1e-12 * total else 0.0
+
+
 @driver
-def features(F, half, weights, table, narrow, out, scale):
-    """Features ``out (n, 3, FEATURES)`` of the pairs e-mu, e-tau and mu-tau of ``F (n, 6, 4)``.
+def features(F, half, weights, x, scale):
+    """Features ``x (n, 3, FEATURES)`` of the pairs e-mu, e-tau and mu-tau of ``F (n, 6, 4)``, on nodes at rest.
 
     And ``scale (n, 3)``, sqrt(I_L I_S): 0 without a crossing, and but for the first pair where mu and tau are alike.
     """
-    moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
-    size, pairs = table.shape[1] + 6 * narrow.shape[1], half.shape[1]
-    scratch, work, L = np.empty((10, 12)), np.empty((NODE_ROWS, size)), np.empty((3, 2 * size))
-    plus, minus = np.empty(10), np.empty(10)
+    m = half.shape[1]
+    L, plus, minus = np.empty((3, 2 * m)), np.empty(10), np.empty(10)
     for r in range(F.shape[0]):
-        total, apart = 0.0, 0.0
-        for s in range(6):
-            total += F[r, s, 3]
-        for k in range(4):
-            apart = max(apart, abs(F[r, 1, k] - F[r, 2, k]), abs(F[r, 4, k] - F[r, 5, k]))
-        unlike = apart > 1e-6 * total
-        nodes, m = half, pairs
-        if has_beam(F[r]):
-            nodes = work
-            m = fill_lepton_numbers(F[r], table, narrow, moments, Q, axes, species, scratch, work, L)
-            L[:, m : 2 * m] = 0.0
-        else:
-            for a in range(3 if unlike else 2):
-                _lepton_number(F[r], a, half, weights, L[a, : 2 * pairs])
-        for pair in range(3):
-            scale[r, pair] = 0.0
-            if pair == 0 or unlike:
-                a, b = 1 if pair == 2 else 0, 1 if pair == 0 else 2
-                _sums(L[a, : 2 * m], L[b, : 2 * m], nodes, m, plus, minus)
-                found = _features(plus, minus, out[r, pair])
-                scale[r, pair] = found if found > 1e-12 * total else 0.0
+        total, unlike = _total_and_unlike(F[r])
+        for a in range(3 if unlike else 2):
+            _lepton_number(F[r], a, half, weights, L[a])
+        _features_of_pairs(total, unlike, L, half, m, plus, minus, x[r], scale[r])
 
 
 @driver
-def rates(F, half, weights, table, narrow, W, b, v, c, out):
-    """Growth rates in the unit of ``F (n, 6, 4)``; of unlike mu and tau the largest of three pairs."""
-    x, scale, hidden = np.empty((BLOCK, 3, FEATURES)), np.empty((BLOCK, 3)), np.empty(b.shape[0])
-    for begin in range(0, F.shape[0], BLOCK):
-        end = min(begin + BLOCK, F.shape[0])
-        features(F[begin:end], half, weights, table, narrow, x, scale)
-        for r in range(begin, end):
-            best = 0.0
-            for pair in range(3):
-                size = scale[r - begin, pair]
-                if size > 0.0:
-                    best = max(best, size * np.exp(_network(x[r - begin, pair], W, b, v, c, hidden)))
-            out[r] = best
+def features_of_beams(F, table, narrow, x, scale):
+    """The same on nodes that follow the beams."""
+    moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
+    size = table.shape[1] + 6 * narrow.shape[1]
+    scratch, work, L = np.empty((10, 12)), np.empty((NODE_ROWS, size)), np.empty((3, 2 * size))
+    plus, minus = np.empty(10), np.empty(10)
+    for r in range(F.shape[0]):
+        total, unlike = _total_and_unlike(F[r])
+        m = fill_lepton_numbers(F[r], table, narrow, moments, Q, axes, species, scratch, work, L)
+        L[:, m : 2 * m] = 0.0
+        _features_of_pairs(total, unlike, L, work, m, plus, minus, x[r], scale[r])
+
+
+@driver
+def rates(x, scale, W, b, v, c, out):
+    """Growth rates ``out (n)`` from features, in the unit of ``scale``; the largest of the pairs."""
+    hidden = np.empty(b.shape[0])
+    for r in range(x.shape[0]):
+        best = 0.0
+        for pair in range(3):
+            if scale[r, pair] > 0.0:
+                best = max(best, scale[r, pair] * np.exp(_network(x[r, pair], W, b, v, c, hidden)))
+        out[r] = best

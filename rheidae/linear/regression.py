@@ -26,6 +26,7 @@ RULE = 11
 
 COEFFICIENTS = "growth_rate.npz"
 HIDDEN = 32
+_BLOCK = 1 << 14
 
 
 def fast_growth_rate(states: Array) -> Array:
@@ -49,18 +50,30 @@ def _rates(states: Array, coefficients: tuple[Any, ...]) -> Array:
     from rheidae.linear import _regression_kernels as kernels
 
     out = np.empty(len(states))
-    kernels.rates(states, *_rules(), *coefficients, out)
+    for start in range(0, len(states), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        kernels.rates(*features(states[part]), *coefficients, out[part])
     return out
 
 
+def features(F: Array) -> tuple[Array, Array]:
+    """Features ``(n, 3, 13)`` of the pairs of flavors, and their rates' scales ``sqrt(I_plus I_minus)``, ``(n, 3)``."""
+    from rheidae.linear import _regression_kernels as kernels
+
+    F = np.ascontiguousarray(F)
+    x, scale = np.empty((len(F), 3, kernels.FEATURES)), np.empty((len(F), 3))
+    kernels.features(F, *_half(), x, scale)
+    beams = have_beams(F)
+    if beams.any():  # whose kernels take seconds to compile
+        own, size = np.empty((beams.sum(), 3, kernels.FEATURES)), np.empty((beams.sum(), 3))
+        kernels.features_of_beams(F[beams], *rules_of_beams(RULE), own, size)
+        x[beams], scale[beams] = own, size
+    return x, scale
+
+
 def constants() -> tuple[tuple[Array, ...], tuple[Any, ...]]:
-    """Nodes and weights, and the coefficients that the package ships, as `_regression_kernels.rates` wants them."""
-    return _rules(), _coefficients()
-
-
-def _rules() -> tuple[Array, ...]:
-    """At rest, and for states with beams."""
-    return *_half(), *rules_of_beams(RULE)
+    """Nodes and weights at rest, and those for beams, and the coefficients that the package ships, for the kernels."""
+    return (*_half(), *rules_of_beams(RULE)), _coefficients()
 
 
 @cache
@@ -109,20 +122,11 @@ def exact(F: Array) -> Array:
     return fastest_mode(F).growth_rate / (POTENTIAL * SPEED_OF_LIGHT)
 
 
-def features(F: Array) -> tuple[Array, Array]:
-    """Features ``(n, 13)`` of e and mu, and the rate's scale ``sqrt(I_plus I_minus)``."""
-    from rheidae.linear import _regression_kernels as kernels
-
-    out, scale = np.zeros((len(F), 3, kernels.FEATURES)), np.zeros((len(F), 3))
-    kernels.features(np.ascontiguousarray(F), *_rules(), out, scale)
-    return out[:, 0], scale[:, 0]
-
-
 def fit(F: Array, rate: Array, seed: int = 0) -> dict[str, Any]:
     """Coefficients of the regression."""
     from sklearn.neural_network import MLPRegressor
 
-    X, scale = features(F)
+    X, scale = (of_pairs[:, 0] for of_pairs in features(F))
     good = (rate > 0) & (scale > 0) & (X[:, 0] > np.log(1e-3))
     X, y = X[good], np.log(rate[good] / scale[good])
     mean, spread = X.mean(axis=0), X.std(axis=0)

@@ -391,6 +391,12 @@ class TrainParms(Section):
     bn_recalibrate: BNRecalibrateConfig = BNRecalibrateConfig()
     logging: LoggingConfig = LoggingConfig()
 
+    @model_validator(mode="after")
+    def _one_rise(self) -> TrainParms:
+        if self.lr_warmup.enabled and self.lr_scheduler.type == "one_cycle":
+            raise ValueError("lr_warmup: lr_scheduler.type one_cycle has a rise of its own; disable either")
+        return self
+
 
 Model = TypeVar("Model", bound=Section)
 

@@ -80,6 +80,7 @@ def test_defaults_come_from_the_name():
         (TrainParms, {"pcgrad": 1}, "pcgrad: .*boolean"),
         (TrainParms, {"constraints": {"enabled": True, "rho": -1.0}}, "constraints.rho"),
         (TrainParms, {"early_stop": {"patience": 1.5}}, "early_stop.patience"),
+        (TrainParms, {"lr_warmup": {"enabled": True}}, "one_cycle has a rise of its own"),
         (Config, [1, 2], "expected a mapping"),
     ],
 )

@@ -25,6 +25,15 @@ def test_densities_are_those_of_the_scheme_and_columns_sum_to_one(scheme):
     assert np.abs((mixed - mix(F, scheme)[..., T]) / total).max() < 2e-3
 
 
+@pytest.mark.parametrize("scheme", ["box3d", "power", "asymptotic"])
+def test_sides_that_are_equal_to_the_bit_mix_fully(scheme):
+    F = np.zeros((1, 6, 4))
+    F[0, 0], F[0, 3] = [0, 0, 1 / 3, 1], [0, 0, -1 / 3, 1]
+    mixed = transition_matrix(F, scheme).density[0] @ F[0, :, 3]
+    np.testing.assert_allclose(mixed, 1 / 3, atol=1e-6)
+    np.testing.assert_allclose(mix(F, scheme)[0, :, 3], 1 / 3, atol=1e-6)
+
+
 @pytest.mark.parametrize("scheme", ["box3d", "power"])
 def test_a_change_that_is_shortened_has_the_matrix_of_the_shorter_one(scheme):
     """Unlike mu and tau, one of them nearly empty: half of the change is more than it has."""

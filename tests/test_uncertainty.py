@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from sklearn.exceptions import NotFittedError
+from skorch.helper import predefined_split
 
 from rheidae import FluxRegressor, box3d_flux, mix
 from rheidae.estimator.uncertainty import ErrorScale
@@ -141,6 +142,23 @@ def test_fit_calibrates_on_the_validation_rows_if_there_are_enough(data):
         np.testing.assert_allclose(again, before, rtol=1e-3)
         rows = train if held_out else valid
         assert (model.calibrate(X[rows], y[rows]).predict(X, return_std=True)[1] / before).max() > 1.01
+
+
+def test_fit_calibrates_on_validation_rows_that_are_a_data_set_of_their_own(data):
+    """As `rheidae train` has them; more than there are training rows, and the truth as it was given."""
+    X, y = data.data, data.target
+    train, valid = np.arange(150), np.arange(150, 310)
+    given = FluxRegressor().get_dataset(X[valid], y[valid])
+    model = FluxRegressor(**FAST, train_split=predefined_split(given)).fit(X[train], y[train])
+    found = model.error_scale_.arrays
+    expected = model.calibrate(X[valid], y[valid]).error_scale_.arrays
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+    from_data_set = FluxRegressor(**FAST).fit(FluxRegressor().get_dataset(X[train], y[train]), None).error_scale_
+    for name, array in FluxRegressor(**FAST).fit(X[train], y[train]).error_scale_.arrays.items():
+        np.testing.assert_array_equal(from_data_set.arrays[name], array)
+    with pytest.raises(ValueError, match="get_dataset"):
+        model.fit(given, None, sample_weight=np.ones(len(valid)))
 
 
 def test_chance_between_mu_and_tau_is_an_error_of_each(data):

@@ -50,12 +50,12 @@ def unpack(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     return x, y, weight[0] if weight else None
 
 
-def chosen_rows(dataset: Any) -> Tensor:
-    """Return the numbers of a data set's rows in the one that it is a part, or a part of a part, of."""
+def chosen_rows(dataset: Any) -> tuple[Any, Tensor]:
+    """Return the data set that one is a part, or a part of a part, of, and the numbers of its rows there."""
     rows = torch.arange(len(dataset))
     while isinstance(dataset, Subset):
         dataset, rows = dataset.dataset, torch.as_tensor(dataset.indices, dtype=torch.long)[rows]
-    return rows
+    return dataset, rows
 
 
 class BatchSlicer:
@@ -76,10 +76,7 @@ class BatchSlicer:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         if isinstance(dataset, Subset):
-            rows = chosen_rows(dataset)
-            whole: Any = dataset
-            while isinstance(whole, Subset):
-                whole = whole.dataset
+            whole, rows = chosen_rows(dataset)
             dataset = TableDataset(*whole[rows])
         self.dataset = dataset
         self.batch_size = batch_size

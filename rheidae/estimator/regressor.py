@@ -12,7 +12,7 @@ from skorch.dataset import Dataset
 
 from rheidae.estimator._private import SetByFit
 from rheidae.estimator.answers import Answering
-from rheidae.estimator.batches import ENOUGH_ROWS, BatchSlicer, chosen_rows, some_rows
+from rheidae.estimator.batches import ENOUGH_ROWS, BatchSlicer, TableDataset, chosen_rows, some_rows
 from rheidae.estimator.layouts import as_array
 from rheidae.estimator.losses import takes_weights
 from rheidae.estimator.resuming import STATE_FORMAT
@@ -291,8 +291,12 @@ class FluxRegressor(Answering):
     def _learn_here(
         self, X: Any, y: Any, sample_weight: Any, fresh: bool, state: Any, **fit_params: Any
     ) -> FluxRegressor:
-        tables = None if isinstance(X, torch.utils.data.Dataset) else self._seen(X, y, fresh)
-        dataset = self.get_dataset(X) if tables is None else self.get_dataset(*tables, sample_weight)
+        if not isinstance(X, torch.utils.data.Dataset):
+            dataset = self.get_dataset(*self._seen(X, y, fresh), sample_weight)
+        elif sample_weight is None:
+            dataset = self.get_dataset(X)
+        else:
+            raise ValueError("sample_weight beside a data set: give it to get_dataset, or fit X and y")
         with self._random(fresh):
             if fresh:
                 self.initialize()
@@ -306,14 +310,15 @@ class FluxRegressor(Answering):
             super().partial_fit(dataset, None, **fit_params)
         known, self.known_rows_ = self.known_rows_, None
         if known is not None:
-            if tables is None:
-                X, y = (rows.double().numpy() for rows in some_rows(known))
-            else:  # the truth as it was given: chance between mu and tau is an error of each
-                rows = chosen_rows(known)
-                rows = rows if dataset.weight is None else rows[dataset.weight[rows] > 0]
-                X, y = (table[rows[:: max(1, -(-len(rows) // ENOUGH_ROWS))].numpy()] for table in tables)
-            if len(X) > 1:
-                self._calibrate(X, y)
+            known, rows = chosen_rows(known)
+            if isinstance(known, TableDataset):  # the truth as it was given: chance between mu and tau is an error
+                rows = rows if known.weight is None else rows[known.weight[rows] > 0]
+                rows = rows[:: max(1, -(-len(rows) // ENOUGH_ROWS))]
+                tables = [as_array(table)[rows.numpy()] for table in (known.X, known.y)]
+            else:
+                tables = [table.double().numpy() for table in some_rows(torch.utils.data.Subset(known, rows.tolist()))]
+            if len(tables[0]) > 1:
+                self._calibrate(*tables)
         return self
 
     def _seen(self, X: Any, y: Any, fresh: bool) -> tuple[Any, Any]:

@@ -223,7 +223,7 @@ def survival_probability(
     lift = rise * (1 - q0) / q0 if rise else 0.0
 
     def q(G: Array, weighted: Array, s: float, log_p: float, log_a: float) -> Array:
-        if not np.isfinite(s):
+        if np.isnan(s):  # infinite where both sides are equal
             return np.zeros_like(G)
         large, small = np.maximum(weighted, 0).sum(), np.maximum(-weighted, 0).sum()
         if small > large:  # a beam between the nodes; the kernel goes by the quadrature, too

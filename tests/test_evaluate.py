@@ -278,6 +278,33 @@ def test_no_row_is_predicted_by_a_model_that_has_seen_it(small):
     assert log == [(1, 7)] * 3
 
 
+def test_copies_under_another_name_are_not_trained_on(small):
+    """`random` is there again, in another order; two rows of every simulation. Vacuum is no copy."""
+    kept = np.flatnonzero(small.groups != "nsm_b")
+    copied = np.flatnonzero(small.groups == "random")[::-1]
+    data = Bunch(**{name: small[name][np.r_[kept, copied]].copy() for name in ("data", "target", "dirname", "groups")})
+    data.update(filename="f.h5", dirname=np.array([f"{name}{i // 2}" for i, name in enumerate(data.groups)]))
+    data.groups[len(kept) :] = "again"
+    cross_validate(data, lambda seed: Memory(seed, []), ["rows", "groups"], folds=3, test_only=["three_d"])
+    for rows in np.flatnonzero(data.groups == "nsm_a")[:2], np.flatnonzero(data.groups == "three_d")[:2]:
+        data.data[rows] = data.target[rows] = 0
+    parts = splits.cross_validation_parts(data, ["rows", "groups"], 3, 0, ["three_d"])
+    sizes = {tuple(np.unique(data.groups[part.test])): len(part.train) for part in parts if part.role == "left out"}
+    assert len(parts[-1].train) == 3 * ROWS
+    assert sizes == {("again",): ROWS, ("nsm_a",): 2 * ROWS, ("random",): ROWS}
+    assert sorted(np.concatenate([part.test for part in parts if part.role == "held out"])) == list(
+        np.flatnonzero(data.groups != "three_d")
+    )
+    for seed in range(5):
+        config = Config(data={"test_split": 0.3, "val_split": 0.3, "seed": seed}).data
+        homes = [
+            {row.tobytes() for row in data.target[rows] if row.any()}
+            for rows in train.split_rows(data, config).values()
+        ]
+        assert len(set.union(*homes)) == sum(map(len, homes))
+    assert splits.rows_again(data).sum() == 2 * ROWS
+
+
 def test_a_validation_part_takes_whole_simulations(small):
     data = Bunch(**{**small, "dirname": np.array([f"{g}{i % 6}" for i, g in enumerate(small.groups)])})
     labels = splits.simulation_labels(data)
@@ -313,7 +340,9 @@ def test_too_few_data_are_refused(small):
         parts(first, ["rows"], test_only=["nsm_c"])
     with pytest.raises(RunError, match="0 rows are left to train on"):
         parts(first, ["rows"], test_only=["random"])
-    one_simulation = Bunch(groups=np.array(["a"] * 5), dirname=np.array(["x"] * 5), filename="f.h5")
+    one_simulation = Bunch(
+        **{**small, "dirname": np.full(len(small.data), "x"), "groups": np.full(len(small.data), "a")}
+    )
     with pytest.raises(RunError, match="3 folds of 1 simulations"):
         splits.cross_validation_parts(one_simulation, ["rows"], 3, 0, ())
 

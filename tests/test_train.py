@@ -38,7 +38,7 @@ def test_parts_are_disjoint_and_leave_the_held_out_groups_alone(data):
 
 def test_rows_of_one_simulation_stay_together(data):
     names = np.array([f"run{i % 40}" for i in range(400)])
-    few = Bunch(data=data.data[:400], groups=np.full(400, "a"), dirname=names, filename="x")
+    few = Bunch(data=data.data[:400], target=data.target[:400], groups=np.full(400, "a"), dirname=names, filename="x")
     parts = train.split_rows(few, split_config(0.2, 0.2))
     homes = [set(names[rows]) for rows in parts.values()]
     assert sum(len(home) for home in homes) == 40

@@ -42,7 +42,7 @@ from rheidae.estimator.uncertainty import ErrorScale
 from rheidae.exceptions import RunError
 from rheidae.runs.build import build_regressor
 from rheidae.runs.files import DIGESTED, FILES
-from rheidae.scoring.splits import linear_hash
+from rheidae.scoring.splits import row_keys
 from rheidae.system.archives import require_small
 from rheidae.system.outputs import Outputs, make_folder, only_writer, sync, write_text
 
@@ -64,7 +64,7 @@ class Run:
     config: Config
     parms: TrainParms
     rows: dict[str, NDArray[np.uint64]]
-    """Keys (see `row_keys`) of the rows of each part: "train", "valid", "test"."""
+    """Keys (see `rheidae.scoring.splits.row_keys`) of the rows of each part: "train", "valid", "test"."""
     groups: frozenset[str]
     """Families (`sim_id`) that the training rows come from."""
     feature_names: tuple[str, ...] = ()
@@ -80,26 +80,6 @@ class Run:
     def role_of(self, groups: NDArray[np.str_]) -> NDArray[np.str_]:
         """What the run knows of rows it was not trained on: other rows of their families, or none."""
         return np.where(np.isin(groups, sorted(self.groups)), "held out", "unseen family")
-
-
-def row_keys(data: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """Return a number for each row that tells whether two files hold the same simulation.
-
-    Parameters
-    ----------
-    data : ndarray, shape (n, 48)
-        Inputs in 1/cm^3 times the run's `target_scale`; only the initial state, the first 24, counts, so that Box3D
-        may be computed anew.
-    target : ndarray, shape (n, 24)
-        Targets in the same unit.
-
-    Returns
-    -------
-    ndarray of uint64, shape (n,)
-        A random linear function of the bits of the 48 numbers, modulo 2^64.
-    """
-    numbers = np.concatenate([data[:, :24], target], axis=1).astype(np.float32, copy=False)
-    return linear_hash(np.ascontiguousarray(numbers).view(np.uint32), 0x5EED)
 
 
 def data_fingerprint(data: Any) -> str:

@@ -75,6 +75,11 @@ def notes(report: Report) -> str:
     )
     if report.get("rows_left_out"):
         lines.append(f"{report['rows_left_out']} rows that the run was trained or selected on are left out.")
+    if report.get("rows_again"):
+        lines.append(
+            f"{report['rows_again']} rows are in the data more than once; no model was trained on a copy of a row that "
+            "it is asked about."
+        )
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from rheidae.scoring.splits import (
     Part,
     RowNumbers,
     cross_validation_parts,
+    rows_again,
     simulation_keys,
     simulation_labels,
     three_dimensional_groups,
@@ -193,6 +194,7 @@ def score_settings(
         "cross_validation": list(kinds),
         "folds": folds if "rows" in kinds else None,
         "test_only": list(test_only),
+        "rows_again": int(rows_again(data).sum()),
         "seeds": list(range(seeds)),
     }
     return scored, about

@@ -36,13 +36,12 @@ from rheidae.runs.folder import (
     own_folder,
     require_run,
     require_run_id,
-    row_keys,
     save_about,
     save_config,
     save_run,
 )
 from rheidae.scoring import plots
-from rheidae.scoring.splits import RowNumbers, shuffled_split, simulation_labels
+from rheidae.scoring.splits import RowNumbers, row_keys, shuffled_split, simulation_labels
 from rheidae.system.h5 import open_h5, present
 from rheidae.system.outputs import write_text
 from rheidae.system.signals import handlers
@@ -64,8 +63,8 @@ def split_rows(data: Any, config: DataConfig) -> dict[str, RowNumbers]:
     Returns
     -------
     dict of ndarray
-        Row numbers under "train", "valid" and "test". Rows of one simulation (same `groups` and `dirname`) stay
-        together.
+        Row numbers under "train", "valid" and "test". Rows of one simulation (same `groups` and `dirname`, or equal
+        rows) stay together.
 
     Raises
     ------

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import GroupShuffleSplit, KFold
 from torch.utils.data import Subset
 
@@ -41,14 +43,34 @@ def shuffled_split(rows: RowNumbers, groups: Any, share: float, seed: int) -> tu
 
 
 def simulation_labels(data: Any) -> NDArray[np.intp]:
-    """Return a number per simulation; a row without a directory name is a simulation of its own."""
+    """Return a number per simulation; a row without a directory name is a simulation of its own.
+
+    Simulations that share a row, vacuum aside, are one, under whatever names.
+    """
     dirname = data.get("dirname")
     if dirname is None:
-        return np.arange(len(data.groups))
-    _, index = np.unique(np.char.add(np.char.add(data.groups, "/"), dirname), return_inverse=True)
-    nameless = dirname == ""
-    index[nameless] = len(dirname) + np.flatnonzero(nameless)
+        index = np.arange(len(data.groups))
+    else:
+        _, index = np.unique(np.char.add(np.char.add(data.groups, "/"), dirname), return_inverse=True)
+        nameless = dirname == ""
+        index[nameless] = len(dirname) + np.flatnonzero(nameless)
+    again = rows_again(data)
+    if again.any():
+        _, node = np.unique(index, return_inverse=True)
+        _, key = np.unique(row_keys(data.data[again], data.target[again]), return_inverse=True)
+        nodes = node.max() + 1 + key.max() + 1
+        links = coo_array((np.ones(len(key)), (node[again], node.max() + 1 + key)), shape=(nodes, nodes))
+        _, part = connected_components(links, directed=False)
+        _, first, of_row = np.unique(part[node], return_index=True, return_inverse=True)
+        index = index[first[of_row]]
     return index
+
+
+def rows_again(data: Any) -> NDArray[np.bool_]:
+    """Whether each row ``(n,)`` is in a data set more than once, by `row_keys`; vacuum is not."""
+    _, key, count = np.unique(row_keys(data.data, data.target), return_inverse=True, return_counts=True)
+    again: NDArray[np.bool_] = (count[key] > 1) & data.data[:, :24].any(axis=1)
+    return again
 
 
 def simulation_keys(data: Any, first: int = 0) -> NDArray[np.uint64]:
@@ -63,6 +85,26 @@ def simulation_keys(data: Any, first: int = 0) -> NDArray[np.uint64]:
     names = np.char.add(np.char.add(data.groups, "/"), dirname)
     letters = np.ascontiguousarray(names).view(np.uint32).reshape(len(names), -1)
     return np.where(dirname == "", rows, linear_hash(letters, 0x51))
+
+
+def row_keys(data: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Return a number for each row that tells whether two files hold the same simulation.
+
+    Parameters
+    ----------
+    data : ndarray, shape (n, 48)
+        Inputs in 1/cm^3 times the run's `target_scale`; only the initial state, the first 24, counts, so that Box3D
+        may be computed anew.
+    target : ndarray, shape (n, 24)
+        Targets in the same unit.
+
+    Returns
+    -------
+    ndarray of uint64, shape (n,)
+        A random linear function of the bits of the 48 numbers, modulo 2^64.
+    """
+    numbers = np.concatenate([data[:, :24], target], axis=1).astype(np.float32, copy=False)
+    return linear_hash(np.ascontiguousarray(numbers).view(np.uint32), 0x5EED)
 
 
 def linear_hash(words: NDArray[np.uint32], seed: int) -> NDArray[np.uint64]:
@@ -117,7 +159,7 @@ def cross_validation_parts(
         From `load_dataset`.
     kinds : sequence of {"rows", "groups"}
         "rows": `folds` parts of the rows, drawn at random from `seed`, rows of one simulation together. "groups":
-        each group is left out once.
+        each group is left out once. No model is trained on a simulation that it is asked about, in whatever group.
     folds, seed : int
         Of "rows".
     test_only : sequence of str
@@ -145,17 +187,20 @@ def cross_validation_parts(
             f"({', '.join(test_only) or 'none'}); at least 2 are needed: preprocess more simulations, or name others"
         )
     parts: list[Part] = []
+    labels = simulation_labels(data)
+
+    def part(role: str, test: NDArray[np.bool_]) -> Part:
+        return Part(role, rows[~np.isin(labels[rows], labels[test])], np.flatnonzero(test))
+
     if "rows" in kinds:
-        labels = simulation_labels(data)[rows]
-        simulations = np.unique(labels)
+        simulations = np.unique(labels[rows])
         if folds < 2 or len(simulations) < folds:
             raise RunError(
                 f"{data.filename}: {folds} folds of {len(simulations)} simulations (rows of one stay together); choose "
                 f"folds from 2 to the number of simulations, or preprocess more"
             )
         for _, chosen in KFold(folds, shuffle=True, random_state=seed).split(simulations):
-            test = np.isin(labels, simulations[chosen])
-            parts.append(Part("held out", rows[~test], rows[test]))
+            parts.append(part("held out", ~apart & np.isin(labels, simulations[chosen])))
     if "groups" in kinds:
         known = [name for name in names if name not in test_only]
         if len(known) < 2:
@@ -163,14 +208,15 @@ def cross_validation_parts(
                 f"{data.filename}: leaving a group out needs two of them, and there is only {known[0]!r} to train on; "
                 "cross-validate by rows, or preprocess another family"
             )
-        parts += [Part("left out", rows[data.groups[rows] != g], rows[data.groups[rows] == g]) for g in known]
+        parts += [part("left out", data.groups == group) for group in known]
     if test_only:
-        parts.append(Part("never trained on", rows, np.flatnonzero(apart)))
-    for part in parts:
-        if len(part.train) < 2:
+        parts.append(part("never trained on", apart))
+    for one in parts:
+        if len(one.train) < 2:
             raise RunError(
-                f"{data.filename}: {len(part.train)} row is left to train on beside the {len(part.test)} of the part "
-                f"{part.role!r}; at least 2 are needed: preprocess more simulations"
+                f"{data.filename}: {len(one.train)} row{'s are' if not len(one.train) else ' is'} left to train on "
+                f"beside the {len(one.test)} of the part {one.role!r} and their copies; at least 2 are needed: "
+                "preprocess more simulations"
             )
     return parts
 

@@ -23,6 +23,7 @@ from rheidae.linear import growth_rate
 from rheidae.mixing.asymptotic import crossings
 from rheidae.preprocess import pipeline, trainingset
 from rheidae.preprocess.__main__ import main
+from rheidae.scoring.splits import simulation_labels, three_dimensional_groups
 from rheidae.system import commands, outputs, progress
 from tests.rawfiles import INIT, NAMES, TRUE, config_for, read_all, spoil_many, write_raw
 from tests.states import conservation_error, random_states
@@ -274,19 +275,27 @@ def test_growth_rate_and_spread_are_carried_along_where_present(tmp_path):
     assert np.isnan(combined["F_true_stddev"][~from_a]).all()
 
 
-def test_minimal_files_hold_what_training_needs(tmp_path):
-    write_raw(tmp_path / "a.h5", 30)
+def test_minimal_files_hold_what_training_needs(tmp_path, caplog):
+    names = np.array([f"run{i // 2}_3d_" for i in range(30)], dtype="S")
+    write_raw(tmp_path / "a.h5", 30, directorynames=names)
     run(config_for(tmp_path, "a"))
     full = read_all(tmp_path / "out" / "preprocessed_all.h5")[0]
     run(config_for(tmp_path, "a", diagnostics="minimal"))
     for name in ("a_preprocessed.h5", "preprocessed_all.h5"):
         minimal = read_all(tmp_path / "out" / name)[0]
-        assert list(minimal) == ["input", "sim_id", "target"]
+        assert list(minimal) == ["dirname", "input", "sim_id", "target"]
     for name, values in minimal.items():
         np.testing.assert_array_equal(values, full[name])
-    data = load_dataset(tmp_path / "out" / "preprocessed_all.h5")
+    path = tmp_path / "out" / "preprocessed_all.h5"
+    data = load_dataset(path)
     assert set(data.groups) == {"a"}
-    assert set(data.dirname) == {""}
+    assert len(set(simulation_labels(data))) == 15
+    assert three_dimensional_groups(data) == ["a"]
+    assert not caplog.records
+    with h5py.File(path, "a") as file:  # as older ones are
+        del file["dirname"]
+    assert set(load_dataset(path).dirname) == {""}
+    assert [record.message.split(";")[0] for record in caplog.records] == [f"{path}: no dataset 'dirname'"]
 
 
 def test_compressed_and_chunked_files_hold_the_same_numbers(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from importlib import resources
@@ -17,6 +18,8 @@ from rheidae.mixing.schemes import SCHEMES, STORED
 from rheidae.system.h5 import dataset, open_h5, present, read
 from rheidae.system.memory import require_memory
 from rheidae.system.outputs import Outputs
+
+log = logging.getLogger(__name__)
 
 _CHUNK_ROWS = 1 << 18
 
@@ -145,12 +148,12 @@ def load_dataset(
             more[name] = values.astype(np.bool_) if name == "has_crossing" else values
         count = inputs.shape[1 if reversed_axes else 0]
         groups = _read_strings(file, "sim_id", count, rows)
-        # Minimal files hold no names.
-        dirname = (
-            _read_strings(file, "dirname", count, rows)
-            if present(file, "dirname")
-            else np.zeros(len(data), dtype=np.str_)
-        )
+        if present(file, "dirname"):
+            dirname = _read_strings(file, "dirname", count, rows)
+        else:
+            dirname = np.zeros(len(data), dtype=np.str_)
+            if rows[0] == 0:  # of several parts, the first
+                log.warning("%s: no dataset 'dirname'; each row counts as a simulation of its own: %s", path, remedy)
     return Bunch(
         data=data,
         target=target,

@@ -190,7 +190,7 @@ def _inspect(raw: RawFile, config: PreprocessConfig) -> _Simulation:
     marks = {source: fingerprint.of_source(source)}
     datasets = inspect(source, config.h5_paths, raw.axes or config.axes)
     if config.diagnostics == "minimal":
-        datasets = datasets._replace(F_true_stddev=None, growth_rate=None, dirnames=None)
+        datasets = datasets._replace(F_true_stddev=None, growth_rate=None)
     root = None if config.allow_external else Path(config.data_root)
     marks |= {path: fingerprint.of_source(path) for path in linked_files(source, datasets, root)}
     return _Simulation(
@@ -269,7 +269,7 @@ def _preprocess_file(
     simulation: _Simulation, config: PreprocessConfig, workers: Workers, stages: Stages, finished: Finished
 ) -> Written:
     raw, datasets, rows = simulation.raw, simulation.datasets, simulation.rows
-    if datasets.dirnames is None and config.diagnostics == "full":
+    if datasets.dirnames is None:
         log.warning("%s: no dataset %r; `dirname` stays empty", simulation.source, config.h5_paths.dirnames)
     with Progress(raw.name, rows) as progress:
         survey = _Survey({}, np.zeros(0, dtype=np.int64), 1, [])

@@ -31,7 +31,7 @@ from rheidae.system.signals import uninterrupted
 COMPRESSED_CHUNK_ROWS = 1024
 """Rows of an HDF5 chunk in compressed files, if the configuration does not say."""
 
-MINIMAL = ("input", "target", "sim_id")
+MINIMAL = ("input", "target", "sim_id", "dirname")
 """What ``diagnostics: minimal`` writes."""
 
 CARRIED = ("F_true_stddev", "growth_rate_simulated")

@@ -207,6 +207,17 @@ def test_no_interval_where_there_is_none():
     assert evaluation.ratio_interval(np.ones(3), np.zeros(3), np.arange(3)) is None
 
 
+@pytest.mark.parametrize("n", [3, 7, 20, 60])
+def test_widths_of_small_groups_are_those_of_plain_medians(n):
+    rng = np.random.default_rng(n)
+    for _ in range(20):
+        std = 10 ** rng.uniform(-6, -1, (1, n, 6, 4))
+        scored, _, _ = scored_example(seeds=1, n=n, std=std.reshape(1, n, 24))
+        middle = np.median(scored.std), np.median(np.abs(scored.F["model"] - scored.F_seen))
+        width = Tally().add(scored, np.full(n, True)).summary(2)["schemes"]["model"]["width"]
+        assert width == pytest.approx(1.6448536 * middle[0] / middle[1], rel=1e-3)
+
+
 # --- who is scored by whom -------------------------------------------------------------------------------
 
 

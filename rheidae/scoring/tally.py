@@ -20,8 +20,8 @@ from rheidae.scoring.scores import RESAMPLES, Entry, Scored, ratio_interval, see
 
 Numbers = NDArray[np.float64]
 
-# Medians are read from counts of logarithms: 500 bins a decade, over the total density.
-_LOWEST, _DECADES, _BINS = -15, 17, 500
+# Medians are read from counts of logarithms: 2500 bins a decade, over the total density.
+_LOWEST, _DECADES, _BINS = -15, 17, 2500
 
 
 class Tally:
@@ -197,11 +197,7 @@ def _counts(values: Numbers) -> Numbers:
 
 
 def _median(counts: Numbers) -> float:
-    """The median of what was counted, to a part of a bin; 0 where it lies in the first one."""
+    """The median of what was counted, of an even number the mean of the middle two; what the first bin holds is 0."""
     total = np.cumsum(counts)
-    half = 0.5 * total[-1]
-    place = int(np.searchsorted(total, half))
-    if place == 0:
-        return 0.0
-    inside = (half - total[place - 1]) / counts[place]
-    return float(10.0 ** (_LOWEST + (place + inside) / _BINS))
+    middle = np.searchsorted(total, [(total[-1] - 1) // 2, total[-1] // 2], side="right")
+    return float(np.where(middle > 0, 10.0 ** (_LOWEST + (middle + 0.5) / _BINS), 0.0).mean())

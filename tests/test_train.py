@@ -58,6 +58,9 @@ def test_impossible_splits(data):
         train.split_rows(data, split_config(0.0, 0.0, sorted(set(data.groups))))
     with pytest.raises(RunError, match="too few for a test part"):
         train.split_rows(data, split_config(0.0005, 0.1))
+    few = Bunch(**{name: data[name][:3] for name in ("data", "target", "groups", "dirname")}, filename="x")
+    with pytest.raises(RunError, match="x: 3 rows are too few for a valid part"):
+        train.split_rows(few, split_config(0.45, 0.5))
 
 
 def test_run_folder_reproduces_the_model(trained, data):

@@ -296,6 +296,7 @@ def test_the_best_epoch_is_what_predicts(small, load_best):
     [
         ({"batch_size": 1}, "batch norm has no variance in a batch of one row"),
         ({"val_split": 0.001}, "a validation part of 0.001 of 120 rows is empty"),
+        ({"val_split": 0.995}, "a validation part of 0.995 of 120 rows leaves none to train on"),
         ({"val_split": 1.5}, "must lie between 0 and 1"),
         ({"train_split": lambda dataset, y: (dataset, torch.utils.data.Subset(dataset, []))}, "no validation rows"),
     ],

@@ -41,7 +41,7 @@ from rheidae.runs.folder import (
     save_run,
 )
 from rheidae.scoring import plots
-from rheidae.scoring.splits import RowNumbers, row_keys, shuffled_split, simulation_labels
+from rheidae.scoring.splits import RowNumbers, leaves_some, row_keys, shuffled_split, simulation_labels
 from rheidae.system.h5 import open_h5, present
 from rheidae.system.outputs import write_text
 from rheidae.system.signals import handlers
@@ -88,10 +88,10 @@ def split_rows(data: Any, config: DataConfig) -> dict[str, RowNumbers]:
         if fraction == 0:
             parts[part] = rows[:0]
             continue
-        if share < 1 or len(np.unique(simulations[left])) < 2:
+        if share < 1 or not leaves_some(len(np.unique(simulations[left])), share / len(left)):
             raise RunError(
                 f"{data.filename}: {len(rows)} rows are too few for a {part} part of {fraction:g}; "
-                "preprocess more rows, or set the fraction to 0"
+                "preprocess more rows, choose a smaller fraction, or set it to 0"
             )
         left, parts[part] = shuffled_split(left, simulations[left], share / len(left), config.seed)
     if len(left) < 2:

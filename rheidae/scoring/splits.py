@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -40,6 +41,11 @@ def shuffled_split(rows: RowNumbers, groups: Any, share: float, seed: int) -> tu
     splitter = GroupShuffleSplit(1, test_size=share, random_state=seed)
     keep, chosen = next(splitter.split(rows, groups=groups))
     return rows[keep], rows[chosen]
+
+
+def leaves_some(groups: int, share: float) -> bool:
+    """Whether `shuffled_split` leaves groups on its first side."""
+    return math.ceil(share * groups) < groups
 
 
 def simulation_labels(data: Any) -> NDArray[np.intp]:
@@ -236,10 +242,15 @@ def validation_split(dataset: Any, fraction: float, seed: int, groups: Any = Non
     if not 0 < fraction < 1:
         raise FourFluxError(f"val_split={fraction!r} must lie between 0 and 1, both excluded")
     kinds = len(np.unique(labels))
+    what = "rows" if groups is None else "groups"
     if kinds < 2 or round(fraction * kinds) < 1:
-        what = "rows" if groups is None else "groups"
         raise FourFluxError(
             f"a validation part of {fraction:g} of {kinds} {what} is empty; give more {what}, or a larger part"
+        )
+    if not leaves_some(kinds, fraction):
+        raise FourFluxError(
+            f"a validation part of {fraction:g} of {kinds} {what} leaves none to train on; give more {what}, or a "
+            "smaller part"
         )
     train, valid = shuffled_split(rows, labels, fraction, seed)
     return Subset(dataset, train.tolist()), Subset(dataset, valid.tolist())

@@ -34,7 +34,7 @@ def test_constructors_only_store_and_hooks_have_skorch_signatures(callback):
 def test_recalibrated_statistics_are_the_exact_means(data, max_batches):
     X, y = data.data[:100], data.target[:100]
     recalibration = BatchNormRecalibration(0, max_batches)
-    net = FluxRegressor(**SMALL, iterator_valid__batch_size=50, callbacks=[("bn", recalibration)]).fit(X, y)
+    net = FluxRegressor(**SMALL, batch_size=50, callbacks=[("bn", recalibration)]).fit(X, y)
     seen = []
     norm = net.module_.input_block[0]
     handle = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))

@@ -21,7 +21,7 @@ class BatchNormRecalibration(Callback):
     warmup_epochs : int
         First epochs in which nothing is done.
     max_batches : int or None
-        Batches to use; None for all. Fewer are quicker and noisier.
+        Training batches to use; None for all. Fewer are quicker and noisier.
     """
 
     def __init__(self, warmup_epochs: int = 0, max_batches: int | None = None) -> None:
@@ -45,6 +45,9 @@ class BatchNormRecalibration(Callback):
 
     def _recalibrate(self, net: Any) -> None:
         if not self.done_ and len(net.history) > self.warmup_epochs:
-            batches = net.get_iterator(self.dataset_train_, training=False)
+            size = net.get_params_for("iterator_train").get("batch_size", net.batch_size)
+            options = net.get_params_for("iterator_valid")  # in order
+            options["batch_size"] = len(self.dataset_train_) if size == -1 else size
+            batches = net.iterator_valid(self.dataset_train_, **options)
             update_bn(islice(batches, self.max_batches), net.module_, net._device)
         self.done_ = True

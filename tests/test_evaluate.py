@@ -753,6 +753,7 @@ def test_ablation_command(folder, tmp_path, monkeypatch, capsys):
     assert str(page) in capsys.readouterr().out
     text = page.read_text()
     assert "--folds 2 --epochs 1" in text
+    assert "defaults of `FluxRegressor`, but 1 epochs. The residual network has a setting of its own: 1 epochs," in text
     header = "|  | rows held out | nsm_a, left out | nsm_b, left out | random, left out | three_d, never trained on |"
     assert text.count(header) == 1 + len({variant.section for variant in chosen})
     # The same numbers as cross-validation gives, on the line of the default and on that of all rows.

@@ -166,8 +166,9 @@ def page(
     folds: int,
     rows: int,
     figure: str,
+    epochs: int | None = None,
 ) -> str:
-    """Return the page as Markdown."""
+    """Return the page as Markdown; `epochs`: of every variant, where it isn't its own."""
     header = ["", *(_title(column) for column in learned[0][1])]
 
     def table(lines: Iterable[tuple[str, Scores]]) -> str:
@@ -176,7 +177,8 @@ def page(
         ]
         return markdown_table(header, numbers, 1)
 
-    epochs, lr, batch = (RESIDUAL[name] for name in ("max_epochs", "lr", "batch_size"))
+    its_epochs, lr, batch = (RESIDUAL[name] for name in ("max_epochs", "lr", "batch_size"))
+    defaults = "the defaults of `FluxRegressor`" + ("" if epochs is None else f", but {epochs} epochs")
     many = len(seeds) > 1
     sections = [
         "# What each choice is worth",
@@ -194,9 +196,9 @@ def page(
         table((TITLES[scheme], scores) for scheme, scores in analytic.items()),
     ]
     remarks = {
-        "Architecture, frame, conservation": "The mixing network has the defaults of `FluxRegressor`. The residual "
-        f"network has a setting of its own: {epochs} epochs, learning rate {lr:g}, batches of {batch}. It adds to "
-        "Box3D unless the line says otherwise.",
+        "Architecture, frame, conservation": f"The mixing network has {defaults}. The residual "
+        f"network has a setting of its own: {epochs or its_epochs} epochs, learning rate {lr:g}, batches of {batch}. "
+        "It adds to Box3D unless the line says otherwise.",
         "Training size: mixing network": f"![Skill over the rows trained on]({figure})\n\n"
         "The last point of each curve is all rows, drawn at the size of a fold's training part.",
     }
@@ -297,7 +299,14 @@ def ablate(
     write_text(
         out,
         page(
-            analytic, learned, command=command, seeds=range(seeds), folds=folds, rows=len(data.data), figure=figure.name
+            analytic,
+            learned,
+            command=command,
+            seeds=range(seeds),
+            folds=folds,
+            rows=len(data.data),
+            figure=figure.name,
+            epochs=epochs,
         ),
     )
     return [out, figure]

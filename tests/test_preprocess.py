@@ -56,6 +56,7 @@ def test_output_is_what_the_design_says(tmp_path):
     assert set(values["sim_id"]) == {b"a"}
     assert list(values["dirname"][:2]) == [b"run0", b"run1"]
     assert attributes["units"] == "1/cm^3"
+    assert "regression" in json.loads(attributes["axes"])["growth_rate, growth_rate_simulated"]
     assert list(attributes["species"]) == list(fourflux.SPECIES)
     assert json.loads(attributes["config"])["lebedev_order"] == 17
     assert json.loads(attributes["sources"]) == [str(tmp_path / "a.h5")]

@@ -250,7 +250,7 @@ def attributes(config: PreprocessConfig, sources: Sequence[Path], mark: str, bad
         "*_flat, residual, target": "(row, 4 * species + component)",
         "input": "(row, [F_init_flat, F_box_flat])",
         "invariants": "(row, per species (N, |F|) of F_init)",
-        "growth_rate, growth_rate_simulated": "(row), 1/s: by linear stability, and the simulation's own",
+        "growth_rate, growth_rate_simulated": "(row), 1/s: regression of linear stability, the simulation's own",
         "dropped_rows": "per output_name, the rows of the raw file that were left out",
     }
     return {

@@ -22,7 +22,7 @@ from rheidae.mixing.sphere import distributions, electron_and_heavy
 Array = NDArray[np.float64]
 
 ORDER = 53
-"""Lebedev order of the averages; they are the scheme's answer to 1e-3 of the total density."""
+"""Lebedev order of the averages; they are the scheme's answer to 2e-3 of the total density."""
 
 
 class Transition(NamedTuple):

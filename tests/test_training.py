@@ -25,6 +25,7 @@ from rheidae.estimator.callbacks import (
 )
 from rheidae.estimator.losses import TERMS
 from rheidae.estimator.networks import MixingModel
+from rheidae.estimator.step import TrainingStep
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.scoring.metrics import flux_error, skill
 from tests.estimators import SMALL
@@ -286,6 +287,24 @@ def test_the_best_epoch_is_what_predicts(small, load_best):
     batch = tuple(torch.stack(column) for column in zip(*keep.valid, strict=True))
     loss = float(net.validation_step(batch)["loss"])
     assert loss == pytest.approx(min(losses) if load_best else losses[-1], rel=1e-5)
+
+
+class Elsewhere(torch.Tensor):
+    """Says that it is on an accelerator."""
+
+    device = torch.device("cuda")
+
+
+def test_all_batches_are_recorded_under_one_name_on_an_accelerator(small, monkeypatch):
+    step = TrainingStep.train
+
+    def elsewhere(self, batch, **kwargs):
+        result = step(self, batch, **kwargs)
+        return result | {"record": result["record"].as_subclass(Elsewhere)}
+
+    expected = FluxRegressor(**SMALL, batch_size=16).fit(*small).history[:, "batches", :, "train_loss"]
+    monkeypatch.setattr(TrainingStep, "train", elsewhere)
+    assert FluxRegressor(**SMALL, batch_size=16).fit(*small).history[:, "batches", :, "train_loss"] == expected
 
 
 # --- failures --------------------------------------------------------------------------------------------

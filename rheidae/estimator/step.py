@@ -168,13 +168,14 @@ def run_epoch(
     """
     weights, history = net.criterion_.weights, net.history
     names = train_names(net) if training else [*(f"{prefix}_{name}" for name in weights), "error"]
-    means = EpochMeans(names, {f"{prefix}_{name}": weight for name, weight in weights.items()}, len(history))
+    weights = {f"{prefix}_{name}": weight for name, weight in weights.items()}
+    means = EpochMeans(names, weights, len(history), f"{prefix}_loss")
     for batch in iterator:
         seen, rows = batch[:2], len(batch[0])  # skorch's callbacks know no third part, the weights of rows
         net.notify("on_batch_begin", batch=seen, training=training)
         step = step_fn(batch, **fit_params)
         history.record_batch(f"{prefix}_batch_size", rows)
-        means.add(rows, step.pop("record"), net.last_checkpoint_, history[-1]["batches"][-1], f"{prefix}_loss")
+        means.add(rows, step.pop("record"), net.last_checkpoint_, history[-1]["batches"][-1])
         net.notify("on_batch_end", batch=seen, training=training, **step)
     numbers = means.finish(net.last_checkpoint_)
     numbers[f"{prefix}_loss"] = means.loss(list(numbers.values()))
@@ -226,21 +227,22 @@ class EpochMeans:
         Weights of those that make up the loss.
     epoch : int
         For the message if one is not finite.
+    loss : str
+        Name of a batch's loss in its entry.
     """
 
-    def __init__(self, names: list[str], weights: dict[str, float], epoch: int) -> None:
+    def __init__(self, names: list[str], weights: dict[str, float], epoch: int, loss: str = "loss") -> None:
         self.names = names
         self.weights = [(names.index(name), weight) for name, weight in weights.items()]
         self.epoch = epoch
+        self.loss_name = loss
         self.waiting: list[tuple[int, Tensor, dict[str, Any]]] = []
         self.sums = [0.0] * len(names)
         self.rows = 0
         self.batches = 0
 
-    def add(
-        self, rows: int, record: Tensor, checkpoint: str | None, entry: dict[str, Any] | None = None, name: str = "loss"
-    ) -> None:
-        """Take the record ``(len(names),)`` of a batch; its loss goes to ``entry[name]``, once it is read.
+    def add(self, rows: int, record: Tensor, checkpoint: str | None, entry: dict[str, Any] | None = None) -> None:
+        """Take the record ``(len(names),)`` of a batch; its loss goes to `entry`, once it is read.
 
         Raises
         ------
@@ -249,7 +251,7 @@ class EpochMeans:
         """
         self.waiting.append((rows, record, {} if entry is None else entry))
         if record.device.type == "cpu" or len(self.waiting) == LOOK_EVERY:
-            self._look(checkpoint, name)
+            self._look(checkpoint)
 
     def finish(self, checkpoint: str | None) -> dict[str, float]:
         """Return the means by name."""
@@ -260,7 +262,7 @@ class EpochMeans:
         """Return the weighted sum of a record's terms."""
         return sum(weight * numbers[place] for place, weight in self.weights)
 
-    def _look(self, checkpoint: str | None, name: str = "loss") -> None:
+    def _look(self, checkpoint: str | None) -> None:
         if not self.waiting:
             return
         records = torch.stack([record for _, record, _ in self.waiting]).tolist()
@@ -274,5 +276,5 @@ class EpochMeans:
                 )
             self.sums = [total + rows * value for total, value in zip(self.sums, numbers, strict=True)]
             self.rows += rows
-            entry[name] = self.loss(numbers)
+            entry[self.loss_name] = self.loss(numbers)
         self.waiting.clear()

@@ -274,7 +274,7 @@ class NoParams(Section):
 class KendallGalParams(Section):
     """`rheidae.estimator.callbacks.KendallGal`."""
 
-    initial: float | Literal["first_batch"] = "first_batch"
+    initial: Annotated[float, Field(allow_inf_nan=False)] | Literal["first_batch"] = "first_batch"
     lr: Positive | None = None
     floor: Positive = 1e-8
 

@@ -76,6 +76,11 @@ def test_defaults_come_from_the_name():
             {"weighting": {"scheme": "dwa", "params": {"temperature": -1.0}}},
             "temperature: .*greater",
         ),
+        (
+            TrainParms,
+            {"weighting": {"scheme": "kendall_gal", "params": {"initial": float("inf")}}},
+            "initial: .*finite",
+        ),
         (TrainParms, {"weighting": {"params": {"a": 1}}}, "takes no parameters"),
         (TrainParms, {"pcgrad": 1}, "pcgrad: .*boolean"),
         (TrainParms, {"constraints": {"enabled": True, "rho": -1.0}}, "constraints.rho"),

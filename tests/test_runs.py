@@ -17,7 +17,8 @@ import yaml
 from safetensors.torch import load_file
 
 from rheidae.config import Config, PreprocessConfig, TrainParms, check_config
-from rheidae.exceptions import ConfigError, DataError, FourFluxError, RunError
+from rheidae.estimator.regressor import FluxRegressor
+from rheidae.exceptions import ConfigError, DataError, FourFluxError, RunError, RunStopped
 from rheidae.preprocess import preprocess
 from rheidae.runs import folder as runs
 from rheidae.runs import train
@@ -154,6 +155,21 @@ def test_signals_save_before_leaving(whole, processed, tmp_path, python, number)
     same_weights(folder, whole[1])
 
 
+def test_a_signal_in_the_first_epoch_leaves_nothing_to_go_on_with(processed, tmp_path, monkeypatch, caplog):
+    step = FluxRegressor.train_step
+
+    def interrupted(self, batch, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, **kwargs)
+
+    monkeypatch.setattr(FluxRegressor, "train_step", interrupted)
+    caplog.set_level("INFO")
+    with pytest.raises(RunStopped):
+        train.train(settings(processed, tmp_path), parms(), "x")
+    assert not (tmp_path / "runs" / "x" / "state.pt").exists()
+    assert caplog.records[-1].message == f"stopped by signal {int(signal.SIGTERM)}; no epoch had ended"
+
+
 @pytest.mark.parametrize(
     ("sections", "changes", "message"),
     [
@@ -278,8 +294,6 @@ def test_a_minimal_file_is_enough(sample, whole, tmp_path):
 
 
 def test_a_diverging_run_names_its_last_checkpoint(processed, tmp_path, monkeypatch):
-    from rheidae.estimator.regressor import FluxRegressor
-
     step = FluxRegressor.train_step
 
     def poisoned(self, batch, **kwargs):

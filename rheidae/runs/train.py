@@ -238,7 +238,10 @@ def train(config: Config, parms: TrainParms, run_id: str | None = None, threads:
                     if writes:
                         checkpoint.write(regressor)
                         save_about(folder, {**about, "status": f"stopped by signal {stop.signal}"})
-                    log.info("stopped by signal %d; go on with: --resume-from %s", stop.signal, folder)
+                    further = (
+                        f"go on with: --resume-from {folder}" if checkpoint.path.exists() else "no epoch had ended"
+                    )
+                    log.info("stopped by signal %d; %s", stop.signal, further)
                     raise
             seconds = time.perf_counter() - started
             about |= {

@@ -112,6 +112,15 @@ def test_symmetries_that_a_network_breaks_are_seen(trained, processed, tmp_path)
     assert unit < 1e-6
 
 
+def test_names_what_shapes_the_gradients(trained, dozens, tmp_path):
+    assert "- gradients:" not in trained[1]
+    weighting = {"scheme": "dwa", "params": {"temperature": 3.0}}
+    parms = check_config({"weighting": weighting, "pcgrad": True, "constraints": {"enabled": True}}, TrainParms)
+    card = (train.train(config_for(dozens, tmp_path, training={"epochs": 1}), parms, "x") / "MODEL_CARD.md").read_text()
+    line = "- gradients: weighting dwa (temperature = 3.0), PCGrad, constraints (lr_lambda = 0.01, rho = 1.0)"
+    assert line in card.splitlines()
+
+
 def test_says_so_where_no_unseen_rows_are_left(dozens, tmp_path):
     everything = {"test_split": 0.0, "holdout_groups": []}
     config = config_for(dozens, tmp_path, data=everything, training={"epochs": 1})

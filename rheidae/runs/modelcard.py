@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import rheidae
 from rheidae import fourflux
+from rheidae.config import TrainParms
 from rheidae.fourflux import SPECIES
 from rheidae.mixing.asymptotic import crossings
 from rheidae.mixing.survival import INVARIANTS, invariants
@@ -148,12 +149,27 @@ def _model(run: Run, about: dict[str, Any]) -> str:
         f"- network: `{type(module).__name__}`, {about['parameters']} parameters; options "
         f"{_listed(run.config.model.options()) or 'as the class has them'}",
         f"- loss: {_listed(losses)}",
+        *_schemes(run.parms),
         f"- training: {about['epochs']} of {run.config.training.epochs} epochs, {about['seconds']:.0f} s, seed "
         f"{about['seed']}, status {about['status']}",
         "- input and output: initial and final four-fluxes `(n, 24)`, column 4 * species + component, species "
         f"({', '.join(SPECIES)}), components ({', '.join(fourflux.COMPONENTS)}), in 1/cm^3 or any other common unit",
     ]
     return "\n".join(lines)
+
+
+def _schemes(parms: TrainParms) -> list[str]:
+    """A line on what shapes the gradient beside the loss, if anything does."""
+    weighting, constraints = parms.weighting, parms.constraints
+    on = []
+    if weighting.scheme != "none":
+        options = _listed(weighting.params)
+        on.append(f"weighting {weighting.scheme}" + (f" ({options})" if options else ""))
+    if parms.pcgrad:
+        on.append("PCGrad")
+    if constraints.enabled:
+        on.append(f"constraints (lr_lambda = {constraints.lr_lambda}, rho = {constraints.rho})")
+    return [f"- gradients: {', '.join(on)}"] if on else []
 
 
 def _data(run: Run, about: dict[str, Any], ranges: Ranges) -> str:

@@ -24,7 +24,7 @@ from rheidae.mixing.quadrature import lebedev
 from rheidae.mixing.survival import mixing_change, survival_probability
 from rheidae.runs import ablation, score, train
 from rheidae.runs import folder as runs
-from rheidae.runs.report import markdown, report_on
+from rheidae.runs.report import markdown, notes, report_on
 from rheidae.runs.score import cross_validate, mixing_parameters, score_run
 from rheidae.scoring import figures, splits
 from rheidae.scoring import scores as evaluation
@@ -314,6 +314,8 @@ def test_copies_under_another_name_are_not_trained_on(small):
         ]
         assert len(set.union(*homes)) == sum(map(len, homes))
     assert splits.rows_again(data).sum() == 2 * ROWS
+    said = notes({"confidence_level": 0.95, "seeds": [0], "rows_again": 2 * ROWS})
+    assert f"{2 * ROWS} rows are in the data more than once" in said
 
 
 def test_a_validation_part_takes_whole_simulations(small):
@@ -395,6 +397,7 @@ def test_cross_validation_from_the_command_line(folder, tmp_path, capsys):
     assert status == 0
     report = json.loads((out / "r.json").read_text())
     check_plain(report)
+    assert report["rows_again"] == 0
     assert (report["seeds"], report["folds"], report["test_only"]) == ([0, 1], 3, ["three_d"])
     roles = {(entry["group"], entry["role"]): entry for entry in report["groups"]}
     assert len(roles) == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -69,6 +70,7 @@ def minerbo(states: Array, order: int) -> Array:
         return minerbo_distributions(states, rule.nodes) * rule.weights
 
 
+@cache
 def rules_of_beams(order: int) -> tuple[Array, Array]:
     """Nodes of the sphere and of a beam for `lepton_numbers_of_beams`, as the kernels want them."""
     return symmetric_rule(*lebedev(order)), spiral_rule(LATITUDES)

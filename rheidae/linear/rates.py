@@ -19,8 +19,9 @@ def growth_rate(F: ArrayLike, *, method: str = "exact", order: int = ORDER, inva
     F : array_like, shape (..., 6, 4) or (..., 24)
         Four-fluxes, 1/cm^3.
     method : {"exact", "fast"}
-        "exact": linear stability, see `fastest_mode`; about 2 ms a state. "fast": a regression of the exact rate on
-        rotation invariants (`rheidae.linear.regression`), for millions of rows; under a microsecond a row.
+        "exact": linear stability, see `fastest_mode`; about 2 ms a state, 5 with beams. "fast": a regression of the
+        exact rate on rotation invariants (`rheidae.linear.regression`), for millions of rows; under a microsecond a
+        row, 8 with beams.
     order : int
         Lebedev order of the quadrature, for "exact"; distributions with a weak crossing need more.
     invalid : {"raise", "pass"}

@@ -12,6 +12,8 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
+from rheidae.system.lazy import lazy
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -40,10 +42,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, _HOME)[0]
 
 
 def __dir__() -> list[str]:

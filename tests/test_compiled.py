@@ -26,6 +26,7 @@ from rheidae.export.graph import OUTPUTS, FluxGraph, transitions
 from rheidae.linear import growth_rate
 from rheidae.mixing.asymptotic import crossings
 from rheidae.predict.stream import predict_file
+from tests.estimators import check_single_state
 from tests.states import random_states, states
 
 CPP = Path(__file__).parents[1] / "examples" / "cpp"
@@ -94,13 +95,7 @@ def test_matrices_turn_what_was_into_what_is(full):
 
 @pytest.mark.parametrize("shape", [(6, 4), (24,)])
 def test_full_outputs_of_a_single_state(full, shape):
-    model, F = load_exported(full), random_states(1, 25)
-    expected, found = model.predict_all(F), model.predict_all(F.reshape(shape))
-    for name in OUTPUTS:
-        own = shape if name in ("F_final", "std") else expected[name].shape[1:]
-        assert found[name].shape == own
-        np.testing.assert_array_equal(found[name], expected[name].reshape(own))
-    np.testing.assert_array_equal(model.predict(F[0]), found["F_final"].reshape(6, 4))
+    check_single_state(load_exported(full), shape)
 
 
 def test_asymptotic_scheme_is_there_with_all_its_levels(tmp_path):

@@ -40,6 +40,7 @@ from rheidae.mixing.physical import keep_physical as keep_physical_of_kernels
 from rheidae.mixing.survival import calm, invariants, mixing_change
 from rheidae.runs import folder as runs
 from rheidae.runs import train
+from tests.estimators import check_single_state
 from tests.runs import PARMS, config_for
 from tests.states import random_rotation, random_states, states, turn
 
@@ -360,13 +361,7 @@ def test_full_outputs(full, mixing):
 
 @pytest.mark.parametrize("shape", [(6, 4), (24,)])
 def test_full_outputs_of_a_single_state(full, shape):
-    model, F = load_exported(full), random_states(1, 25)
-    expected, found = model.predict_all(F), model.predict_all(F.reshape(shape))
-    for name in OUTPUTS:
-        own = shape if name in ("F_final", "std") else expected[name].shape[1:]
-        assert found[name].shape == own
-        np.testing.assert_array_equal(found[name], expected[name].reshape(own))
-    np.testing.assert_array_equal(model.predict(F[0]), found["F_final"].reshape(6, 4))
+    check_single_state(load_exported(full), shape)
 
 
 def test_full_outputs_are_of_the_mixing_model(residual, tmp_path):

@@ -113,7 +113,7 @@ class Answering(FluxNet):
             found = self._predicted(X, return_std, invalid)
         else:
             found = self._put_together(X, parts, return_std, invalid)
-        if self._layout.answer_shape(X) != getattr(X, "shape", None):
+        if found[0].shape != getattr(X, "shape", None):
             return found
         return (*(labelled(table, X) for table in found[:2]), *found[2:])
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rheidae.estimator.tensors.control import instead
 from rheidae.estimator.tensors.minerbo import exponents
-from rheidae.estimator.tensors.nodes import fill_nodes, tables
+from rheidae.estimator.tensors.nodes import StateNodes, fill_nodes, tables
 from rheidae.linear import regression
 from rheidae.linear.distributions import LATITUDES
 from rheidae.linear.stability import POTENTIAL, SPEED_OF_LIGHT
@@ -129,6 +129,11 @@ def _pairs(L: Tensor) -> Tensor:
     return torch.stack([L[:, 0] - L[:, 1], L[:, 0] - L[:, 2], L[:, 1] - L[:, 2]], dim=1)
 
 
+def _weighted_pairs(nodes: StateNodes) -> Tensor:
+    """The same, times weights, on nodes that follow the beams."""
+    return _pairs(nodes.g[:, :3] - nodes.g[:, 3:]) * nodes.w[:, None]
+
+
 def _sides(G: Tensor) -> tuple[Tensor, Tensor]:
     """The positive part of G, and the negative one."""
     return 0.5 * (G.abs() + G), 0.5 * (G.abs() - G)
@@ -144,7 +149,7 @@ def _beam_sums(state: Tensor, *rules: Tensor) -> Tensor:
     """Moments ``(n, 60)`` of both sides of the three pairs, on nodes that follow the beams."""
     nodes = fill_nodes(state, *rules)
     x, y, z = nodes.x[:, None], nodes.y[:, None], nodes.z[:, None]
-    sides = _sides(_pairs(nodes.g[:, :3] - nodes.g[:, 3:]) * nodes.w[:, None])
+    sides = _sides(_weighted_pairs(nodes))
     weighted = [part for side in sides for part in (
         side, side * x, side * y, side * z, side * x * x, side * x * y, side * x * z, side * y * y, side * y * z,
         side * z * z,
@@ -153,8 +158,7 @@ def _beam_sums(state: Tensor, *rules: Tensor) -> Tensor:
 
 
 def _beams_cross(state: Tensor, *rules: Tensor) -> Tensor:
-    nodes = fill_nodes(state, *rules)
-    return _cross(_pairs(nodes.g[:, :3] - nodes.g[:, 3:]) * nodes.w[:, None])
+    return _cross(_weighted_pairs(fill_nodes(state, *rules)))
 
 
 _ENTRIES = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))

@@ -13,6 +13,7 @@ from rheidae.mixing._nodes_kernels import (
     WEIGHT,
     enter,
     fill_nodes,
+    total_of,
 )
 from rheidae.system.numba import driver, kernel
 
@@ -20,9 +21,7 @@ from rheidae.system.numba import driver, kernel
 @kernel
 def has_beam(F):
     """Whether a species of ``F (6, 4)`` that counts is narrower than a rule at rest resolves."""
-    total = 0.0
-    for s in range(6):
-        total += F[s, 3]
+    total = total_of(F)
     for s in range(6):
         N = F[s, 3]
         if VANISHING * total < N and F[s, 0] ** 2 + F[s, 1] ** 2 + F[s, 2] ** 2 > BEAM[0] * BEAM[0] * N * N:

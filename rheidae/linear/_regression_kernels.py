@@ -18,10 +18,12 @@ import numpy as np
 
 from rheidae.linear._beams_kernels import fill_lepton_numbers
 from rheidae.mixing._closure_kernels import LOG2_E, inverse_langevin, pow2, z_over_sinh
-from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS
+from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS, alike, total_of
 from rheidae.system.numba import driver, kernel, simd_function
 
 FEATURES = 13
+#: Differences of mu and tau, over the total density, that are rounding of single precision.
+ALIKE = 1e-6
 _LEAST = 1e-4
 """Ratio of the integrals below which the feature stays: nothing was fitted there."""
 
@@ -158,17 +160,6 @@ def _lepton_number(F, a, half, weights, L):
 
 
 @kernel
-def _total_and_unlike(F):
-    """Total density of ``F (6, 4)``, and whether mu and tau are farther apart than rounding of single precision."""
-    total, apart = 0.0, 0.0
-    for s in range(6):
-        total += F[s, 3]
-    for k in range(4):
-        apart = max(apart, abs(F[1, k] - F[2, k]), abs(F[4, k] - F[5, k]))
-    return total, apart > 1e-6 * total
-
-
-@kernel
 def _features_of_pairs(total, unlike, L, nodes, m, plus, minus, x, scale):
     """As `features` of one state, from its lepton numbers on m nodes and, behind them, the opposite ones."""
     for pair in range(3):
@@ -189,7 +180,8 @@ def features(F, half, weights, x, scale):
     m = half.shape[1]
     L, plus, minus = np.empty((3, 2 * m)), np.empty(10), np.empty(10)
     for r in range(F.shape[0]):
-        total, unlike = _total_and_unlike(F[r])
+        total = total_of(F[r])
+        unlike = not alike(F[r], ALIKE * total)
         for a in range(3 if unlike else 2):
             _lepton_number(F[r], a, half, weights, L[a])
         _features_of_pairs(total, unlike, L, half, m, plus, minus, x[r], scale[r])
@@ -203,10 +195,10 @@ def features_of_beams(F, table, narrow, x, scale):
     scratch, work, L = np.empty((10, 12)), np.empty((NODE_ROWS, size)), np.empty((3, 2 * size))
     plus, minus = np.empty(10), np.empty(10)
     for r in range(F.shape[0]):
-        total, unlike = _total_and_unlike(F[r])
+        total = total_of(F[r])
         m = fill_lepton_numbers(F[r], table, narrow, moments, Q, axes, species, scratch, work, L)
         L[:, m : 2 * m] = 0.0
-        _features_of_pairs(total, unlike, L, work, m, plus, minus, x[r], scale[r])
+        _features_of_pairs(total, not alike(F[r], ALIKE * total), L, work, m, plus, minus, x[r], scale[r])
 
 
 @driver

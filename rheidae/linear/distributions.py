@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from rheidae.cells import Cells
 from rheidae.exceptions import FourFluxError
 from rheidae.fourflux import SPECIES, T
-from rheidae.mixing._nodes_kernels import spiral_rule, symmetric_rule
+from rheidae.mixing.asymptotic import tables_of
 from rheidae.mixing.quadrature import lebedev
 from rheidae.mixing.sphere import minerbo as minerbo_distributions
 from rheidae.mixing.sphere import peak_and_exponent
@@ -70,12 +69,6 @@ def minerbo(states: Array, order: int) -> Array:
         return minerbo_distributions(states, rule.nodes) * rule.weights
 
 
-@cache
-def rules_of_beams(order: int) -> tuple[Array, Array]:
-    """Nodes of the sphere and of a beam for `lepton_numbers_of_beams`, as the kernels want them."""
-    return symmetric_rule(*lebedev(order)), spiral_rule(LATITUDES)
-
-
 def have_beams(states: Array) -> NDArray[np.bool_]:
     """Rows with a species that a rule at rest does not resolve: flux factors above 0.8."""
     from rheidae.linear import _beams_kernels as kernels
@@ -103,7 +96,7 @@ def lepton_numbers_of_beams(state: Array, order: int) -> tuple[Array, Array]:
     """
     from rheidae.linear import _beams_kernels as kernels
 
-    table, narrow = rules_of_beams(order)
+    table, narrow = tables_of(order, LATITUDES)
     nodes, L = np.empty((2, 3, table.shape[1] + 6 * narrow.shape[1]))
     m = kernels.lepton_numbers_row(state, table, narrow, nodes, L)
     return L[:, :m], nodes[:, :m]

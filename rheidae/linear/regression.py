@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from rheidae.linear.distributions import Array, have_beams, rules_of_beams
+from rheidae.linear.distributions import LATITUDES, Array, have_beams
 from rheidae.linear.stability import POTENTIAL, SPEED_OF_LIGHT, fastest_mode
-from rheidae.mixing.quadrature import lebedev
+from rheidae.mixing.asymptotic import tables_of
+from rheidae.mixing.quadrature import lebedev, upper_half
 from rheidae.system import commands
 
 RULE = 11
@@ -66,22 +67,21 @@ def features(F: Array) -> tuple[Array, Array]:
     beams = have_beams(F)
     if beams.any():  # whose kernels take seconds to compile
         own, size = np.empty((beams.sum(), 3, kernels.FEATURES)), np.empty((beams.sum(), 3))
-        kernels.features_of_beams(F[beams], *rules_of_beams(RULE), own, size)
+        kernels.features_of_beams(F[beams], *tables_of(RULE, LATITUDES), own, size)
         x[beams], scale[beams] = own, size
     return x, scale
 
 
 def constants() -> tuple[tuple[Array, ...], tuple[Any, ...]]:
     """Nodes and weights at rest, and those for beams, and the coefficients that the package ships, for the kernels."""
-    return (*_half(), *rules_of_beams(RULE)), _coefficients()
+    return (*_half(), *tables_of(RULE, LATITUDES)), _coefficients()
 
 
 @cache
 def _half() -> tuple[Array, Array]:
     """One of each pair of opposite nodes ``(3, pairs)``, and the weights."""
     rule = lebedev(RULE)
-    z, y, x = rule.nodes[2], rule.nodes[1], rule.nodes[0]
-    half = (z > 1e-9) | ((np.abs(z) <= 1e-9) & ((y > 1e-9) | ((np.abs(y) <= 1e-9) & (x > 0))))
+    half = upper_half(*rule)
     return np.ascontiguousarray(rule.nodes[:, half]), np.ascontiguousarray(rule.weights[half])
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, peak, pow2, pow2_pair, z_over_sinh
+from rheidae.mixing.quadrature import upper_half
 from rheidae.system.numba import driver, inlined_kernel, kernel, scalar_kernel, simd_function
 
 FOUR_PI = 12.566370614359172
@@ -39,10 +40,7 @@ FADE = 1e-7
 
 def antipodal_pairs(nodes, weights, multiple=16):
     """Return the ``(8, m)`` array of antipodal pairs of a rule: nodes ``(3, points)`` and weights."""
-    x, y, z = nodes
-    upper = (z > 0) | ((z == 0) & ((y > 0) | ((y == 0) & (x > 0))))
-    if 2 * np.count_nonzero(upper) != weights.size:
-        raise ValueError("the rule is not symmetric under inversion")
+    (x, y, z), upper = nodes, upper_half(nodes, weights)
     pad = -np.count_nonzero(upper) % multiple
     rows = (x, y, z, weights, weights * x, weights * y, weights * z, CELL / np.sqrt(np.abs(weights)))
     return np.ascontiguousarray([np.pad(np.asarray(a, dtype=np.float64)[upper], (0, pad)) for a in rows])

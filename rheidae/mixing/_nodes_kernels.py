@@ -43,6 +43,7 @@ import numpy as np
 
 from rheidae.mixing._box3d_kernels import FOUR_PI
 from rheidae.mixing._closure_kernels import LOG2_E, langevin_ratio, peak, pow2
+from rheidae.mixing.quadrature import upper_half
 from rheidae.system.numba import exact_kernel, kernel, simd_function
 
 #: Circles of latitude, of four nodes each, of a beam's own rule.
@@ -77,8 +78,7 @@ def sphere_rule(nodes, weights):
 
     Padded with empty nodes, so that a half is a multiple of 8.
     """
-    x, y, z = nodes
-    half = (z > 1e-12) | ((np.abs(z) <= 1e-12) & ((y > 1e-12) | ((np.abs(y) <= 1e-12) & (x > 0))))
+    half = upper_half(nodes, weights)
     table = np.pad(np.vstack([nodes, weights])[:, half], ((0, 0), (0, -int(half.sum()) % 8)))
     return np.ascontiguousarray(np.hstack([table, [[-1.0], [-1.0], [-1.0], [1.0]] * table]))
 
@@ -90,7 +90,6 @@ def symmetric_rule(nodes, weights):
     """
     x, y, z = nodes
     turned = np.array([(x - z) * np.sqrt(0.5), y, (x + z) * np.sqrt(0.5)])
-    # Coordinates that are zero but for rounding would put both or none of a pair into the upper half.
     turned[np.abs(turned) < 1e-12] = 0.0
     return sphere_rule(turned / np.linalg.norm(turned, axis=0), weights)
 

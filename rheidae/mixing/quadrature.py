@@ -27,6 +27,23 @@ class Quadrature(NamedTuple):
     weights: NDArray[np.float64]
 
 
+def upper_half(nodes: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Mark one of each pair of antipodes among the nodes ``(3, points)`` of a rule.
+
+    Raises
+    ------
+    ValueError
+        If the rule is not symmetric under inversion.
+    """
+    x, y, z = nodes
+    # Coordinates that are zero but for rounding would put both or none of a pair there.
+    on_equator, on_axis = np.abs(z) <= 1e-12, np.abs(y) <= 1e-12
+    upper: NDArray[np.bool_] = np.where(on_equator, np.where(on_axis, x > 0, y > 0), z > 0)
+    if 2 * np.count_nonzero(upper) != weights.size:
+        raise ValueError("the rule is not symmetric under inversion")
+    return upper
+
+
 @cache
 def lebedev(order: int) -> Quadrature:
     """Return the Lebedev rule that is exact for spherical harmonics up to degree `order`.

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from rheidae import fourflux
 from rheidae.mixing import _survival_kernels as kernels
-from rheidae.mixing._nodes_kernels import LATITUDES, sphere_rule, spiral_rule, symmetric_rule
+from rheidae.mixing._nodes_kernels import sphere_rule
+from rheidae.mixing.asymptotic import tables_of
 from rheidae.mixing.quadrature import lebedev
 from rheidae.system.threads import share_rows
 
@@ -63,7 +64,7 @@ def rules(order: int) -> tuple[Array, Array]:
 @cache
 def _beam_rules(order: int, beams: bool) -> tuple[Array, Array]:
     """Nodes of rows with beams; none if they have no nodes."""
-    return (symmetric_rule(*lebedev(order)), spiral_rule(LATITUDES)) if beams else (np.empty((4, 0)), np.empty((4, 0)))
+    return tables_of(order) if beams else (np.empty((4, 0)), np.empty((4, 0)))
 
 
 def mixing_change(

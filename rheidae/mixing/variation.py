@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 from numpy.typing import NDArray
 
 from rheidae import fourflux
 from rheidae.mixing import _variation_kernels as kernels
-from rheidae.mixing._nodes_kernels import spiral_rule, symmetric_rule
-from rheidae.mixing.quadrature import lebedev
+from rheidae.mixing.asymptotic import tables_of
 from rheidae.system.threads import share_rows
 
 ORDER, LATITUDES = 17, 32
@@ -43,7 +40,6 @@ def variations(F: fourflux.Float, *, order: int = ORDER, threads: int | None = N
     return sizes
 
 
-@cache
 def variation_rules(order: int = ORDER) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Nodes of the sphere and of a beam."""
-    return symmetric_rule(*lebedev(order)), spiral_rule(LATITUDES)
+    return tables_of(order, LATITUDES)

@@ -109,7 +109,8 @@ def read_rows(rows: RowSource, start: int, stop: int, remedy: str = FETCH_AGAIN)
             raise DataError(f"{rows.where}, rows {start} to {stop - 1}: cannot be read ({error}); {remedy}") from error
         if len(pieces[-1]) < (stop - start) * each:
             raise DataError(f"{rows.where}, rows {start} to {stop - 1}: cannot be read (the file ends there); {remedy}")
-    return np.concatenate(pieces).reshape(*before, stop - start, *after)
+    whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return whole.reshape(*before, stop - start, *after)
 
 
 def _with_cache(file: h5py.File, rows: RowSource, remedy: str) -> h5py.Dataset:

@@ -12,6 +12,7 @@ from rheidae.mixing import _box3d_kernels as kernels
 from rheidae.mixing import reference
 from rheidae.mixing.closure import inverse_langevin
 from rheidae.mixing.quadrature import LEBEDEV_ORDERS, lebedev
+from rheidae.mixing.sphere import distributions
 from tests.states import conservation_error, random_rotation, random_states, states, turn
 
 BOTH = pytest.mark.parametrize("crossing", ["shared", "sharp"])
@@ -110,14 +111,38 @@ def test_initial_difference_of_mu_and_tau_survives():
     np.testing.assert_allclose(out[:, 1] - out[:, 2], F[:, 1] - F[:, 2], atol=1e-15)
 
 
-@BOTH
-def test_octahedral_rotation_is_exact_and_any_other_within_the_quadrature_error(crossing):
-    F, rotation = random_states(2000, alike=True), random_rotation(1)
-    out = box3d_flux(F, crossing=crossing)
-    quarter = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
-    assert error(F, turn(out, quarter), box3d_flux(turn(F, quarter), crossing=crossing)).max() < 1e-13
-    turned = turn(box3d_flux(turn(F, rotation), crossing=crossing), rotation.T)
-    assert np.percentile(error(F, turned, out), 95) < {"shared": 4e-4, "sharp": 1e-3}[crossing]
+@given(states(), st.integers(0, 999), st.booleans())
+def test_nodes_turn_with_the_state(F, seed, mirrored):
+    rotation = random_rotation(seed) @ np.diag([1.0, 1.0, -1.0 if mirrored else 1.0])
+    assert error(F, box3d_flux(turn(F, rotation)), turn(box3d_flux(F), rotation)).max() < 1e-10
+
+
+@pytest.mark.parametrize("vectors", ["one line", "equal fluxes of e and ebar", "equal differences", "one species"])
+def test_nodes_turn_with_states_whose_fluxes_leave_the_frame_open(vectors):
+    F, n = random_states(1000, 3, 0.3, alike=True), 1000
+    F[..., 3] += 0.4 + np.random.default_rng(1).uniform(0, 0.6, (n, 6)) * [1, 0, 0, 1, 0, 0]
+    if vectors == "one line":
+        F[..., :2] = 0
+    elif vectors == "equal fluxes of e and ebar":
+        F[:, 3:, :3] = F[:, :3, :3]
+    elif vectors == "equal differences":
+        F[:, 3:, :3] = F[:, :3, :3] + F[:, [0], :3]
+    else:
+        F[:, 1:, :3] = 0
+    out = box3d_flux(F)
+    assert (error(F, out, F) > 1e-3).any()
+    for seed in range(3):
+        rotation = random_rotation(seed)
+        assert error(F, box3d_flux(turn(F, rotation)), turn(out, rotation)).max() < 1e-12
+
+
+def test_nodes_of_the_sharp_crossing_are_at_rest():
+    F = random_states(2000, alike=True)
+    quarter, rotation = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]), random_rotation(1)
+    out = box3d_flux(F, crossing="sharp")
+    assert error(F, turn(out, quarter), box3d_flux(turn(F, quarter), crossing="sharp")).max() < 1e-13
+    turned = error(F, turn(out, rotation), box3d_flux(turn(F, rotation), crossing="sharp"))
+    assert 1e-5 < np.percentile(turned, 95) < 1e-3
 
 
 def error(F, out, expected):
@@ -140,6 +165,15 @@ def test_without_a_crossing_nothing_changes(crossing):
     np.testing.assert_array_equal(result.F_box, F)
     assert not result.has_crossing.any()
     assert (result.survival_probability == 1).all()
+
+
+def test_nodes_beside_a_crossing_that_is_none_make_none():
+    """G comes down to a little above 0 somewhere: nodes within a cell of where it would vanish have parts of a side."""
+    F, directions = random_states(300, 8, alike=True), lebedev(131)[0]
+    for state in F:
+        e, ebar, x, xbar = distributions(state, directions)
+        state[0] *= 1.001 * ((ebar + x - xbar) / e).max()
+    np.testing.assert_array_equal(box3d_flux(F), F)
 
 
 @BOTH
@@ -398,12 +432,12 @@ def by_root_finder(F, meridians=128, cells=32, points=4):
 @pytest.mark.parametrize(("max_flux_factor", "alike"), [(0.75, True), (0.75, False), (0.95, True)])
 def test_shared_crossing_is_nearer_to_the_converged_answer(max_flux_factor, alike):
     F = random_states(2000, 3, max_flux_factor, alike)
-    # Other nodes than those of the rule under test, and turned; the root finder vouches for them (below).
-    expected = turn(box3d_flux(turn(F, random_rotation(2)), order=131), random_rotation(2).T)
+    # Other nodes than those of the rule under test; the root finder vouches for them (below).
+    expected = box3d_flux(F, order=131)
     assert np.percentile(error(F, box3d_flux(F, order=131, crossing="sharp"), expected), 95) < 1.5e-4
     shared, sharp = error(F, box3d_flux(F), expected), error(F, box3d_flux(F, crossing="sharp"), expected)
-    assert np.percentile(shared, 95) < (3.5e-4 if max_flux_factor < 0.8 else 6e-4)
-    assert np.percentile(shared, 95) < (0.6 if max_flux_factor < 0.8 else 0.9) * np.percentile(sharp, 95)
+    assert np.percentile(shared, 95) < (2e-4 if max_flux_factor < 0.8 else 4.5e-4)
+    assert np.percentile(shared, 95) < (0.3 if max_flux_factor < 0.8 else 0.7) * np.percentile(sharp, 95)
     assert shared.max() < sharp.max()
 
 
@@ -412,9 +446,9 @@ def test_shared_crossing_against_a_root_finder():
     expected = np.array([by_root_finder(state) for state in F])
     assert np.median(np.abs(expected - F).max(axis=(1, 2)) / F[..., 3].sum(axis=1)) > 0.01
     fine, default = error(F, box3d_flux(F, order=131), expected), error(F, box3d_flux(F), expected)
-    assert np.percentile(fine, 95) < 1e-4
-    assert np.percentile(default, 95) < 5e-4
-    assert default.max() < 2e-3
+    assert np.percentile(fine, 95) < 3e-5
+    assert np.percentile(default, 95) < 2.5e-4
+    assert default.max() < 1e-3
 
 
 @BOTH

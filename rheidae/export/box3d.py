@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rheidae.estimator.tensors.minerbo import distributions, exponents, four_vectors, moments_of, peak
+from rheidae.estimator.tensors.minerbo import distributions, exponents, four_vectors, moments_of, peak, polynomial
 from rheidae.mixing import _box3d_kernels as kernels
 from rheidae.mixing.box3d import ORDERS
 from rheidae.mixing.quadrature import lebedev
@@ -40,7 +40,7 @@ class Box3DTerms(nn.Module):
         self.register_buffer("nodes", four_vectors(nodes))
         self.register_buffer("weights", torch.from_numpy(np.array(weights)))
         self.register_buffer("signs", torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)[:, None])
-        self.register_buffer("per_cell", torch.from_numpy(kernels.CELL / np.sqrt(np.abs(weights))))
+        self.register_buffer("per_cell", torch.from_numpy(1.0 / np.sqrt(np.abs(weights))))
 
     def forward(self, state: Tensor) -> Tensor:
         """Final four-fluxes ``(n, 6, 4)``."""
@@ -69,8 +69,10 @@ class Box3DTerms(nn.Module):
         vectors, Z, density, _ = exponents(moments)
         vectors = vectors * (kernels.SHARED_Z / Z.clamp(min=kernels.SHARED_Z))[..., None]
         Z = Z.clamp(max=kernels.SHARED_Z)
-        g = distributions(vectors, Z, density * peak(Z) / kernels.FOUR_PI, self.nodes)
         change = moments[:, :2] - moments[:, 2:]
+        axes = _frame(change[:, 0, :3] - change[:, 1, :3], change.sum(dim=1)[:, :3], *moments[:, :2, :3].unbind(1))
+        vectors = vectors @ axes.transpose(1, 2)
+        g = distributions(vectors, Z, density * peak(Z) / kernels.FOUR_PI, self.nodes)
         L = change[:, 0, 3:] - change[:, 1, 3:]
         # Positive on the side with the smaller integral.
         sign = torch.where(L > 0.0, -1.0, 1.0)
@@ -79,11 +81,14 @@ class Box3DTerms(nn.Module):
         gradient = (signs * g).transpose(1, 2) @ vectors
         slope = gradient.square().sum(dim=2) - (signs * g * along).sum(dim=1).square()
         G = (signs * g).sum(dim=1)
-        s = (0.5 + G * self.per_cell / slope.clamp(min=kernels.FLAT).sqrt()).clamp(0.0, 1.0)
+        t = (G * self.per_cell / slope.clamp(min=kernels.FLAT).sqrt()).clamp(-1.0, 1.0)
+        s = 0.5 + t * polynomial(t * t, kernels.SHARE)
         moved = ((g[:, :2] - g[:, 2:]) * (s * self.weights)[:, None]) @ self.nodes.T
         small = sign * (moved[:, 0, 3:] - moved[:, 1, 3:])
-        crossing = small > kernels.NOISE
-        near = 2.0 / 3.0 * torch.where(crossing, 1.0 - torch.exp2(-small / kernels.FADE), 0.0)
+        moved = torch.cat([moved[..., :3] @ axes, moved[..., 3:]], dim=2)
+        seen = torch.minimum(small, (G.clamp(min=0.0) * self.weights).sum(dim=1, keepdim=True))
+        crossing = seen > kernels.NOISE
+        near = 2.0 / 3.0 * torch.where(crossing, 1.0 - torch.exp2(-seen / kernels.FADE), 0.0)
         away = near * small / torch.where(crossing, small + L.abs(), 1.0)
         return total * (away[:, :, None] * change + (near - away)[:, :, None] * moved)
 
@@ -94,6 +99,26 @@ class Box3DTerms(nn.Module):
         divided = torch.stack([split[:, :, 0], fraction * heavy, heavy - fraction * heavy], dim=2).reshape(-1, 6, 4)
         changed = (final != state)[:, [0, 3]].flatten(1).any(dim=1)
         return torch.where(changed[:, None, None], divided, final)
+
+
+def _frame(*candidates: Tensor) -> Tensor:
+    """Axes ``(n, 3, 3)`` of the nodes of rows."""
+    units = torch.eye(3, dtype=torch.float64)[:, None]
+    z = _first(*candidates, units[0])
+    y = _first(*(_cross(z, v) for v in (*candidates, units[0], units[1])))
+    return torch.stack([_cross(y, z), y, z], dim=1)
+
+
+def _first(*vectors: Tensor) -> Tensor:
+    """The first of the vectors ``(n, 3)`` of a row that has a length, over that; the last one has."""
+    chosen = vectors[-1]
+    for v in reversed(vectors[:-1]):
+        chosen = torch.where(v.square().sum(dim=1, keepdim=True) > kernels.AXIS, v, chosen)
+    return chosen / chosen.square().sum(dim=1, keepdim=True).sqrt()
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    return a[:, [1, 2, 0]] * b[:, [2, 0, 1]] - a[:, [2, 0, 1]] * b[:, [1, 2, 0]]
 
 
 def _loss(I_plus: Tensor, I_minus: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,10 +64,11 @@ def box3d_flux(
     crossing : {"shared", "sharp"}
         How the jump of the survival probability at ``G = 0`` is treated. "shared" divides the weight of a node beside
         the crossing between both sides by its distance to it, and takes what is known exactly, integrals over the whole
-        sphere, from the four-fluxes. "sharp", the published formula, counts each node to the side on which it lies. On
-        states with random flux directions (``pytest benchmarks/test_box3d.py``) the 95th percentile of the error is
-        3e-4 of the total density by default and 6e-4 with the sharp crossing. A crossing so shallow that its region is
-        smaller than a node's cell is seen, or not, as the nodes happen to lie.
+        sphere, from the four-fluxes; its nodes turn with the state. "sharp", the published formula, counts each node to
+        the side on which it lies; they are at rest. On states with random flux directions (``pytest
+        benchmarks/test_box3d.py``) the 95th percentile of the error is 1.4e-4 of the total density by default and 6e-4
+        with the sharp crossing. A crossing so shallow that its region is smaller than a node's cell is seen, or not, as
+        the nodes happen to lie.
     mu_fraction : float, optional
         None (default): mu and tau take equal parts of the change, so that an initial difference between
         them survives. A number in [0, 1]: mu gets that fraction of the final heavy total, tau the rest,

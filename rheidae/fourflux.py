@@ -8,6 +8,7 @@ A four-flux is the number density ``N`` and the number flux over c, ``F``, of on
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,7 +158,7 @@ def to_emu(F: Float) -> Float:
 
 
 def total_density(F: Float) -> Float:
-    """Sum of the six number densities.
+    """Sum of the six number densities, one after the other: the width of a beam hangs on the last bit.
 
     Parameters
     ----------
@@ -169,7 +170,8 @@ def total_density(F: Float) -> Float:
     ndarray, shape (n,)
         float64, 1/cm^3.
     """
-    return F.reshape(len(F), 6, 4)[:, :, T].sum(axis=1, dtype=np.float64)
+    # NumPy's own sum takes one order or another, by version and shape.
+    return reduce(np.add, (N.astype(np.float64) for N in F.reshape(len(F), 6, 4)[:, :, T].T))
 
 
 def average_heavy(F: Float, F_init: Float) -> Float:

@@ -26,6 +26,7 @@ from rheidae import FluxRegressor, box3d_flux, mix, relaxation
 from rheidae.estimator.networks import MixingModel, ResidualFFIModel
 from rheidae.estimator.tensors import flavors
 from rheidae.estimator.tensors.asymptotic import AsymptoticMixing
+from rheidae.estimator.tensors.control import newton_in_bracket
 from rheidae.estimator.tensors.survival import SurvivalMixing
 from rheidae.exceptions import ExportError, FourFluxError, OutputError
 from rheidae.export import __main__ as command
@@ -132,6 +133,15 @@ def test_three_flavors(monkeypatch):
     assert matrix.min() > -1e-12
     np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-12)
     np.testing.assert_allclose(np.einsum("nab,nb->na", matrix, F[..., 3]), found[..., 3], atol=1e-8)
+
+
+def test_a_root_that_is_found_stays_while_others_are_looked_for():
+    """Where both sides are nearly equal rounding leaves steps that grow, and halving the bracket would follow."""
+    found, open_ = 2.0, 7.0
+    columns = [[found, open_], [3e-13, 0.5], [found - 1e-6, 0.0], [140.0, 140.0], [1e-13, 4.0]]
+    u, _, _, before = newton_in_bracket(*torch.tensor(columns, dtype=torch.float64))
+    assert u.tolist() == [found, 7.5]
+    assert before.tolist() == [1e-13, 0.5]
 
 
 @given(states())

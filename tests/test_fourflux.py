@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+import torch
 
 from rheidae import fourflux
 from rheidae.exceptions import FourFluxError
+from rheidae.export.graph import total_of
+from rheidae.mixing._nodes_kernels import total_of as total_of_state
 from tests.states import random_states
 
 
@@ -16,6 +19,17 @@ def test_emu_axes_element_by_element():
                 assert F[1, species, fourflux.COMPONENTS.index(component)] == raw[1, c, sign, f]
     assert (fourflux.from_emu(raw.reshape(2, 4, 6)) == F).all()
     assert (fourflux.to_emu(F) == raw).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 64, 4000])
+def test_kernels_and_graphs_sum_densities_in_one_order(rows):
+    """The width of a beam is what a flux leaves of its density: on the last bit of the total hangs how it mixes."""
+    F = random_states(rows, 5)
+    total = fourflux.total_density(F)
+    assert total.tolist() == [total_of_state(state) for state in F]
+    assert total.tolist() == total_of(torch.from_numpy(F))[:, 0].tolist()
+    single = F.astype(np.float32)
+    assert fourflux.total_density(single.reshape(-1, 24)).tolist() == [total_of_state(state) for state in single]
 
 
 def test_flat_columns_are_species_major():

@@ -135,12 +135,12 @@ class FluxGraph(nn.Module):
 
 
 def total_of(state: Tensor) -> Tensor:
-    """Total densities ``(n, 1)``, in the order of the estimator's sum: on a last bit hangs how wide a beam is."""
+    """Total densities ``(n, 1)``, in the order of `rheidae.fourflux.total_density`."""
     N = state[:, :, 3]
-    rest = N[:, 1]
-    for species in range(2, 6):
-        rest = rest + N[:, species]
-    return (N[:, 0] + rest)[:, None]
+    total = N[:, 0]
+    for species in range(1, 6):
+        total = total + N[:, species]
+    return total[:, None]
 
 
 def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor) -> Tensor:

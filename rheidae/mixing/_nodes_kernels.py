@@ -232,7 +232,7 @@ def _length(x, y, z):
 
 @exact_kernel
 def total_of(F):
-    """Total density of a state, in the order in which NumPy sums."""
+    """Total density of a state, in the order of `rheidae.fourflux.total_density`."""
     return (
         np.float64(F[0, 3]) + np.float64(F[1, 3]) + np.float64(F[2, 3]) + np.float64(F[3, 3]) + np.float64(F[4, 3])
         + np.float64(F[5, 3])

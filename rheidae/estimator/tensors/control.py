@@ -12,6 +12,9 @@ from torch import Tensor
 _LOOPS = 10_000
 """Most turns of a loop; those of this package end long before."""
 
+FOUND = 1e-10
+"""Last step of Newton's method, whose next error is about its square, of a root that is found."""
+
 
 def branch(
     condition: Tensor, yes: Callable[..., Tensor], no: Callable[..., Tensor], tables: tuple[Tensor, ...]
@@ -68,11 +71,19 @@ def newton_in_bracket(u: Tensor, length: Tensor, low: Tensor, high: Tensor, befo
     """Newton's step from u, whose sign says on which side the root is, unless it is no good: then half of the bracket.
 
     Returns the new u, the bracket, and how far the step went; it has to be less than half of `before`, the last one.
+    A root that is found stays while others are looked for: rounding would send it through its bracket again.
     """
+    moving = before > FOUND
     low, high = torch.where(length > 0.0, u, low), torch.where(length > 0.0, high, u)
     new, size = u + length, length.abs()
     good = ((new > low) & (new < high) & (2.0 * size < before)) | (size < 2e-14 * (1.0 + u.abs()))
-    return torch.where(good, new, 0.5 * (low + high)), low, high, torch.where(good, size, high - low)
+    new, size = torch.where(good, new, 0.5 * (low + high)), torch.where(good, size, high - low)
+    return torch.where(moving, new, u), low, high, torch.where(moving, size, before)
+
+
+def unfinished(u: Tensor, low: Tensor, high: Tensor, before: Tensor, *given: Tensor) -> Tensor:
+    """Whether `newton_in_bracket` has a root to find."""
+    return (before > FOUND).any()
 
 
 # A trace of TorchScript follows what happens on its rows; functions that were compiled, it calls. The parts of those

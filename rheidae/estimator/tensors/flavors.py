@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rheidae.estimator.tensors.control import newton_in_bracket, repeat
+from rheidae.estimator.tensors.control import FOUND, newton_in_bracket, repeat
 from rheidae.estimator.tensors.nodes import StateNodes
 from rheidae.estimator.tensors.pair import fade, solve_scale
 from rheidae.estimator.tensors.uncertainty import sizes_of, varied
@@ -249,7 +249,7 @@ def _search(state: Tensor, *given: Tensor) -> tuple[Tensor]:
         torch.where(lost, start, before + share * step), before, step, share, torch.where(good, size, error), of_a,
         of_b, torch.where(lost, 1.0, reached),
     ], dim=1)  # fmt: skip
-    inner = of_b[:, 2:] > 1e-10
+    inner = of_b[:, 2:] > FOUND
     new_b, *of_new_b = newton_in_bracket(b, y3 / (-j32).clamp(min=_TINY), *of_b.split(1, dim=1))
     fall = j11 + j12 * j31 / (-j32).clamp(min=_TINY)
     new_a, *of_new_a = newton_in_bracket(a, y1 / fall.clamp(min=_TINY), *of_a.split(1, dim=1))
@@ -257,7 +257,7 @@ def _search(state: Tensor, *given: Tensor) -> tuple[Tensor]:
     in_brackets = torch.cat([
         torch.where(inner, a, new_a), torch.where(inner, new_b, b), state[:, 2:8],
         torch.where(inner, of_a, torch.cat(of_new_a, dim=1)), torch.where(inner, torch.cat(of_new_b, dim=1), anew),
-        2.0 - (inner | (of_new_a[2] > 1e-10)).to(at.dtype),
+        2.0 - (inner | (of_new_a[2] > FOUND)).to(at.dtype),
     ], dim=1)  # fmt: skip
     found = torch.cat([state[:, :14], 0.0 * b + 2.0], dim=1)
     after = torch.where(right, found, torch.where(mode < 0.5, by_newton, in_brackets))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rheidae.estimator.tensors.control import newton_in_bracket, repeat
+from rheidae.estimator.tensors.control import newton_in_bracket, repeat, unfinished
 from rheidae.mixing._box3d_kernels import FADE, NOISE
 
 _TINY = 1e-30
@@ -26,11 +26,7 @@ def solve_scale(part: Tensor, G: Tensor, goal: Tensor, limit: Tensor) -> Tensor:
     # The logarithm to base e of the scale; the kernels' is to base 2.
     start = (mean.clamp(min=_TINY).log() + 0.64 * _LN_2 + 0.79 * odds).clamp(_LOW, _HIGH)
     low, high = 0.0 * start + _LOW, 0.0 * start + _HIGH
-    return repeat(_unfinished, _step, (start, low, high, high - low), (odds, limit, part, G))
-
-
-def _unfinished(s: Tensor, low: Tensor, high: Tensor, before: Tensor, *given: Tensor) -> Tensor:
-    return (before > 1e-10).any()
+    return repeat(unfinished, _step, (start, low, high, high - low), (odds, limit, part, G))
 
 
 def _step(s: Tensor, low: Tensor, high: Tensor, before: Tensor, *given: Tensor) -> tuple[Tensor, ...]:

@@ -26,7 +26,7 @@ from numpy.polynomial import chebyshev
 from scipy.special import ive
 from torch import Tensor, nn
 
-from rheidae.estimator.tensors.control import instead, newton_in_bracket, repeat
+from rheidae.estimator.tensors.control import instead, newton_in_bracket, repeat, unfinished
 from rheidae.estimator.tensors.minerbo import exponents, four_vectors, moments_of, peak, smoothstep
 from rheidae.mixing import _survival_kernels as kernels
 from rheidae.mixing._nodes_kernels import VANISHING
@@ -280,12 +280,8 @@ def _bracketed(
     goal = _goal(small, both, lift)
     start = sides.start(goal).clamp(_LOW, _HIGH)
     low, high = torch.full_like(start, _LOW), torch.full_like(start, _HIGH)
-    u = repeat(_unfinished, _bracketed_step, (start, low, high, high - low), (goal, *sides))
+    u = repeat(unfinished, _bracketed_step, (start, low, high, high - low), (goal, *sides))
     return sides.survival(sides.evaluate(u)[0])
-
-
-def _unfinished(u: Tensor, low: Tensor, high: Tensor, before: Tensor, *given: Tensor) -> Tensor:
-    return (before > 1e-9).any()
 
 
 def _bracketed_step(u: Tensor, low: Tensor, high: Tensor, before: Tensor, *given: Tensor) -> tuple[Tensor, ...]:

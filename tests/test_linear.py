@@ -229,7 +229,7 @@ def test_matched_moments():
     F = random_states(20, 5, max_flux_factor=0.8) * 1e33
     F[0, 1] = 0  # none of a species
     F[1, 2, :3] = 0  # isotropic
-    for closure in ("minerbo", lambda F, species, directions: (1.1 + directions @ [0.3, 0.1, 0.9]) ** 2):
+    for closure in ("minerbo", lambda F, species, directions: F[3] * (1.1 + directions @ [0.3, 0.1, 0.9]) ** 2):
         N = matched(F, 19, closure)
         assert (N >= 0).all()
         np.testing.assert_allclose(N.sum(axis=-1), F[..., 3], rtol=1e-12)
@@ -305,5 +305,7 @@ def test_too_few_directions():
 def test_closure_that_is_none():
     with pytest.raises(FourFluxError, match="returned shape"):
         matched(random_states(1), 11, lambda F, species, directions: 1.0)
+    with pytest.raises(FourFluxError, match="not all of them 0"):
+        matched(random_states(1), 11, lambda F, species, directions: np.zeros(len(directions)))
     with pytest.raises(FourFluxError, match="unknown"):
         matched(random_states(1), 11, "levermore")

@@ -172,11 +172,12 @@ def _evaluated(states: Array, closure: str | Closure, nodes: Array) -> Array:
     for row, state in enumerate(states):
         for species in range(6):
             values = np.asarray(closure(state[species], species, directions), dtype=np.float64)
-            if values.shape != (len(directions),) or not np.isfinite(values).all() or (values < 0).any():
+            sound = values.shape == (len(directions),) and np.isfinite(values).all() and (values >= 0).all()
+            if not sound or (state[species, T] > 0 and not values.any()):
                 raise FourFluxError(
                     f"closure of row {row}, {SPECIES[species]}, returned shape {values.shape} for {len(directions)} "
-                    "directions; expected one finite number >= 0 for each"
+                    "directions; expected one finite number >= 0 for each, not all of them 0 where there are neutrinos"
                 )
             # Nothing at a node: so little that the moments do not see it.
-            out[row, species] = np.maximum(values, 1e-30 * values.max(initial=1e-300))
+            out[row, species] = np.maximum(values / (values.max() or 1.0), 1e-30)
     return out.reshape(6 * len(states), -1)

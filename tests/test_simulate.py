@@ -1,5 +1,6 @@
 """The pseudo-spectral solver against analytic rates, direct integration, conservation laws and Emu."""
 
+import _thread
 import errno
 import json
 import multiprocessing
@@ -7,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib import resources
 
@@ -526,6 +528,20 @@ def test_a_process_that_is_killed_is_one_message(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "run_row", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(ClusterError, match=r"a process of the simulation was killed, .* run again"):
         simulate_archive(config)
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch):
+    faults = []
+    monkeypatch.setattr(threading, "excepthook", faults.append)
+    work = archive._processes(time.sleep, [(0.3,)] * 12, 2)
+    next(work)
+    threading.Timer(0.2, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(work)
+    for thread in threading.enumerate():
+        if thread.name == "ExecutorManagerThread":
+            thread.join(10)
+    assert faults == []
 
 
 def test_without_shared_memory(tmp_path, monkeypatch, caplog):

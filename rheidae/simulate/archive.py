@@ -196,7 +196,7 @@ def _processes(work: Callable[..., Any], blocks: list[tuple[Any, ...]], count: i
 
     try:
         with parallel_config(backend="loky", inner_max_num_threads=1):
-            yield from Parallel(n_jobs=count, return_as="generator_unordered", pre_dispatch="all", batch_size=1)(
+            yield from Parallel(n_jobs=count, return_as="generator_unordered", batch_size=1)(
                 delayed(work)(*block) for block in blocks
             )
     except BrokenProcessPool as error:

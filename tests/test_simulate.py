@@ -522,6 +522,19 @@ def test_what_killed_runs_leave_is_removed(tmp_path):
         assert target.read_bytes() == whole
 
 
+def test_a_damaged_state_is_simulated_again(tmp_path):
+    config = check_config(config_for(tmp_path, max_steps=1)[0], SimulateConfig)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(archive, "_write_archive")
+        with pytest.raises(NameError):
+            simulate_archive(config)
+    short, empty, *_ = (tmp_path / "out/made.h5.parts").iterdir()
+    os.truncate(short, 3000)
+    os.truncate(empty, 0)
+    written = simulate_archive(config)
+    assert (written.rows, written.simulated) == (5, 2)
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_is_one_message(tmp_path, monkeypatch):
     config = check_config({**config_for(tmp_path)[0], "processes": 2}, SimulateConfig)

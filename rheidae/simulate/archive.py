@@ -27,7 +27,7 @@ from rheidae.simulate.options import Options
 from rheidae.simulate.solver import Run, Setup, order_for, prepare, run_row
 from rheidae.system import commands
 from rheidae.system.cluster import no_processes, open_workers
-from rheidae.system.h5 import create_h5, dataset, open_h5, present
+from rheidae.system.h5 import H5_ERRORS, create_h5, dataset, open_h5, present
 from rheidae.system.memory import require_memory
 from rheidae.system.outputs import Outputs, not_written, only_writer, remove_stale
 from rheidae.system.signals import uninterrupted
@@ -135,7 +135,7 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
         # Files of a state are named by what it is made from, so that those of another configuration never count.
         places = [parts / f"{mark}.h5" for mark in marks]
         done = resume and _finished(target, marks)
-        pending = [] if done else [i for i, place in enumerate(places) if not (resume and place.is_file())]
+        pending = [] if done else [i for i, place in enumerate(places) if not (resume and _whole(place))]
         if pending:
             setups = {i: prepare(states[i], config.options) for i in pending}
             # The longest first: at the end all processes finish at about the same time.
@@ -265,8 +265,15 @@ def _clear(parts: Path, places: Iterable[Path]) -> None:
             parts.rmdir()
 
 
+def _whole(place: Path) -> bool:
+    try:
+        return bool(_read_part(place))
+    except (DataError, *H5_ERRORS):  # a disk that lost some of it
+        return False
+
+
 def _read_part(place: Path) -> dict[str, Any]:
-    with open_h5(place, "simulate again") as file:
+    with open_h5(place) as file:
         part = {name: dataset(file, name)[()] for name in ("order", *_RUN_FIELDS)}
     part["stopped"] = part["stopped"].decode()
     return part

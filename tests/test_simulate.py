@@ -597,8 +597,18 @@ def test_rows_of_a_file(tmp_path):
         simulate(str(tmp_path / "none.h5"))
     with h5py.File(path, "a") as file:
         file["F4_initial(1|ccm)"][1, :3] *= 40
-    with pytest.raises(FourFluxError, match=r"states\.h5 row 0, nu_e: .* exceeds N"):
-        simulate(path, rows=[1], **short)
+        file["F4_initial(1|ccm)"][3] = 0
+        file["F4_initial(1|ccm)"][4, :3, 0, 0] = 0, 0.3 * F[4, 0, 3], 0.94 * F[4, 0, 3]
+    for row, message in (
+        (1, r"states\.h5 row 1, nu_e: .* exceeds N"),
+        (3, "row 3: no neutrinos"),
+        (4, "row 4.* flux factor"),
+    ):
+        config["states"]["rows"] = [0, row]
+        with pytest.raises(FourFluxError, match=message):
+            simulate(path, rows=[0, row], **short)
+        with pytest.raises(FourFluxError, match=message):
+            simulate_archive(check_config(config, SimulateConfig))
 
 
 def command_for(python, config, path):

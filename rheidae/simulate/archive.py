@@ -24,7 +24,7 @@ from rheidae.linear.distributions import Array, alike, as_states
 from rheidae.mixing.quadrature import lebedev
 from rheidae.simulate.config import SimulateConfig
 from rheidae.simulate.options import Options
-from rheidae.simulate.solver import Run, Setup, order_for, prepare, run_row
+from rheidae.simulate.solver import Run, Setup, naming_rows, order_for, prepare, run_row
 from rheidae.system import commands
 from rheidae.system.cluster import no_processes, open_workers
 from rheidae.system.h5 import H5_ERRORS, create_h5, dataset, open_h5, present
@@ -68,6 +68,11 @@ def read_states(path: str | Path, rows: RowSelection = None) -> Array:
     DataError
         If the file cannot be read, holds no initial four-fluxes, or lacks one of the rows.
     """
+    return read_rows(path, rows)[0]
+
+
+def read_rows(path: str | Path, rows: RowSelection = None) -> tuple[Array, list[int]]:
+    """`read_states`, and which rows these are."""
     with open_h5(path) as file:
         if present(file, "F_init"):
             found = dataset(file, "F_init")
@@ -85,16 +90,17 @@ def read_states(path: str | Path, rows: RowSelection = None) -> Array:
             f"{path}: dataset {found.name.lstrip('/') if found else ''!r} has shape {F.shape}; expected (n, 6, 4), or "
             "(n, 4, 2, 3) in a raw file"
         )
-    F = np.asarray(F, dtype=np.float64)
+    F, every = np.asarray(F, dtype=np.float64), np.arange(len(F))
     if rows is None or isinstance(rows, slice):
-        return F if rows is None else F[rows]
+        rows = rows or slice(None)
+        return F[rows], every[rows].tolist()
     numbers = np.asarray(rows)
     if numbers.dtype.kind not in "iu":
         raise DataError(f"{path}: rows={rows!r}; expected numbers of rows, from 0 on, or a slice")
     beyond = numbers[(numbers < 0) | (numbers >= len(F))]
     if beyond.size:
         raise DataError(f"{path} has {len(F)} rows, and no row {beyond.flat[0]}; mend rows")
-    return np.asarray(F[numbers])
+    return np.asarray(F[numbers]), numbers.ravel().tolist()
 
 
 def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: str | None = None) -> Written:
@@ -123,10 +129,12 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
     ClusterError
         If the cluster cannot be reached, or loses its workers; if a process of this machine is killed.
     """
-    rows, states = _chosen(config)
-    states, _ = as_states(states, config.states.path)
-    if config.options.order is None:
-        order_for(states)
+    states, rows = read_rows(config.states.path, config.states.rows)
+    rows = rows[: config.states.max_rows]
+    with naming_rows(rows):
+        states, _ = as_states(states[: config.states.max_rows], config.states.path)
+        if config.options.order is None:
+            order_for(states)
     root = Path(config.output_root)
     target = root / config.output_filename
     parts = root / f"{config.output_filename}.parts"
@@ -137,7 +145,7 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
         done = resume and _finished(target, marks)
         pending = [] if done else [i for i, place in enumerate(places) if not (resume and _whole(place))]
         if pending:
-            setups = {i: prepare(states[i], config.options) for i in pending}
+            setups = {i: prepare(states[i], config.options, row=rows[i]) for i in pending}
             # The longest first: at the end all processes finish at about the same time.
             pending.sort(key=lambda i: -setups[i].cost)
             progress = stack.enter_context(_Progress(target.name, [setups[i].cost for i in pending]))
@@ -159,12 +167,6 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
         with open_h5(target) as file:
             converged = int(dataset(file, "converged")[()].sum())
     return Written(target, len(states), len(pending), converged)
-
-
-def _chosen(config: SimulateConfig) -> tuple[list[int], Array]:
-    chosen = slice(None) if config.states.rows is None else config.states.rows
-    states = read_states(config.states.path, chosen)[: config.states.max_rows]
-    return list(range(len(states))) if config.states.rows is None else config.states.rows[: len(states)], states
 
 
 def _mark(state: Array, options: Options) -> str:

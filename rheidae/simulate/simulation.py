@@ -14,7 +14,7 @@ from rheidae.exceptions import ConfigError
 from rheidae.linear.distributions import Array, Closure, as_states
 from rheidae.mixing.quadrature import lebedev
 from rheidae.simulate.options import Options
-from rheidae.simulate.solver import Run, Setup, prepare, run_row
+from rheidae.simulate.solver import Run, Setup, naming_rows, prepare, run_row
 
 if TYPE_CHECKING:
     from rheidae.simulate.archive import RowSelection
@@ -113,14 +113,17 @@ def simulate(
     """
     chosen = check_config(options, Options, "simulate")
     if isinstance(F_init, str | Path):
-        from rheidae.simulate.archive import read_states
+        from rheidae.simulate.archive import read_rows
 
-        states, leading = as_states(read_states(F_init, rows), str(F_init))
+        found, numbers = read_rows(F_init, rows)
+        with naming_rows(numbers):
+            states, leading = as_states(found, str(F_init))
     elif rows is None:
         states, leading = as_states(F_init)
+        numbers = list(range(len(states)))
     else:
         raise ConfigError("simulate: rows choose from a file; index the array instead")
-    setups = [prepare(state, chosen, closure) for state in states]
+    setups = [prepare(state, chosen, closure, row) for state, row in zip(states, numbers, strict=True)]
     runs = [run_row(0, setup, state, chosen)[1] for setup, state in zip(setups, states, strict=True)]
     return gathered(setups, runs, leading)
 

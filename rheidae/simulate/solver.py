@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,17 +115,28 @@ class Run:
     steps: int
 
 
-def prepare(state: Array, options: Options, closure: str | Closure = "minerbo") -> Setup:
-    """Directions, distributions, growth rate, box and time step for one state ``(6, 4)``.
+@contextmanager
+def naming_rows(rows: Sequence[int]) -> Iterator[None]:
+    """Errors of some states name the rows that these are."""
+    try:
+        yield
+    except FourFluxError as error:
+        said = re.sub(r"(.*row )(\d+)", lambda found: f"{found[1]}{rows[int(found[2])]}", str(error))
+        raise FourFluxError(said) from error
+
+
+def prepare(state: Array, options: Options, closure: str | Closure = "minerbo", row: int = 0) -> Setup:
+    """Directions, distributions, growth rate, box and time step for one state ``(6, 4)``, which errors call `row`.
 
     Raises
     ------
     FourFluxError
         If the directions do not represent a flux factor.
     """
-    order = options.order or int(order_for(state[None])[0])
+    with naming_rows([row]):
+        order = options.order or int(order_for(state[None])[0])
+        N = matched(state[None], order, closure)[0].reshape(2, 3, -1)
     rule = lebedev(order)
-    N = matched(state[None], order, closure)[0].reshape(2, 3, -1)
     same = bool(alike(state[None])[0])
     if same and closure == "minerbo":
         N[:, 1:] = N[:, 1:].mean(axis=1, keepdims=True)

@@ -19,11 +19,12 @@ import yaml
 
 import rheidae
 from rheidae import fourflux, simulate
-from rheidae.config import check_config
+from rheidae.config import H5Paths, check_config
 from rheidae.exceptions import ClusterError, ConfigError, DataError, FourFluxError
 from rheidae.linear.distributions import matched
 from rheidae.linear.stability import POTENTIAL
 from rheidae.mixing.quadrature import lebedev
+from rheidae.preprocess.rawfile import inspect
 from rheidae.simulate import archive
 from rheidae.simulate.archive import read_states, simulate_archive
 from rheidae.simulate.comparison import EMU, compare
@@ -487,6 +488,22 @@ def test_archive_is_a_raw_file(tmp_path):
     )
     assert rows[-1].rows == 5
     np.testing.assert_allclose(read_states(rows[-1].path).shape, F.shape)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_archives_of_few_rows_are_read(tmp_path, rows):
+    """Their shape alone leaves more than one order of the axes."""
+    config, F = config_for(tmp_path, max_steps=1)
+    config["states"]["max_rows"] = rows
+    path = simulate_archive(check_config(config, SimulateConfig)).path
+    found = inspect(path, H5Paths(), None)
+    for four_flux in (found.F_init, found.F_true):
+        np.testing.assert_array_equal(four_flux.read(0, rows), F[:rows])
+    with h5py.File(path, "a") as file:
+        file["F4_initial(1|ccm)"].attrs["axes"] = "something else"
+    if rows > 1:
+        with pytest.raises(DataError, match="say which in the configuration"):
+            inspect(path, H5Paths(), None)
 
 
 def test_other_options_are_another_result(tmp_path):

@@ -200,6 +200,7 @@ def _four_flux(file: h5py.File, path: str | Path, name: str, key: str, axes: Seq
     where = f"{path}: dataset {name!r}"
     try:
         shape, dtype = stored.shape, stored.dtype
+        said = tuple(str(stored.attrs.get("axes", "")).split(", "))
     except H5_ERRORS as error:
         raise DataError(f"{where} is of a type that cannot be read ({error}); fetch the file again") from error
     expected = (
@@ -226,6 +227,8 @@ def _four_flux(file: h5py.File, path: str | Path, name: str, key: str, axes: Seq
                 f"{_listed(readings)}: set axes: to one of them, or remove the key"
             )
         readings = [tuple(axes)]
+    elif said in readings:
+        readings = [said]
     if len(readings) > 1:
         raise DataError(
             f"{where} has shape {shape}, which can be read as {_listed(readings)}; say which in the configuration, "

@@ -313,6 +313,8 @@ def _write_archive(
             file["F4_initial(1|ccm)"] = fourflux.to_emu(states)
             file["F4_final(1|ccm)"] = fourflux.to_emu(column("F_final"))
             file["F4_final_stddev(1|ccm)"] = fourflux.to_emu(column("F_std"))
+            for four_flux in list(file.values()):
+                four_flux.attrs["axes"] = "row, component, nu_nubar, flavor"
             file["growthRate(1|s)"] = column("growth_rate")
             file["time(s)"] = column("time")
             file["box(cm)"] = column("side")

@@ -23,8 +23,9 @@ def main(argv: list[str] | None = None) -> int:
         "--test-only", nargs="*", metavar="GROUP", help="groups that no model is trained on, as of rheidae evaluate"
     )
     arguments = parser.parse_args(argv)
-    if arguments.seeds < 1:
-        parser.error("--seeds must be 1 or more")
+    for name, least in (("seeds", 1), ("folds", 2), ("epochs", 1)):
+        if (given := getattr(arguments, name)) is not None and given < least:
+            parser.error(f"--{name} must be {least} or more")
 
     said = "python -m rheidae.ablation" + "".join(
         f" --{name} {getattr(arguments, name)}"

@@ -16,7 +16,7 @@ from rheidae import FluxRegressor, evaluate, fourflux, load_dataset, mix
 from rheidae import ablation as ablation_command
 from rheidae.config import Config, TrainParms, check_config
 from rheidae.estimator.networks import ResidualFFIModel
-from rheidae.exceptions import FourFluxError, RunError
+from rheidae.exceptions import FourFluxError, OutputError, RunError
 from rheidae.mixing import sphere
 from rheidae.mixing.box3d import box3d_survival
 from rheidae.mixing.power import power_survival
@@ -772,3 +772,27 @@ def test_ablation_command(folder, tmp_path, monkeypatch, capsys):
     assert torch.get_num_threads() == 1
     assert ablation_command.main(["--data", str(folder / "random_preprocessed.h5"), "--out", str(page)]) == 2
     assert "there is only 'random'" in capsys.readouterr().err
+
+
+def test_ablation_of_few_rows_where_box3d_is_right(small, tmp_path, monkeypatch):
+    """A family whose skill is unknown has no panel, and no line claims more rows than there are to train on."""
+    chosen = [v for v in ablation.variants() if v.section == "Training size: mixing network"]
+    monkeypatch.setattr(ablation, "variants", lambda: chosen)
+    few = Bunch(**small)
+    rows = np.concatenate([np.flatnonzero(small.groups == group)[:12] for group in ("random", "nsm_a")])
+    few.update(
+        {name: small[name][rows] for name in ("data", "target", "groups", "dirname", "growth_rate", "has_crossing")}
+    )
+    few.target[few.groups == "random"] = few.data[few.groups == "random", 24:]
+    monkeypatch.setattr(ablation, "load_dataset", lambda source: few)
+    page = tmp_path / "page.md"
+    written = ablation.ablate("few.h5", page, "command", seeds=1, folds=2, epochs=1)
+    assert [path.name for path in written] == ["page.md", "learning_curve.png"]
+    assert "| all rows |" in page.read_text()
+    assert "| 25 rows |" not in page.read_text()
+    with pytest.raises(SystemExit):
+        ablation_command.main(["--epochs", "0"])
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(ablation, "score_variants", None)
+    with pytest.raises(OutputError, match="cannot be written"):
+        ablation.ablate("few.h5", tmp_path / "file" / "page.md", "command", seeds=1, folds=2, epochs=1)

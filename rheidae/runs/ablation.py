@@ -19,10 +19,10 @@ from rheidae.estimator.regressor import FluxRegressor
 from rheidae.mixing import schemes
 from rheidae.runs import score
 from rheidae.runs.report import markdown_table, with_doubt
-from rheidae.scoring.plots import saved_figure
+from rheidae.scoring.plots import drawn, saved_figure
 from rheidae.scoring.scores import TITLES, Scored
 from rheidae.scoring.splits import CROSS_VALIDATIONS, three_dimensional_groups
-from rheidae.system.outputs import write_text
+from rheidae.system.outputs import Outputs, naming
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ def learning_curve(learned: Sequence[tuple[Variant, Scores]], rows: int, path: P
         if variant.section.startswith("Training size"):
             name = variant.section.partition(": ")[2]
             curves.setdefault(name, []).append((variant.rows or rows, scores))
-    panels = list(learned[0][1])
+    panels = [column for column, (skill, _) in learned[0][1].items() if np.isfinite(skill)]
     across = min(len(panels), 4)
     down = -(-len(panels) // across)
     with saved_figure(path, 2.6 * across, 2.6 * down, dpi=80) as figure:
@@ -291,14 +291,15 @@ def ablate(
     data = load_dataset(source)
     if test_only is None:
         test_only = three_dimensional_groups(data)
-    chosen = variants() if epochs is None else smaller(variants(), epochs)
-    analytic, learned = score_variants(data, chosen, folds=folds, seeds=range(seeds), test_only=test_only)
-    trainable = int((~np.isin(data.groups, test_only)).sum())
+    most = int((~np.isin(data.groups, test_only)).sum()) * (folds - 1) // folds
+    chosen = [variant for variant in variants() if variant.rows is None or variant.rows < most]
+    if epochs is not None:
+        chosen = smaller(chosen, epochs)
     figure = figure_beside(out)
-    learning_curve(learned, trainable * (folds - 1) // folds, figure)
-    write_text(
-        out,
-        page(
+    with Outputs() as outputs:
+        place = outputs.path(out)  # what cannot be written is said now, not after the trainings
+        analytic, learned = score_variants(data, chosen, folds=folds, seeds=range(seeds), test_only=test_only)
+        text = page(
             analytic,
             learned,
             command=command,
@@ -307,6 +308,7 @@ def ablate(
             rows=len(data.data),
             figure=figure.name,
             epochs=epochs,
-        ),
-    )
-    return [out, figure]
+        )
+        with naming(out, len(text)):
+            place.write_bytes(text.encode())
+    return [out, figure] if drawn(lambda path: learning_curve(learned, most, path), figure) else [out]

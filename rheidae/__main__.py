@@ -21,6 +21,7 @@ COMMANDS = {
     "ablation": ("rheidae.ablation", "score every architecture, weighting and training size"),
     "predict": ("rheidae.predict.__main__", "mix the moments of a file"),
     "export": ("rheidae.export.__main__", "write a model as one file for other codes"),
+    "pretrained": ("rheidae.pretrained.__main__", "train the model that ships again"),
 }
 """Module of each command, whose ``main(argv)`` it is, and what it does."""
 

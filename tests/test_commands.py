@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module, resources
@@ -40,6 +41,8 @@ def test_every_module_with_a_command_line_is_a_command():
         if 'prog="rheidae ' in path.read_text()
     }
     assert modules == {module for module, _ in command.COMMANDS.values()}
+    table = re.findall(r"^\| `python -m rheidae\.(\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert set(table) <= set(command.COMMANDS)
 
 
 def test_commands_hand_on_arguments_and_status(capsys, tmp_path):

@@ -11,8 +11,8 @@ from rheidae.system import commands
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m rheidae.pretrained``."""
-    parser = argparse.ArgumentParser(prog="python -m rheidae.pretrained", description="Train the model that ships.")
+    """Command line of ``rheidae pretrained``."""
+    parser = argparse.ArgumentParser(prog="rheidae pretrained", description="Train the model that ships.")
     parser.add_argument("folder", help="where to write it, with its card and its ONNX file; made if it does not exist")
     arguments = parser.parse_args(argv)
 

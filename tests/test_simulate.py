@@ -21,6 +21,7 @@ import rheidae
 from rheidae import fourflux, simulate
 from rheidae.config import H5Paths, check_config
 from rheidae.exceptions import ClusterError, ConfigError, DataError, FourFluxError
+from rheidae.linear import growth_rate
 from rheidae.linear.distributions import matched
 from rheidae.linear.stability import POTENTIAL
 from rheidae.mixing.quadrature import lebedev
@@ -433,6 +434,14 @@ def test_too_few_directions_for_the_flux_factor():
     F[3, :3] = [0, 0, 1.19e33]
     with pytest.raises(FourFluxError, match=r"flux factor 0\.9917 is above 0\.985"):
         simulate(F)
+
+
+def test_a_crossing_between_the_directions_is_not_stable():
+    F = 1e33 * random_states(6000, 11, alike=True)[2089]
+    result = simulate(F)
+    assert growth_rate(F) > 0 == result.growth_rate
+    assert (result.stopped, result.converged) == ("directions", False)
+    assert prepare(F, Options(order=23)).stopped != "directions"
 
 
 def test_order_follows_the_flux_factor():

@@ -34,7 +34,7 @@ from rheidae.system.signals import uninterrupted
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the same version of the package begins to compute or write something else."""
 
 RowSelection = int | Sequence[int] | slice | None

@@ -48,7 +48,8 @@ class Simulation(NamedTuple):
         Whether the drift is below its bound, after `min_saturation_times` at least; True for stable states.
     stopped : ndarray of str, shape (...)
         Why the run ended: "drift" (below its bound), "saturation times" or "steps" (their largest number), "stable" (no
-        mode grows; unchanged) or "slow" (it would not saturate within the steps allowed; unchanged).
+        mode grows; unchanged), "directions" (none grows on these, but on finer ones: give a higher order; unchanged) or
+        "slow" (it would not saturate within the steps allowed; unchanged).
     time : ndarray, shape (...)
         s
     box : ndarray, shape (...)

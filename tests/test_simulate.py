@@ -506,13 +506,26 @@ def test_archives_of_few_rows_are_read(tmp_path, rows):
     config["states"]["max_rows"] = rows
     path = simulate_archive(check_config(config, SimulateConfig)).path
     found = inspect(path, H5Paths(), None)
-    for four_flux in (found.F_init, found.F_true):
-        np.testing.assert_array_equal(four_flux.read(0, rows), F[:rows])
+    np.testing.assert_array_equal(found.F_init.read(0, rows), F[:rows])
+    assert found.F_true.read(0, rows).shape == (rows, 6, 4)
     with h5py.File(path, "a") as file:
         file["F4_initial(1|ccm)"].attrs["axes"] = "something else"
     if rows > 1:
         with pytest.raises(DataError, match="say which in the configuration"):
             inspect(path, H5Paths(), None)
+
+
+def test_states_that_were_not_begun_have_no_final_one(tmp_path, caplog):
+    """What is unstable and unchanged would be learned as truth."""
+    config, _ = config_for(tmp_path, max_steps=60)
+    config["states"]["rows"] = [3, 1]
+    with h5py.File(tmp_path / "states.h5", "a") as file:
+        file["F4_initial(1|ccm)"][1] = fourflux.to_emu(merger()[None] * [0.4, 0.4, 0.4, 1])[0]
+    with h5py.File(simulate_archive(check_config(config, SimulateConfig)).path) as file:
+        assert file["stopped"].asstr()[()].tolist() == ["steps", "slow"]
+        assert np.isfinite(file["F4_final(1|ccm)"][0]).all()
+        assert np.isnan(file["F4_final(1|ccm)"][1]).all()
+    assert "no final states of rows 1," in caplog.text
 
 
 def test_other_options_are_another_result(tmp_path):

@@ -301,6 +301,13 @@ def _write_archive(
     def column(name: str) -> Any:
         return np.array([part[name] for part in parts])
 
+    final = column("F_final")
+    idle = [i for i, part in enumerate(parts) if part["stopped"] in ("slow", "directions")]
+    if idle:
+        final[idle] = np.nan
+        where = ", ".join(str(rows[i]) for i in idle)
+        log.warning("%s: no final states of rows %s, which were not begun; `stopped` says why", target.name, where)
+
     try:
         with Outputs() as outputs, create_h5(outputs.path(target)) as (file, _), uninterrupted():
             file.attrs["about"] = "pseudo-spectral simulations of the fast flavor instability"
@@ -311,7 +318,7 @@ def _write_archive(
                 f"means over the last {config.options.window:g} of each run; mu and tau averaged where alike"
             )
             file["F4_initial(1|ccm)"] = fourflux.to_emu(states)
-            file["F4_final(1|ccm)"] = fourflux.to_emu(column("F_final"))
+            file["F4_final(1|ccm)"] = fourflux.to_emu(final)
             file["F4_final_stddev(1|ccm)"] = fourflux.to_emu(column("F_std"))
             for four_flux in list(file.values()):
                 four_flux.attrs["axes"] = "row, component, nu_nubar, flavor"

@@ -451,6 +451,15 @@ def test_order_follows_the_flux_factor():
     assert order_for(states).tolist() == [11, 15, 19, 47]
 
 
+def test_a_species_that_counts_for_nothing_may_be_a_beam():
+    F, dregs = merger(), merger()
+    F[1], dregs[1] = 0, 1e23 * np.array([0.36, 0.48, 0.8, 1.0])
+    for state in (F, dregs):
+        state[2] = state[1]
+    results = [simulate(state, **ONE, saturation_times=1.0) for state in (F, dregs)]
+    assert distance(results[0].F_final, results[1].F_final, F) < 1e-7
+
+
 # --- archives ----------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,9 @@ four-flux ``F (4)`` of species 0 to 5."""
 LATITUDES = 32
 """Circles of latitude, of four nodes each, of a beam's own rule."""
 
+LITTLE = 1e-9
+"""A species with less than this part of a row's total density counts for nothing, and may be a beam."""
+
 MATCHED = 1e-6
 """The moments of a matched distribution are the given ones to this part of the number density, or an error says so."""
 
@@ -153,7 +156,7 @@ def matched(states: Array, order: int, closure: str | Closure = "minerbo") -> Ar
         a = a + step * np.minimum(
             1.0, (1.0 + 0.5 * np.linalg.norm(a, axis=1, keepdims=True)) / np.maximum(size, 1e-300)
         )
-    worst = np.abs(miss).max(axis=1)
+    worst = np.where(LITTLE * np.repeat(states[:, :, T].sum(axis=1), 6) < N, np.abs(miss).max(axis=1), 0.0)
     if (worst > MATCHED).any():
         row, species = divmod(int(np.argmax(worst)), 6)
         raise FourFluxError(

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from rheidae.exceptions import FourFluxError
 from rheidae.fourflux import T
-from rheidae.linear.distributions import Array, Closure, alike, matched
+from rheidae.linear.distributions import LITTLE, Array, Closure, alike, matched
 from rheidae.linear.stability import PAIRS, POTENTIAL, SPEED_OF_LIGHT, discrete_mode
 from rheidae.mixing.quadrature import lebedev
 from rheidae.simulate.options import DIRECTION_ORDERS, Options
@@ -46,8 +46,7 @@ def order_for(states: Array) -> NDArray[np.int64]:
     """
     N = states[:, :, T]
     factor = np.divide(np.linalg.norm(states[:, :, :3], axis=2), N, out=np.zeros_like(N), where=N > 0)
-    # A species that counts for nothing may be a beam.
-    factor = np.where(1e-9 * N.sum(axis=1, keepdims=True) < N, factor, 0.0).max(axis=1)
+    factor = np.where(LITTLE * N.sum(axis=1, keepdims=True) < N, factor, 0.0).max(axis=1)
     out = np.zeros(len(states), dtype=np.int64)
     for limit, order in reversed(_ORDERS):
         out[factor <= limit] = order

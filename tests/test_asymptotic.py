@@ -25,6 +25,7 @@ from rheidae.mixing.asymptotic import (
     asymptotic_transitions,
     crossings,
     levels_of,
+    three_flavors,
 )  # fmt: skip
 from rheidae.mixing.power import power_flux
 from rheidae.mixing.quadrature import lebedev
@@ -272,13 +273,23 @@ def extreme_states(n, seed=0):
     return F
 
 
+def test_alike_rows_come_out_the_same_without_what_mixes_three_flavors():
+    F = np.concatenate([random_states(50, 3, alike=True), random_states(50, 4, 0.999, alike=True)])
+    assert three_flavors(F) is None
+    found = np.empty((2, *F.shape))
+    for three, out in zip((None, True), found, strict=True):
+        kernels.asymptotic_rows(F, *levels_of(), three, out, 0, len(F))
+    assert found[0].tobytes() == found[1].tobytes()
+    assert three_flavors(np.concatenate([F, random_states(1, 5)]))
+
+
 def test_extreme_states():
     F = extreme_states(2000)
     after = asymptotic_flux(F)
     assert conservation_error(F, after) < 1e-12
     assert margin(after) >= -1e-15
     raw = np.empty_like(F)
-    kernels.asymptotic_rows(F, *levels_of(), raw, 0, len(F))
+    kernels.asymptotic_rows(F, *levels_of(), True, raw, 0, len(F))
     # The limiter has next to nothing to do.
     assert (distance(raw, after, F) > 1e-8).sum() == 0
 

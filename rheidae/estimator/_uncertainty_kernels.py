@@ -71,7 +71,7 @@ def mean_square_rows(A, B, out):
 
 
 @driver
-def term_rows(F, table, narrow, spheres, beams, levels, terms, far):
+def term_rows(F, table, narrow, spheres, beams, levels, three, terms, far):
     """Squares of what each variation changes of each species, its flux and its density, into ``terms (n, 6, 2, 4)``.
 
     The last is what unlike mu and tau change. ``far (n, 6, 4)``: the scheme's answer; where mu and tau are unlike by
@@ -98,13 +98,13 @@ def term_rows(F, table, narrow, spheres, beams, levels, terms, far):
                 unlike |= F[i, s + 1, k] != F[i, s + 2, k]
                 far[i, s, k] = F[i, s, k] - q
                 far[i, s + 1, k], far[i, s + 2, k] = F[i, s + 1, k] + 0.5 * q, F[i, s + 2, k] + 0.5 * q
-        if not unlike:
+        if three is None or not unlike:
             continue
         here, settled = F[i : i + 1], far[i : i + 1]
         average_heavy(here[0], mean[0])
-        asymptotic_rows(here, spheres, beams, levels, settled, first, last)
+        asymptotic_rows(here, spheres, beams, levels, three, settled, first, last)
         limit_rows(here, settled, first, last)
-        asymptotic_rows(mean, spheres, beams, levels, on_mean, first, last)
+        asymptotic_rows(mean, spheres, beams, levels, three, on_mean, first, last)
         limit_rows(mean, on_mean, first, last)
         for s in range(6):
             for k in range(4):

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from rheidae import fourflux
 from rheidae.estimator import _uncertainty_kernels as kernels
-from rheidae.mixing.asymptotic import levels_of
+from rheidae.mixing.asymptotic import levels_of, three_flavors
 from rheidae.mixing.variation import VARIATIONS, variation_rules
 from rheidae.scoring.metrics import COVERAGE, DEVIATIONS
 
@@ -177,7 +177,7 @@ def _terms(F: Array, F_pred: Array, F_far: Array | None) -> tuple[Array, Array]:
     """
     F = np.ascontiguousarray(F)
     terms, far = np.empty((len(F), 6, 2, _LAST + 1)), np.empty(F.shape)
-    kernels.term_rows(F, *variation_rules(), *levels_of(), terms, far)
+    kernels.term_rows(F, *variation_rules(), *levels_of(), three_flavors(F), terms, far)
     return terms, far if F_far is None else np.where(np.isfinite(F_far), F_far, F_pred)
 
 

@@ -111,7 +111,7 @@ def judge_block(F, states, final, scheme, learned, std, outside):
         for s in range(6):
             for k in range(4):
                 predicted[i, s, k] = _over(final[i, s, k], total) if answers else states[i, s, k]
-    term_rows(states, *scheme, terms, far)
+    term_rows(states, *scheme, True, terms, far)
     part_rows(states, predicted, far, terms, *learned, share, near, apart, beyond)
     deviation_rows(states, predicted, share, near, apart, std)
     for i in range(n):
@@ -135,7 +135,7 @@ def copy_block(F, block, out):
 @driver
 def asymptotic_change(F, change, matrices, spheres, narrow, levels):
     """The change of ``F (n, 6, 4)`` by `asymptotic_rows` into ``change``."""
-    asymptotic_rows(F, spheres, narrow, levels, change, np.int64(0), F.shape[0])
+    asymptotic_rows(F, spheres, narrow, levels, True, change, np.int64(0), F.shape[0])
     for i in range(F.shape[0]):
         for s in range(6):
             for k in range(4):

@@ -2,8 +2,9 @@
 
 Interface
 ---------
-asymptotic_rows(F, spheres, narrow, levels, out, start, stop)
+asymptotic_rows(F, spheres, narrow, levels, three, out, start, stop)
     rows ``start:stop`` of ``F (n, 6, 4)`` (float64) -> ``out``; rules from `symmetric_rule` and `spiral_rule`.
+    ``three``: True, or None where mu equals tau in all rows, and what mixes three flavors need not be compiled.
 transition_row(F, table, narrow, directions, p)
     ``p (m, 3, 3)``, from flavor to flavor, of one state (6, 4) in ``directions (3, m)``.
 matrix_rows(F, table, narrow, out, start, stop)
@@ -969,15 +970,16 @@ def _distance(change, other):
 
 
 @kernel
-def _mix_row(flavors, beams, least, species, moments, Q, table, narrow, scratch, work, change):
+def _mix_row(three, flavors, beams, least, species, moments, Q, table, narrow, scratch, work, change):
     """As `_mix_alike` and `_mix_unlike`."""
-    if flavors == 2:
-        return _mix_alike(beams, least, species, moments, Q, table, narrow, scratch, work, change)
-    return _mix_unlike(beams, least, species, moments, Q, table, narrow, scratch, work, change)
+    # Numba compiles nothing where it knows that there is None.
+    if three is not None and flavors == 3:
+        return _mix_unlike(beams, least, species, moments, Q, table, narrow, scratch, work, change)
+    return _mix_alike(beams, least, species, moments, Q, table, narrow, scratch, work, change)
 
 
 @driver
-def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
+def asymptotic_rows(F, spheres, narrow, levels, three, out, start, stop):
     """Rows ``start:stop`` of ``F (n, 6, 4)`` into ``out``; of the levels' rules, sphere and species, that many.
 
     Behind the rules of four levels stands the one that the first is compared with, `CHECK`; of one level none counts.
@@ -989,7 +991,7 @@ def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
         size = max(size, spheres[level].shape[1] + 6 * narrow[level].shape[1])
     work = np.empty((_ROWS, size))
     for i in range(start, stop):
-        total, flavors, beams = enter(F[i], np.int64(0), moments, Q, axes, species)
+        total, flavors, beams = enter(F[i], np.int64(2 if three is None else 0), moments, Q, axes, species)
         moved = False
         forget_scales(scratch)
         if total > 0.0:
@@ -1002,14 +1004,15 @@ def asymptotic_rows(F, spheres, narrow, levels, out, start, stop):
                 if level == RULED:
                     beams = give_rules(flavors, species, FINE[0], FINE[1])
                 doubts = _mix_row(
-                    flavors, beams, least, species, moments, Q, spheres[level], narrow[level], scratch, work, change
-                )
+                    three, flavors, beams, least, species, moments, Q, spheres[level], narrow[level], scratch, work,
+                    change,
+                )  # fmt: skip
                 found = factor * np.sqrt(doubts)
                 if least > 0.0 and beams > 0:
                     if level == 0:
                         _mix_row(
-                            flavors, beams, 0.0, species, moments, Q, spheres[CHECK], narrow[CHECK], scratch, work,
-                            before,
+                            three, flavors, beams, 0.0, species, moments, Q, spheres[CHECK], narrow[CHECK], scratch,
+                            work, before,
                         )  # fmt: skip
                     found = max(found, DOUBT / APART * _distance(change, before))
                 shares[level] = _share(found) if least > 0.0 else 0.0

@@ -96,7 +96,7 @@ def asymptotic_flux(
     array([0.56, 0.52, 0.52, 0.46, 0.52, 0.52])
     """
     F, exact = _checked(F_init)
-    out, tables = np.empty(F.shape), levels_of(order, levels)
+    out, tables = np.empty(F.shape), (*levels_of(order, levels), three_flavors(exact))
     share_rows(lambda start, stop: kernels.asymptotic_rows(exact, *tables, out, start, stop), len(F), threads)
     keep_physical(exact, out, threads)
     return out.astype(F.dtype, copy=False)
@@ -200,6 +200,11 @@ def crossings(F_init: ArrayLike, *, order: int = ORDER, threads: int | None = No
     crosses, tables = np.empty((len(F), 3), dtype=np.bool_), tables_of(order)
     share_rows(lambda start, stop: kernels.crossing_rows(exact, *tables, crosses, start, stop), len(F), threads)
     return crosses
+
+
+def three_flavors(F: Array) -> bool | None:
+    """Whether mu and tau differ in any of the states ``(n, 6, 4)``, as kernels want it: True or None."""
+    return None if np.array_equal(F[:, 1::3], F[:, 2::3]) else True
 
 
 def _checked(F_init: ArrayLike) -> tuple[fourflux.Float, Array]:

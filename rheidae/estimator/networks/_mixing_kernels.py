@@ -206,12 +206,12 @@ def answer_rows(
 
 
 @driver
-def mend_rows(F, change, trust, unlike, matrices, rule, spheres, narrow, levels):
+def mend_rows(F, change, trust, unlike, matrices, three, rule, spheres, narrow, levels):
     """Put the scheme's answer, and what the networks change of it, where they know too little, into ``change``.
 
     That is the scheme's change of ``F (n, 6, 4)``, and a share of what the networks' differs by from the scheme's on
     the mean heavy flavor. It is ``trust (n)``, and where mu and tau are ``unlike (n)``, times how alike they are on
-    ``rule``; ``trust`` becomes it. Likewise ``matrices``, or None. The rest as of `asymptotic_rows`.
+    ``rule``; ``trust`` becomes it. Likewise ``matrices``, or None. The rest, and ``three``, as of `asymptotic_rows`.
     """
     first, last = np.int64(0), np.int64(1)
     mean, on_mean, own = np.empty((1, 6, 4)), np.empty((1, 6, 4)), np.empty((1, 6, 4))
@@ -221,10 +221,10 @@ def mend_rows(F, change, trust, unlike, matrices, rule, spheres, narrow, levels)
             continue
         here = F[i : i + 1]
         average_heavy(here[0], mean[0])
-        asymptotic_rows(mean, spheres, narrow, levels, on_mean, first, last)
+        asymptotic_rows(mean, spheres, narrow, levels, three, on_mean, first, last)
         limit_rows(mean, on_mean, first, last)
         if unlike[i]:
-            asymptotic_rows(here, spheres, narrow, levels, own, first, last)
+            asymptotic_rows(here, spheres, narrow, levels, three, own, first, last)
             limit_rows(here, own, first, last)
             likeness_rows(here, rule, likeness)
             trust[i] *= likeness[0]
@@ -256,4 +256,4 @@ def change_rows(F, change, matrices, network, scheme):
     """Both in one; ``network`` and ``scheme``: what they have behind the matrices."""
     trust, unlike = np.empty(F.shape[0]), np.empty(F.shape[0], dtype=np.bool_)
     answer_rows(F, change, trust, unlike, matrices, *network)
-    mend_rows(F, change, trust, unlike, matrices, *scheme)
+    mend_rows(F, change, trust, unlike, matrices, True, *scheme)

@@ -221,8 +221,9 @@ class MixingModel(nn.Module):
         state = np.ascontiguousarray(x[:, INPUT["F_init"]], dtype=np.float64).reshape(-1, 6, 4)
         change, trust, unlike = np.empty(state.shape), np.empty(len(state)), np.empty(len(state), dtype=np.bool_)
         answer_rows(state, change, trust, unlike, None, *self._network())
-        if unlike.any() or (trust < 1.0).any():
-            mend_rows(state, change, trust, unlike, None, *self._scheme())
+        three = bool(unlike.any()) or None
+        if three or (trust < 1.0).any():
+            mend_rows(state, change, trust, unlike, None, three, *self._scheme())
         return change.reshape(-1, FLAT)
 
     def _network(self) -> tuple[Any, ...]:
@@ -296,7 +297,7 @@ class MixingModel(nn.Module):
             return None
         F, weight = state[apart], trust[apart]
         without = np.zeros(F.shape)
-        mend_rows(F, without, weight, unlike[apart], None, *self._scheme())
+        mend_rows(F, without, weight, unlike[apart], None, bool(unlike.any()) or None, *self._scheme())
         return apart, without.reshape(-1, FLAT), weight[:, None]
 
 

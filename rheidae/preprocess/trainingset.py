@@ -24,7 +24,7 @@ from rheidae.preprocess import fingerprint
 from rheidae.preprocess.rawfile import RawDatasets
 from rheidae.preprocess.rows import Column, Storage, columns_of, create_datasets, write_rows
 from rheidae.system.h5 import create_h5
-from rheidae.system.outputs import Finished, Outputs, not_written
+from rheidae.system.outputs import Finished, Outputs, naming
 from rheidae.system.progress import Stages
 from rheidae.system.signals import uninterrupted
 
@@ -221,7 +221,7 @@ def writing(
     compressed = config.compression == "gzip"
     chunk = config.h5_chunk_rows or (COMPRESSED_CHUNK_ROWS if compressed else None)
     storage = Storage(chunk, config.compression_level if compressed else None)
-    try:
+    with naming(target, needed):
         with ExitStack() as stack:
             outputs = stack.enter_context(Outputs(needed))
             path = outputs.path(target)
@@ -239,8 +239,6 @@ def writing(
                 return
             started = time.perf_counter()
         stages.add("sync", time.perf_counter() - started)
-    except OSError as error:
-        raise not_written(target, error, needed) from error
 
 
 def attributes(config: PreprocessConfig, sources: Sequence[Path], mark: str, bad_rows: dict[str, Any]) -> Arrays:

@@ -29,7 +29,7 @@ from rheidae.system import commands
 from rheidae.system.cluster import no_processes, open_workers
 from rheidae.system.h5 import H5_ERRORS, create_h5, dataset, open_h5, present
 from rheidae.system.memory import require_memory
-from rheidae.system.outputs import Outputs, not_written, only_writer, remove_stale
+from rheidae.system.outputs import Outputs, naming, only_writer, remove_stale
 from rheidae.system.signals import uninterrupted
 
 log = logging.getLogger(__name__)
@@ -248,13 +248,10 @@ _RUN_FIELDS = (
 
 
 def _write_part(place: Path, setup: Setup, one: Run) -> None:
-    try:
-        with Outputs() as outputs, create_h5(outputs.path(place)) as (file, _), uninterrupted():
-            file["order"] = setup.order
-            for name in _RUN_FIELDS:
-                file[name] = getattr(one, name)
-    except OSError as error:
-        raise not_written(place, error) from error
+    with naming(place), Outputs() as outputs, create_h5(outputs.path(place)) as (file, _), uninterrupted():
+        file["order"] = setup.order
+        for name in _RUN_FIELDS:
+            file[name] = getattr(one, name)
 
 
 def _clear(parts: Path, places: Iterable[Path]) -> None:
@@ -308,36 +305,31 @@ def _write_archive(
         where = ", ".join(str(rows[i]) for i in idle)
         log.warning("%s: no final states of rows %s, which were not begun; `stopped` says why", target.name, where)
 
-    try:
-        with Outputs() as outputs, create_h5(outputs.path(target)) as (file, _), uninterrupted():
-            file.attrs["about"] = "pseudo-spectral simulations of the fast flavor instability"
-            file.attrs["rheidae_version"] = rheidae.__version__
-            file.attrs["config"] = json.dumps(config.model_dump(exclude={"processes"}))
-            file.attrs["fingerprints"] = json.dumps(marks)
-            file.attrs["final"] = (
-                f"means over the last {config.options.window:g} of each run; mu and tau averaged where alike"
-            )
-            file["F4_initial(1|ccm)"] = fourflux.to_emu(states)
-            file["F4_final(1|ccm)"] = fourflux.to_emu(final)
-            file["F4_final_stddev(1|ccm)"] = fourflux.to_emu(column("F_std"))
-            for four_flux in list(file.values()):
-                four_flux.attrs["axes"] = "row, component, nu_nubar, flavor"
-            file["growthRate(1|s)"] = column("growth_rate")
-            file["time(s)"] = column("time")
-            file["box(cm)"] = column("side")
-            file["saturation_times"] = column("saturation_times")
-            file["drift"] = column("drift")
-            file["converged"] = column("converged")
-            file["steps"] = column("steps")
-            strings = h5py.string_dtype()
-            file.create_dataset("stopped", data=[part["stopped"] for part in parts], dtype=strings)
-            stem = Path(config.states.path).stem
-            names = [f"{stem}/{config.options.dimensions}D/row{row}" for row in rows]
-            file.create_dataset("directorynames", data=names, dtype=strings)
-            file["nf"] = 3
-            _write_angular(file, same, parts)
-    except OSError as error:
-        raise not_written(target, error) from error
+    with naming(target), Outputs() as outputs, create_h5(outputs.path(target)) as (file, _), uninterrupted():
+        file.attrs["about"] = "pseudo-spectral simulations of the fast flavor instability"
+        file.attrs["rheidae_version"] = rheidae.__version__
+        file.attrs["config"] = json.dumps(config.model_dump(exclude={"processes"}))
+        file.attrs["fingerprints"] = json.dumps(marks)
+        file.attrs["final"] = (
+            f"means over the last {config.options.window:g} of each run; mu and tau averaged where alike"
+        )
+        file["F4_initial(1|ccm)"] = fourflux.to_emu(states)
+        file["F4_final(1|ccm)"] = fourflux.to_emu(final)
+        file["F4_final_stddev(1|ccm)"] = fourflux.to_emu(column("F_std"))
+        for four_flux in list(file.values()):
+            four_flux.attrs["axes"] = "row, component, nu_nubar, flavor"
+        file["growthRate(1|s)"] = column("growth_rate")
+        file["time(s)"] = column("time")
+        file["box(cm)"] = column("side")
+        for name in ("saturation_times", "drift", "converged", "steps"):
+            file[name] = column(name)
+        strings = h5py.string_dtype()
+        file.create_dataset("stopped", data=[part["stopped"] for part in parts], dtype=strings)
+        stem = Path(config.states.path).stem
+        names = [f"{stem}/{config.options.dimensions}D/row{row}" for row in rows]
+        file.create_dataset("directorynames", data=names, dtype=strings)
+        file["nf"] = 3
+        _write_angular(file, same, parts)
 
 
 def _write_angular(file: h5py.File, same: Any, parts: list[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import itertools
 import math
 import os
@@ -228,7 +229,7 @@ def _printed_to(status: os.stat_result) -> int | None:
 def _pour(temporary: Path, target: Path) -> None:
     """Copy a complete file to where it cannot be renamed to."""
     descriptor = _printed_to(target.stat())
-    try:
+    with naming(target):
         if descriptor is None:
             descriptor = os.open(target, os.O_WRONLY)
         else:
@@ -237,8 +238,6 @@ def _pour(temporary: Path, target: Path) -> None:
             descriptor = os.dup(descriptor)
         with temporary.open("rb") as source, open(descriptor, "wb") as sink:
             shutil.copyfileobj(source, sink)
-    except OSError as error:
-        raise not_written(target, error) from error
 
 
 def write_all(descriptor: int, data: Any, offset: int) -> None:
@@ -300,7 +299,7 @@ def remove_stale(folder: Path, name: str | None = None) -> list[Path]:
         Only those of this output. Default: of all.
     """
     removed = []
-    for path in folder.glob(".*.tmp" if name is None else f".{_escaped(name)}.*.tmp"):
+    for path in folder.glob(".*.tmp" if name is None else f".{glob.escape(name)}.*.tmp"):
         match = _TEMPORARY.match(path.name)
         if match is None:
             continue
@@ -315,10 +314,6 @@ def remove_stale(folder: Path, name: str | None = None) -> list[Path]:
             finally:
                 os.close(descriptor)
     return removed
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _alive(pid: int) -> bool:
@@ -344,11 +339,9 @@ def only_writer(folder: Path) -> Iterator[Path]:
     """
     path = folder / _LOCK_NAME
     while True:
-        try:
+        with naming(folder):
             make_folder(folder)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _OWN, 0o666)
-        except OSError as error:
-            raise not_written(folder, error) from error
         locked = _lock(descriptor)
         if locked is False:
             who = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "of unknown number"

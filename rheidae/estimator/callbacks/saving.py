@@ -16,7 +16,7 @@ from skorch.callbacks import Callback
 from torch import Tensor
 
 from rheidae.exceptions import RunStopped
-from rheidae.system.outputs import Outputs, not_written, write_text
+from rheidae.system.outputs import Outputs, naming, write_text
 
 
 class RunCheckpoint(Callback):
@@ -239,14 +239,11 @@ def save_history(net: Any, path: Path) -> None:
 
 def _append(path: Path, line: bytes) -> None:
     """Add a line to a file, the whole of it or nothing."""
-    try:
-        with path.open("ab", buffering=0) as file:
-            before = file.tell()
-            if file.write(line) != len(line):
-                file.truncate(before)
-                raise OSError(errno.ENOSPC, "No space left on device")
-    except OSError as error:
-        raise not_written(path, error, len(line)) from error
+    with naming(path, len(line)), path.open("ab", buffering=0) as file:
+        before = file.tell()
+        if file.write(line) != len(line):
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def plain_history(history: Any, first: int = 0) -> list[dict[str, Any]]:

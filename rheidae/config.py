@@ -267,10 +267,6 @@ class Config(Section):
     loss: LossConfig = LossConfig()
 
 
-class NoParams(Section):
-    """The scheme none."""
-
-
 class KendallGalParams(Section):
     """`rheidae.estimator.callbacks.KendallGal`."""
 
@@ -293,7 +289,7 @@ class GradNormParams(Section):
 
 
 WEIGHTING_PARAMS: dict[str, type[Section]] = {
-    "none": NoParams,
+    "none": Section,
     "kendall_gal": KendallGalParams,
     "dwa": DWAParams,
     "gradnorm": GradNormParams,

@@ -862,3 +862,16 @@ def share_change(F, D, out, start, stop):
                 out[i, s, k] = F[i, s, k] - d
                 out[i, s + 1, k] = F[i, s + 1, k] + 0.5 * d
                 out[i, s + 2, k] = F[i, s + 2, k] + 0.5 * d
+
+
+@kernel
+def fill_matrices(losses, out):
+    """Matrices ``(2, 6, 6)`` of `rheidae.mixing.transition` from averages ``(4, 2)`` over e, ebar, x and xbar."""
+    for kind in range(2):
+        out[kind] = 0.0
+        for nu in range(2):
+            e, x, first = losses[nu, kind], losses[2 + nu, kind], 3 * nu
+            own = out[kind, first : first + 3, first : first + 3]
+            own[0, 0], own[0, 1], own[0, 2] = 1.0 - e, 0.5 * x, 0.5 * x
+            own[1, 0], own[1, 1], own[1, 2] = 0.5 * e, 1.0 - 0.25 * x, -0.25 * x
+            own[2, 0], own[2, 1], own[2, 2] = 0.5 * e, -0.25 * x, 1.0 - 0.25 * x

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from rheidae import moments
 from rheidae.cells import Cells
 from rheidae.fourflux import T
+from rheidae.mixing._survival_kernels import fill_matrices
 from rheidae.mixing.physical import keep_physical
 from rheidae.mixing.quadrature import lebedev
 from rheidae.mixing.schemes import SCHEMES
@@ -112,8 +113,8 @@ def transition_matrix(
         out, rule = np.empty((len(rows), 2, 6, 6)), lebedev(order)
         mixed = rows.copy()
         for row, state in enumerate(rows):
-            *averages, lost = _averages(state, scheme, *rule)
-            out[row] = [_matrix(each) for each in averages]
+            averages, lost = _averages(state, scheme, *rule)
+            fill_matrices(averages, out[row])
             mixed[row] += np.kron(lost, [[-1.0], [0.5], [0.5]])
         if physical or SCHEMES[scheme].limited:
             kept = mixed.copy()
@@ -138,12 +139,12 @@ def of_species(matrices: Array, species: int, heavy_sum: int | None = None) -> A
     return found
 
 
-def _averages(F: Array, scheme: str, directions: Array, weights: Array) -> tuple[Array, Array, Array]:
-    """Averages of 1 - P for e, ebar, x and xbar, over their numbers and along their fluxes; what e and ebar lose."""
+def _averages(F: Array, scheme: str, directions: Array, weights: Array) -> tuple[Array, Array]:
+    """Averages ``(4, 2)`` of 1 - P for e, ebar, x, xbar, by number and along the flux; what e and ebar lose."""
     four = electron_and_heavy(F)
     scale = four[:, T].max()
     if scale == 0:
-        return np.zeros(4), np.zeros(4), np.zeros((2, 4))
+        return np.zeros((4, 2)), np.zeros((2, 4))
     states = F / scale
     mixed = weights * (1 - SCHEMES[scheme].survival(states, directions))
     g = distributions(states, directions)
@@ -152,20 +153,8 @@ def _averages(F: Array, scheme: str, directions: Array, weights: Array) -> tuple
     along = (four[:, :T] / np.where(length > 0, length, 1)[:, None]) @ directions
     flux = _ratio((g * along) @ mixed, (g * along) @ weights, number)
     lost = scale * (mixed * (g[:2] - g[2:])) @ np.vstack([directions, np.ones_like(weights)]).T
-    return number, np.where(length > 1e-6 * four[:, T], flux, number), lost
+    return np.stack([number, np.where(length > 1e-6 * four[:, T], flux, number)], axis=1), lost
 
 
 def _ratio(over: Array, under: Array, otherwise: Array) -> Array:
     return np.where(under > 0, over / np.where(under > 0, under, 1.0), otherwise)
-
-
-def _matrix(averages: Array) -> Array:
-    """(6, 6), species out and in."""
-    matrix = np.zeros((6, 6))
-    for first, q_e, q_x in ((0, averages[0], averages[2]), (3, averages[1], averages[3])):
-        matrix[first : first + 3, first : first + 3] = [
-            [1 - q_e, q_x / 2, q_x / 2],
-            [q_e / 2, 1 - q_x / 4, -q_x / 4],
-            [q_e / 2, -q_x / 4, 1 - q_x / 4],
-        ]
-    return matrix

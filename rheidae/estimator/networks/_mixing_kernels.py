@@ -25,6 +25,7 @@ from rheidae.mixing._survival_kernels import (
     describe_sides,
     enter_row,
     fill_axis,
+    fill_matrices,
     fill_sphere,
     likeness_rows,
     mix_axis,
@@ -138,19 +139,6 @@ def _loss(own, sphere, h, axial, even, odd, axial_h, shares, loss):
         loss[1] = loss[0]
 
 
-@kernel
-def _fill_matrices(losses, out):
-    """Matrices ``(2, 6, 6)`` of `rheidae.mixing.transition` from averages ``(4, 2)`` over e, ebar, x and xbar."""
-    for kind in range(2):
-        out[kind] = 0.0
-        for nu in range(2):
-            e, x, first = losses[nu, kind], losses[2 + nu, kind], 3 * nu
-            own = out[kind, first : first + 3, first : first + 3]
-            own[0, 0], own[0, 1], own[0, 2] = 1.0 - e, 0.5 * x, 0.5 * x
-            own[1, 0], own[1, 1], own[1, 2] = 0.5 * e, 1.0 - 0.25 * x, -0.25 * x
-            own[2, 0], own[2, 1], own[2, 2] = 0.5 * e, -0.25 * x, 1.0 - 0.25 * x
-
-
 @driver
 def answer_rows(
     F, change, trust, unlike, matrices, mean, deviation, cut, width, weights, biases, bounds, sphere, axial, tolerance,
@@ -202,7 +190,7 @@ def answer_rows(
                 _loss(
                     species[kind], sphere, work[6], axial, even[kind], terms[row], axial_work[6], shares, losses[kind]
                 )
-            _fill_matrices(losses, matrices[i])
+            fill_matrices(losses, matrices[i])
 
 
 @driver
@@ -240,7 +228,7 @@ def mend_rows(F, change, trust, unlike, matrices, three, rule, spheres, narrow, 
                 for nu in range(2):
                     e = by_mean[0, kind, 3 * nu]
                     losses[nu, kind], losses[2 + nu, kind] = 1.0 - e[3 * nu], 2.0 * e[3 * nu + 1]
-            _fill_matrices(losses, by_mean[0])
+            fill_matrices(losses, by_mean[0])
             if unlike[i]:
                 matrix_rows(here, spheres[0], narrow[0], by_own, first, last)
             for kind in range(2):

@@ -286,39 +286,35 @@ class FluxRegressor(Answering):
     ) -> FluxRegressor:
         """Train on rows that are looked at first, with new components if `fresh`."""
         with taking_turns(), limited(self.threads), torch.inference_mode(False):
-            return self._learn_here(X, y, sample_weight, fresh, state, **fit_params)
-
-    def _learn_here(
-        self, X: Any, y: Any, sample_weight: Any, fresh: bool, state: Any, **fit_params: Any
-    ) -> FluxRegressor:
-        if not isinstance(X, torch.utils.data.Dataset):
-            dataset = self.get_dataset(*self._seen(X, y, fresh), sample_weight)
-        elif sample_weight is None:
-            dataset = self.get_dataset(X)
-        else:
-            raise ValueError("sample_weight beside a data set: give it to get_dataset, or fit X and y")
-        with self._random(fresh):
-            if fresh:
-                self.initialize()
-                self.error_scale_ = None
-            if getattr(dataset, "weight", None) is not None and not takes_weights(self.criterion_):
-                raise ValueError(
-                    f"{type(self.criterion_).__name__} cannot weigh rows: give its terms() a third argument, weight, "
-                    "or leave sample_weight out"
-                )
-            self.state_ = state
-            super().partial_fit(dataset, None, **fit_params)
-        known, self.known_rows_ = self.known_rows_, None
-        if known is not None:
-            known, rows = chosen_rows(known)
-            if isinstance(known, TableDataset):  # the truth as it was given: chance between mu and tau is an error
-                rows = rows if known.weight is None else rows[known.weight[rows] > 0]
-                rows = rows[:: max(1, -(-len(rows) // ENOUGH_ROWS))]
-                tables = [as_array(table)[rows.numpy()] for table in (known.X, known.y)]
+            if not isinstance(X, torch.utils.data.Dataset):
+                dataset = self.get_dataset(*self._seen(X, y, fresh), sample_weight)
+            elif sample_weight is None:
+                dataset = self.get_dataset(X)
             else:
-                tables = [table.double().numpy() for table in some_rows(torch.utils.data.Subset(known, rows.tolist()))]
-            if len(tables[0]) > 1:
-                self._calibrate(*tables)
+                raise ValueError("sample_weight beside a data set: give it to get_dataset, or fit X and y")
+            with self._random(fresh):
+                if fresh:
+                    self.initialize()
+                    self.error_scale_ = None
+                if getattr(dataset, "weight", None) is not None and not takes_weights(self.criterion_):
+                    raise ValueError(
+                        f"{type(self.criterion_).__name__} cannot weigh rows: give its terms() a third argument, "
+                        "weight, or leave sample_weight out"
+                    )
+                self.state_ = state
+                super().partial_fit(dataset, None, **fit_params)
+            known, self.known_rows_ = self.known_rows_, None
+            if known is not None:
+                known, rows = chosen_rows(known)
+                if isinstance(known, TableDataset):  # the truth as it was given: chance between mu and tau is an error
+                    rows = rows if known.weight is None else rows[known.weight[rows] > 0]
+                    rows = rows[:: max(1, -(-len(rows) // ENOUGH_ROWS))]
+                    tables = [as_array(table)[rows.numpy()] for table in (known.X, known.y)]
+                else:
+                    chosen = some_rows(torch.utils.data.Subset(known, rows.tolist()))
+                    tables = [table.double().numpy() for table in chosen]
+                if len(tables[0]) > 1:
+                    self._calibrate(*tables)
         return self
 
     def _seen(self, X: Any, y: Any, fresh: bool) -> tuple[Any, Any]:

@@ -130,12 +130,9 @@ def validate(net: Any, batch: Any, **fit_params: Any) -> dict[str, Any]:
 
 def compare(net: Any, y_pred: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
     """The terms and, last, the layout's measure of error."""
-    terms = _terms(net.criterion_, y_pred, y, weight)
-    return torch.cat([terms, net._layout.error(y_pred, y.to(y_pred.device))[None]])
-
-
-def _terms(criterion: Any, y_pred: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
-    return torch.stack(list(criterion.terms(y_pred, *_on(y_pred, y, weight)).values()))
+    truth = _on(y_pred, y, weight)
+    terms = net.criterion_.terms(y_pred, *truth).values()
+    return torch.stack([*terms, net._layout.error(y_pred, truth[0])])
 
 
 def _on(y_pred: Tensor, y: Tensor, weight: Tensor | None) -> tuple[Tensor, ...]:

@@ -180,7 +180,8 @@ def score_settings(
     """
     config = read_config(config_path, Config) if config_path else None
     parms = read_config(parms_path, TrainParms) if parms_path else None
-    data = _load(source, (config or Config()).data.target_scale)
+    data = load_dataset(source, (config or Config()).data.target_scale)
+    _require_rows(len(data.data), source)
     if sample is not None and not 0 <= sample < len(data.data):
         raise RunError(f"row {sample} is not among the {len(data.data)} of {source} (--sample)")
     if test_only is None:
@@ -198,12 +199,6 @@ def score_settings(
         "seeds": list(range(seeds)),
     }
     return scored, about
-
-
-def _load(path: str | Path, target_scale: float) -> Any:
-    data = load_dataset(path, target_scale)
-    _require_rows(len(data.data), path)
-    return data
 
 
 def _maker(config: Config | None, parms: TrainParms | None) -> Callable[[int], FluxRegressor]:

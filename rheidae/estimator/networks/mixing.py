@@ -196,17 +196,23 @@ class MixingModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(n, 48)``, in units of the total density, to the change of the initial state ``(n, 24)``."""
+        from rheidae.estimator.networks._mixing_kernels import mend_rows
         from rheidae.mixing.survival import calm
 
         state = _as_states(x)
         change = _Mixing.apply(self._theta(self._invariants(state)), state, self.order, x.dtype)
         unlike = np.abs(state[:, 1::3] - state[:, 2::3]).max(axis=(1, 2), initial=0.0) > ALIKE
-        apart = self._beside(state, calm(state), unlike)
-        if apart is None:
+        trust = calm(state)
+        apart = unlike | (trust < 1.0)
+        if not apart.any():
             return change
-        rows, without, weight = (torch.from_numpy(values).to(change.device) for values in apart)
+        # The scheme's answer, and how far the network's counts beside it.
+        weight, scheme = trust[apart], np.zeros((apart.sum(), 6, 4))
+        mend_rows(state[apart], scheme, weight, unlike[apart], None, bool(unlike.any()) or None, *self._scheme())
+        rows = torch.from_numpy(apart).to(change.device)
+        without, share = (torch.from_numpy(table).to(change) for table in (scheme.reshape(-1, FLAT), weight[:, None]))
         out = change.clone()
-        out[rows] = without.to(change) + weight.to(change) * change[rows]
+        out[rows] = without + share * change[rows]
         return out
 
     @property
@@ -284,21 +290,6 @@ class MixingModel(nn.Module):
         z = (features - self.mean) / self.deviation
         inside = z.clamp(-CUT, CUT)
         return inside, torch.exp(-0.5 * ((z - inside) / WIDTH).square().sum(dim=1, keepdim=True))
-
-    def _beside(self, state: Array, trust: Array, unlike: Array) -> tuple[Array, Array, Array] | None:
-        """Rows that take the scheme's answer, wholly or in part: those with beams, and with unlike mu and tau, if any.
-
-        With these the change ``(m, 24)`` if the networks' is none, and the weight ``(m, 1)`` that it has.
-        """
-        from rheidae.estimator.networks._mixing_kernels import mend_rows
-
-        apart = unlike | (trust < 1.0)
-        if not apart.any():
-            return None
-        F, weight = state[apart], trust[apart]
-        without = np.zeros(F.shape)
-        mend_rows(F, without, weight, unlike[apart], None, bool(unlike.any()) or None, *self._scheme())
-        return apart, without.reshape(-1, FLAT), weight[:, None]
 
 
 def _of_species(D: Array) -> Array:

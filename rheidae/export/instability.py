@@ -25,12 +25,6 @@ _MOST, _LEAST = 0.99, 1e-4
 class Instability(nn.Module):
     """Growth rate ``(n, 1)`` and crossings ``(n, 3)`` of states ``(n, 6, 4)`` over their total density, float64."""
 
-    few_base: Tensor
-    few_beam: Tensor
-    few_counts: Tensor
-    fine_base: Tensor
-    fine_beam: Tensor
-    fine_counts: Tensor
     nodes: Tensor
     weights: Tensor
     products: Tensor

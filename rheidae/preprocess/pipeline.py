@@ -110,7 +110,8 @@ def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str 
         workers: Workers | None = None
         if pending or not (resume and fingerprint.up_to_date(combined, mark, columns)):
             _require_space(pending, simulations, config)
-            workers = stack.enter_context(open_workers(scheduler, config.threads))
+            workers = open_workers(scheduler, config.threads)
+            stack.enter_context(workers)
             with stages.timed("compile"):
                 _compile_kernels(config)
             workers.require([lock, *(path for s in simulations for path in s.marks)])

@@ -153,7 +153,8 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
             if scheduler is None:
                 found = _processes(run_row, work, config.processes)
             else:
-                workers = stack.enter_context(open_workers(scheduler, None))
+                workers = open_workers(scheduler, None)
+                stack.enter_context(workers)
                 workers.require([lock])
                 found = workers.run(run_row, iter(work))
             for i, one in found:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import rheidae
 from rheidae.exceptions import ClusterError
@@ -44,24 +44,7 @@ def no_processes() -> str | None:
     return None
 
 
-class Workers(Protocol):
-    """What runs blocks."""
-
-    remote: bool
-    """Whether they are other processes, perhaps on other machines: files are then synced by who wrote them."""
-
-    def run(self, work: Callable[..., Result], blocks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-        """Yield ``work(*block)`` for each block, in order; only a few blocks are ahead of what was yielded."""
-
-    def require(self, paths: Sequence[Path]) -> None:
-        """Raise `ClusterError` if a worker does not see these files as this process does."""
-
-    def __enter__(self) -> Workers: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-class Threads:
+class Threads(ExitStack):
     """Threads of this process: reading, Box3D and writing release the interpreter lock, and so overlap.
 
     Parameters
@@ -71,32 +54,25 @@ class Threads:
     """
 
     remote = False
+    """Whether other processes work, perhaps on other machines: files are then synced by who wrote them."""
 
     def __init__(self, count: int | None = None) -> None:
+        super().__init__()
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.count = count or min(available, MOST_THREADS)
         self._pool = ThreadPoolExecutor(self.count)
-
-    def __enter__(self) -> Threads:
-        return self
-
-    def __exit__(self, *_: object) -> None:
         # Blocks that are under way end first: they hold files open. One that is gone they do not make again.
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.callback(self._pool.shutdown, wait=True, cancel_futures=True)
 
     def run(self, work: Callable[..., Result], blocks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-        """See `Workers.run`."""
-
-        def result(future: Future[Result]) -> Result:
-            return future.result()
-
-        return _in_order(lambda block: self._pool.submit(work, *block), result, blocks, lambda: self.count + 1)
+        """Yield ``work(*block)`` for each block, in order; only a few blocks are ahead of what was yielded."""
+        return _in_order(lambda block: self._pool.submit(work, *block), Future.result, blocks, lambda: self.count + 1)
 
     def require(self, paths: Sequence[Path]) -> None:
-        """See `Workers.require`: threads see what the process sees."""
+        """Raise `ClusterError` if a worker does not see these files as this process does: threads do."""
 
 
-class Cluster:
+class Cluster(ExitStack):
     """Workers of a Dask ``distributed`` cluster. They have to see the same files under the same absolute paths.
 
     Parameters
@@ -115,6 +91,7 @@ class Cluster:
     """So many workers may die over one block before it is given up; a scheduler run by someone else has its own."""
 
     def __init__(self, scheduler: str) -> None:
+        super().__init__()
         kind, _, number = scheduler.partition(":")
         if kind == "local" and not (number.isdigit() and int(number) > 0):
             raise ClusterError(f"--scheduler {scheduler}: local needs a number of processes, such as local:4")
@@ -133,7 +110,6 @@ class Cluster:
         logging.getLogger("distributed").setLevel(logging.WARNING)
         # Its traceback when the scheduler is lost; `_gone` says it.
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
-        self._stack = ExitStack()
         self._died = distributed.scheduler.KilledWorker
         # Not the built-in one before Python 3.11.
         self._timed_out = distributed.TimeoutError
@@ -143,11 +119,11 @@ class Cluster:
         )
         self._scheduler = scheduler
         self._threads, self._asked = 0, -math.inf
-        self._stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": self.deaths}))
+        self.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": self.deaths}))
         try:
             address: Any = scheduler
             if kind == "local":
-                address = self._stack.enter_context(
+                address = self.enter_context(
                     distributed.LocalCluster(
                         n_workers=int(number),
                         threads_per_worker=1,
@@ -158,20 +134,14 @@ class Cluster:
                 )
             else:
                 _require_answer(scheduler)
-            self._client = self._stack.enter_context(distributed.Client(address, timeout=CONNECT_SECONDS))
+            self._client = self.enter_context(distributed.Client(address, timeout=CONNECT_SECONDS))
         except (OSError, ValueError, self._timed_out) as error:
-            self._stack.close()
+            self.close()
             why = str(error) or f"no answer within {CONNECT_SECONDS} s"
             raise ClusterError(f"--scheduler {scheduler}: cannot be reached ({why}); is it running?") from error
 
-    def __enter__(self) -> Cluster:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
     def run(self, work: Callable[..., Result], blocks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-        """See `Workers.run`."""
+        """As of `Threads`."""
         try:
             # pure=False: the same block of the same file is another task after the file has changed.
             yield from _in_order(
@@ -188,7 +158,7 @@ class Cluster:
             raise ClusterError(f"a worker {_unseen(str(error.filename))}") from error
 
     def require(self, paths: Sequence[Path]) -> None:
-        """See `Workers.require`. Waits for the first worker; those that join later are not asked."""
+        """As of `Threads`. Waits for the first worker; those that join later are not asked."""
         if not self._count_threads():
             log.info("%s: no workers yet; waiting for them", self._scheduler)
         sizes = {os.path.abspath(path): path.stat().st_size for path in paths}
@@ -267,6 +237,9 @@ def _greet(version: str, sizes: dict[str, int]) -> str | None:
 
 def _unseen(path: str) -> str:
     return f"does not see {path}; workers need the same files under the same paths, on a file system that all share"
+
+
+Workers = Threads | Cluster
 
 
 def open_workers(scheduler: str | None, threads: int | None) -> Workers:

@@ -40,19 +40,9 @@ Kinds = NDArray[np.uint8]
 
 
 def classify(F_init: fourflux.Float, F_true: fourflux.Float, tolerances: Tolerances) -> Kinds:
-    """Say what is wrong with each row.
+    """What is wrong with each row ``(n,)``: 0, or one of `KINDS`, plus `IN_FINAL` if the final state alone shows it.
 
-    Parameters
-    ----------
-    F_init, F_true : ndarray, shape (n, 6, 4)
-        Initial and final four-fluxes, 1/cm^3, float64, C-contiguous.
-    tolerances : Tolerances
-        What still passes.
-
-    Returns
-    -------
-    ndarray of uint8, shape (n,)
-        0 for a good row, else one of `KINDS`, plus `IN_FINAL` if it is the final state that shows it.
+    Initial and final four-fluxes are ``(n, 6, 4)``, 1/cm^3, float64, C-contiguous.
     """
     kinds = np.empty(len(F_init), dtype=np.uint8)
     # A hair below what Box3D itself accepts, whose check rounds in another order.

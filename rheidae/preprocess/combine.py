@@ -96,31 +96,10 @@ def combine(
     step: int,
     read: Callable[[], None] = lambda: None,
 ) -> int:
-    """Write the rows of all simulations into one file, shuffled if the configuration says so.
+    """Write the rows of all preprocessed simulations into one file, in the order of the configuration; return how many.
 
-    Parameters
-    ----------
-    paths : sequence of path
-        Preprocessed simulations.
-    target : path
-        The file to write.
-    attributes, dropped : dict
-        Attributes of the file, and by `output_name` the numbers of the rows that were left out.
-    config : PreprocessConfig
-        Order of the rows, and how they are stored.
-    workers : Workers
-        Who works on the blocks.
-    stages : Stages
-        Where bytes and seconds are counted in.
-    step : int
-        Rows of a block.
-    read : callable
-        Called when the simulations have been read for the last time.
-
-    Returns
-    -------
-    int
-        Number of rows.
+    `attributes` and `dropped` are those of `writing`; `step` is rows of a block; `read` is called when the simulations
+    have been read for the last time.
     """
     parts = _parts(paths, config)
     rows = sum(part.rows for part in parts)

@@ -36,13 +36,7 @@ _NOT_ROWS = {
 
 
 def of_source(path: Path) -> dict[str, Any]:
-    """Size, time and content of a source file.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read.
-    """
+    """Size, time and content of a source file; raises `DataError` if it cannot be read."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())

@@ -71,22 +71,10 @@ class RawDatasets(NamedTuple):
 
 
 def inspect(path: str | Path, names: H5Paths, axes: Sequence[str] | None) -> RawDatasets:
-    """Open a raw file and find its datasets.
+    """Open a raw file and find its datasets, by their `names` and those of their `axes`, else told by their sizes.
 
-    Parameters
-    ----------
-    path : path
-        The file.
-    names : H5Paths
-        What its datasets are called.
-    axes : sequence of str, optional
-        Names of the axes of its four-fluxes, in the order of the file. Default: told by their sizes.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or malformed, or the sizes leave more than one reading. The message names file,
-        dataset and remedy.
+    Raises `DataError` if the file is missing or malformed, or the sizes leave more than one reading. The message names
+    file, dataset and remedy.
     """
     with open_h5(path) as file:
         init_name, true_name = (_older(file, name) for name in (names.F_init, names.F_true))
@@ -136,17 +124,8 @@ def _older(file: h5py.File, name: str) -> str:
 def linked_files(path: str | Path, datasets: RawDatasets, root: Path | None = None) -> list[Path]:
     """Other files that hold rows of a raw file, which may keep links, virtual datasets and external storage.
 
-    Parameters
-    ----------
-    path, datasets
-        The file, and what `inspect` says of it.
-    root : Path, optional
-        The folder that they have to lie in, links resolved. Default: anywhere, even where a stranger's file points to.
-
-    Raises
-    ------
-    DataError
-        If one of them is not there (HDF5 would read the rows of a missing part as zeros), or lies elsewhere.
+    They have to lie in `root`, links resolved; without it anywhere, even where a stranger's file points to. Raises
+    `DataError` if one is not there (HDF5 would read the rows of a missing part as zeros), or lies elsewhere.
     """
     stddev = datasets.F_true_stddev.rows if datasets.F_true_stddev else None
     carried = (stddev, datasets.growth_rate, datasets.dirnames, datasets.stable)

@@ -52,10 +52,7 @@ class RowSource(NamedTuple):
 def locate(file: h5py.File, name: str, axis: int = 0) -> RowSource:
     """Describe the dataset `name` of an open file, whose axis `axis` counts rows.
 
-    Raises
-    ------
-    DataError
-        If the file is damaged where it says how the dataset is stored.
+    Raises `DataError` if the file is damaged where it says how the dataset is stored.
     """
     try:
         source = file[name]
@@ -89,10 +86,7 @@ def _offset(source: h5py.Dataset) -> int | None:
 def read_rows(rows: RowSource, start: int, stop: int, remedy: str = FETCH_AGAIN) -> Any:
     """Rows ``start:stop`` as an array whose axes are those of the file.
 
-    Raises
-    ------
-    DataError
-        If they cannot be read; the message names file, dataset and rows, and ends in `remedy`.
+    Raises `DataError` if they cannot be read; the message names file, dataset and rows, and ends in `remedy`.
     """
     if rows.offset is None:
         with open_h5(rows.path) as file:

@@ -22,20 +22,7 @@ def _mix(z: Keys) -> Keys:
 
 
 def keys(rows: NDArray[np.uint64], seed: int) -> Keys:
-    """Sorting keys of rows.
-
-    Parameters
-    ----------
-    rows : ndarray of uint64
-        Row numbers.
-    seed : int
-        Not negative, of any size.
-
-    Returns
-    -------
-    ndarray of uint64
-        All different, as the row numbers are.
-    """
+    """Sorting keys of rows, all different as their numbers are; `seed` is not negative, of any size."""
     a, b = np.random.SeedSequence(seed).generate_state(2, np.uint64)
     return _mix(_mix(rows + a) ^ b)
 

@@ -191,26 +191,10 @@ def writing(
     scratch: int = 0,
     finished: Finished | None = None,
 ) -> Iterator[Output]:
-    """Write the file `target`, which appears when the block ends without an error.
+    """Write the file `target`, which appears when the block ends without an error; each dataset has so many `rows`.
 
-    Parameters
-    ----------
-    target : path
-        The file.
-    rows : int
-        Rows of each of its datasets.
-    columns : tuple of Column
-        The datasets.
-    attributes, dropped : dict
-        Attributes of the file, and by `output_name` the numbers of the rows that were left out.
-    config : PreprocessConfig
-        Says how the datasets are stored.
-    stages : Stages
-        Where bytes and seconds are counted in.
-    scratch : int
-        Bytes that are needed beside it meanwhile; for the message if the disk is full.
-    finished : Finished, optional
-        Who syncs and names the file. Default: this does, before it returns.
+    `dropped`: by `output_name` the numbers of the rows that were left out. `scratch`: bytes that are needed beside it
+    meanwhile, for the message if the disk is full. `finished` syncs and names the file; without it, this does.
 
     Raises
     ------

@@ -11,13 +11,7 @@ _SMALL = 16 << 20
 
 
 def require_small(archive: zipfile.ZipFile) -> None:
-    """Refuse an archive that unpacks to much more than its own size; numbers are hardly compressible.
-
-    Raises
-    ------
-    ValueError
-        If it does.
-    """
+    """Raise `ValueError` if an archive unpacks to much more than its own size; numbers are hardly compressible."""
     unpacked = sum(member.file_size for member in archive.infolist())
     packed = sum(member.compress_size for member in archive.infolist())
     if unpacked > max(_SMALL, 4 * packed):

@@ -47,10 +47,7 @@ def no_processes() -> str | None:
 class Threads(ExitStack):
     """Threads of this process: reading, Box3D and writing release the interpreter lock, and so overlap.
 
-    Parameters
-    ----------
-    count : int, optional
-        Default: the processors that the process may use, at most `MOST_THREADS`.
+    Without a `count`, the processors that the process may use, at most `MOST_THREADS`.
     """
 
     remote = False
@@ -75,15 +72,8 @@ class Threads(ExitStack):
 class Cluster(ExitStack):
     """Workers of a Dask ``distributed`` cluster. They have to see the same files under the same absolute paths.
 
-    Parameters
-    ----------
-    scheduler : str
-        ``tcp://host:port`` of a running scheduler, or ``local:N``: N processes on this machine.
-
-    Raises
-    ------
-    ClusterError
-        If `scheduler` is something else, cannot be reached, or ``distributed`` is not installed.
+    `scheduler` is ``tcp://host:port`` of a running one, or ``local:N``: N processes on this machine. Raises
+    `ClusterError` if it is something else, cannot be reached, or ``distributed`` is not installed.
     """
 
     remote = True

@@ -63,17 +63,8 @@ def thread_count(text: str) -> int:
 def require_harmless(outputs: Mapping[str, Path | None], inputs: Iterable[Path | None] = ()) -> None:
     """Refuse outputs that would destroy something, before any work is done.
 
-    Parameters
-    ----------
-    outputs : mapping of str to path
-        Files to be written, by the options that name them; None where an option is not given.
-    inputs : iterable of path
-        Files that are read; those of a run folder are all that a run writes there.
-
-    Raises
-    ------
-    OutputError
-        If one is a folder, an input, or another output. Devices and pipes may stand for any number of outputs.
+    Raises `OutputError` if one of `outputs`, by the options that name them, is a folder, one of `inputs`, or another
+    output. Devices and pipes may stand for any number of outputs.
     """
     taken = {_identity(path): f"is an input ({path})" for path in inputs if path is not None}
     for option, path in outputs.items():

@@ -36,19 +36,9 @@ def require_file(path: str | Path, remedy: str = "check the path") -> None:
 
 @contextmanager
 def open_h5(path: str | Path, remedy: str = "check the path") -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading.
+    """Open an HDF5 file for reading; `remedy` is what the message advises where it does not exist.
 
-    Parameters
-    ----------
-    path : path
-        The file.
-    remedy : str
-        What the message advises where the file does not exist.
-
-    Raises
-    ------
-    DataError
-        If the file does not exist, is not HDF5 or is cut short, or was changed when the block ends.
+    Raises `DataError` if the file does not exist, is not HDF5 or is cut short, or was changed when the block ends.
     """
     require_file(path, remedy)
     try:
@@ -283,12 +273,8 @@ class _Sink:
 def create_h5(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
     """Create an HDF5 file at `path`, usually one that `Outputs.path` returned; large datasets begin on a page.
 
-    Yields the file, and a function that raises what went wrong in writing so far, before all is computed.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written, when the block ends.
+    Yields the file, and a function that raises what went wrong in writing so far, before all is computed. Raises
+    `OSError` when the block ends, if it cannot be written.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     sink = _Sink(descriptor)

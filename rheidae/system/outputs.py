@@ -46,15 +46,8 @@ class Outputs:
     Links are followed. What is no file, such as a pipe or ``/dev/null``, and what the process prints to, gets the
     finished bytes and stays what it is.
 
-    Parameters
-    ----------
-    needed : int
-        Bytes that will be written, for the message if the disk is full. Default: not known.
-
-    Raises
-    ------
-    OutputError
-        If the disk is full, or a file cannot be written for another reason that its name is part of.
+    Raises `OutputError` if the disk is full, of which `needed` bytes were to be written, or a file cannot be written
+    for another reason that its name is part of.
     """
 
     def __init__(self, needed: int = 0) -> None:
@@ -289,15 +282,7 @@ def _open_locked(path: Path) -> int:
 
 
 def remove_stale(folder: Path, name: str | None = None) -> list[Path]:
-    """Remove the temporary files of processes that are gone, and return them.
-
-    Parameters
-    ----------
-    folder : path
-        Where to look.
-    name : str, optional
-        Only those of this output. Default: of all.
-    """
+    """Remove temporary files of processes that are gone, of the output `name` or all of a folder, and return them."""
     removed = []
     for path in folder.glob(".*.tmp" if name is None else f".{glob.escape(name)}.*.tmp"):
         match = _TEMPORARY.match(path.name)
@@ -330,12 +315,8 @@ def _alive(pid: int) -> bool:
 def only_writer(folder: Path) -> Iterator[Path]:
     """Be the only run that writes into `folder`; what killed runs left there is removed first.
 
-    Yields the file by which others know.
-
-    Raises
-    ------
-    OutputError
-        If another run is at work there (the message says which), or the folder cannot be written to.
+    Yields the file by which others know. Raises `OutputError` if another run is at work there (the message says which),
+    or the folder cannot be written to.
     """
     path = folder / _LOCK_NAME
     while True:

@@ -21,15 +21,7 @@ LINE_EVERY = 10.0
 
 
 class Progress:
-    """Rows done, rows per second and time left; a context manager.
-
-    Parameters
-    ----------
-    name : str
-        What is being worked on.
-    rows : int
-        All there is to do.
-    """
+    """Rows done of all there are, rows per second and time left; a context manager."""
 
     def __init__(self, name: str, rows: int) -> None:
         self.name = name

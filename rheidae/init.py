@@ -16,22 +16,9 @@ FILES = ("pre_process.yaml", "simulate.yaml", "model.yaml", "train_parms.yaml")
 
 
 def write_defaults(folder: str | Path) -> list[Path]:
-    """Write the commented default configuration.
+    """Write the commented default configuration into a folder, made if it is not there; return the files.
 
-    Parameters
-    ----------
-    folder : path
-        Made if it does not exist.
-
-    Returns
-    -------
-    list of Path
-        What was written.
-
-    Raises
-    ------
-    OutputError
-        If one of the files is there already; nothing is written then.
+    Raises `OutputError` if one of them is there already; nothing is written then.
     """
     from rheidae.system.outputs import Outputs
 

@@ -60,20 +60,7 @@ def write_sample(folder: str | Path) -> list[Path]:
 
 
 def preprocess_sample(folder: str | Path, **changes: Any) -> Path:
-    """Preprocess the sample as ``rheidae init`` has it.
-
-    Parameters
-    ----------
-    folder : path
-        Where to.
-    **changes
-        Of keys of ``pre_process.yaml``.
-
-    Returns
-    -------
-    Path
-        The combined file.
-    """
+    """Preprocess the sample as ``rheidae init`` has it, but for `changes` of keys; return the combined file."""
     from rheidae.config import PreprocessConfig, read_config
     from rheidae.preprocess.pipeline import preprocess
 

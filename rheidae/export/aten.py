@@ -61,10 +61,7 @@ def to_onnx(
 ) -> Any:
     """Return the ONNX model of what `trace_rows` recorded on these tables.
 
-    Raises
-    ------
-    UnknownOperationError
-        If there is something that this module does not know.
+    Raises `UnknownOperationError` if there is something that this module does not know.
     """
     from onnx import TensorProto, helper
 

@@ -180,12 +180,8 @@ is_there: Any = _is_there
 def compiled(kernel: Kernel) -> str:
     """Return a kernel with its constants as LLVM's assembly, optimized for this processor.
 
-    It has the function `MIX`, and `FULL` where the kernel has what that needs.
-
-    Raises
-    ------
-    ExportError
-        If the code asks for more of Python's process than memory, or nothing is compiled.
+    It has the function `MIX`, and `FULL` where the kernel has what that needs. Raises `ExportError` if the code asks
+    for more of Python's process than memory, or nothing is compiled.
     """
     if INTERPRETED:
         raise ExportError("NUMBA_DISABLE_JIT is set: no machine code without Numba's compiler")
@@ -280,12 +276,7 @@ def headers() -> dict[str, bytes]:
 def require_cpu(cpu: str) -> None:
     """Raise where code for a processor could not be written, or not be tried here.
 
-    Raises
-    ------
-    ValueError
-        If it is not one of `CPUS`.
-    ExportError
-        If this machine's processor does not have what that one has.
+    `ValueError` if it is not one of `CPUS`; `ExportError` if this machine's processor does not have what that one has.
     """
     if cpu not in CPUS:
         raise ValueError(f"cpu={cpu!r} is not one of {', '.join(CPUS)}")

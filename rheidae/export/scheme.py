@@ -28,14 +28,9 @@ SCHEME_ORDERS = {"asymptotic": 41, "box3d": 23, "power": 31}
 
 
 class SchemeGraph(nn.Module):
-    """What `rheidae.mix` does by one scheme, in double precision; has the face of `rheidae.export.graph.FluxGraph`.
+    """What `rheidae.mix` does by a scheme of `SCHEME_ORDERS`, in double precision, on the rule of an order.
 
-    Parameters
-    ----------
-    scheme : {"asymptotic", "box3d", "power"}
-        The first is the first level of `rheidae.mix`.
-    order : int
-        Of the Lebedev rule.
+    The asymptotic one is its first level. It has the face of `rheidae.export.graph.FluxGraph`.
     """
 
     inputs = ("F_init",)

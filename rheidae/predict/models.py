@@ -21,16 +21,10 @@ Array = NDArray[np.float64]
 
 
 class Answer(NamedTuple):
-    """Of physical rows: final states ``(n, 6, 4)``, and what else the model has.
+    """Of physical rows: final states and their standard deviations ``(n, 6, 4)``, and what else the model has.
 
-    Attributes
-    ----------
-    F, std : ndarray, shape (n, 6, 4)
-        Final states, and their standard deviations.
-    outside : ndarray of bool, shape (n,)
-        Rows outside of those that the model was trained on.
-    transition : ndarray, shape (n, 2, 6, 6)
-        Matrices of densities and of fluxes, species out and in.
+    ``outside (n,)``: rows outside of those that it was trained on. ``transition (n, 2, 6, 6)``: matrices of densities
+    and of fluxes, species out and in.
     """
 
     F: Array
@@ -40,14 +34,9 @@ class Answer(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A model that is open.
+    """A model that is open: from physical rows ``(n, 6, 4)`` to an `Answer`, on one thread.
 
-    Attributes
-    ----------
-    answer : callable
-        From physical rows ``(n, 6, 4)`` to an `Answer`, on one thread.
-    shares : bool
-        Whether several threads may call it at once.
+    `shares`: whether several threads may call it at once.
     """
 
     answer: Callable[[Array], Answer]
@@ -57,10 +46,8 @@ class Model(NamedTuple):
 def open_model(model: str | Path, full: bool = False) -> Model:
     """Open a scheme, "pretrained", a run folder or an exported file; see `rheidae.predict.predict_file`.
 
-    Raises
-    ------
-    ConfigError, RunError, ExportError
-        If there is no such model, it cannot be opened, or has no full outputs.
+    Raises `ConfigError`, `RunError` or `ExportError` if there is no such model, it cannot be opened, or has no full
+    outputs.
     """
     name = str(model)
     if name in SCHEMES:

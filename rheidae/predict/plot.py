@@ -26,19 +26,9 @@ NAMES = (r"$\nu_e$", r"$\bar\nu_e$")
 def plot_slice(path: str | Path, picture: str | Path) -> None:
     """Draw a slice of a file that `rheidae.predict.predict_file` wrote, to a PNG file.
 
-    Parameters
-    ----------
-    path : path
-        The file. Of a grid, the plane through the middle of all axes but the first two is shown; of a row of cells,
-        curves.
-    picture : path
-        Where to write. Densities of electron neutrinos and antineutrinos before and after, their change, the growth
-        rate, and which cells are flagged.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read.
+    Of a grid, the plane through the middle of all axes but the first two is shown; of a row of cells, curves. Densities
+    of electron neutrinos and antineutrinos before and after, their change, the growth rate, and which cells are
+    flagged. Raises `DataError` if the file cannot be read.
     """
     with open_h5(path) as file:
         shape = file["flag"].shape

@@ -71,12 +71,7 @@ class MomentLayout(Section):
 def read_layout(layout: str | Path | None, file: h5py.File) -> MomentLayout:
     """Return the layout of an open file: a preset by name, a YAML file, or None for the preset whose datasets it has.
 
-    Raises
-    ------
-    ConfigError
-        If the YAML file is not as it should be.
-    DataError
-        If no preset fits.
+    Raises `ConfigError` if the YAML file is not as it should be, `DataError` if no preset fits.
     """
     if layout is not None and str(layout) not in PRESETS:
         return read_config(layout, MomentLayout)
@@ -92,25 +87,10 @@ def read_layout(layout: str | Path | None, file: h5py.File) -> MomentLayout:
 
 
 class Snapshot:
-    """Cells of an open file, block by block, as four-fluxes of six species.
+    """Cells of an open file, block by block, as four-fluxes of six species; `shape` is the grid's, ``(n,)`` of rows.
 
-    Parameters
-    ----------
-    file : h5py.File
-        Open for reading.
-    layout : MomentLayout
-        What is where.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Of the grid; ``(n,)`` of files with one row per state.
-
-    Raises
-    ------
-    DataError
-        If a dataset is missing, or has another shape than the others, or the layout's component axis is none of it; the
-        message names it.
+    Raises `DataError` if a dataset is missing, or has another shape than the others, or the layout's component axis is
+    none of it; the message names it.
     """
 
     def __init__(self, file: h5py.File, layout: MomentLayout) -> None:
@@ -171,13 +151,7 @@ class Snapshot:
                 yield (*fixed, slice(start, min(start + step, self.shape[axis])))
 
     def read(self, block: Block) -> Array:
-        """Four-fluxes ``(n, 6, 4)`` of a block, in the unit of the file.
-
-        Raises
-        ------
-        DataError
-            If it cannot be read.
-        """
+        """Four-fluxes ``(n, 6, 4)`` of a block, in the unit of the file; raises `DataError` if it cannot be read."""
         try:
             if self.layout.four_flux is not None:
                 place = tuple(block[0] if axis == "row" else slice(None) for axis in self._axes)

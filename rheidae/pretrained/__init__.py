@@ -62,15 +62,7 @@ def card() -> str:
 def write_onnx(path: str | Path) -> dict[str, Any]:
     """Write the model as the ONNX file that ships, with its metadata beside it under the same name with ``.json``.
 
-    Returns
-    -------
-    dict
-        The metadata.
-
-    Raises
-    ------
-    ExportError
-        If the name does not end in ``.onnx``.
+    Returns the metadata; raises `ExportError` if the name does not end in ``.onnx``.
     """
     from rheidae.export.formats import require_suffix
     from rheidae.system.outputs import Outputs
@@ -86,22 +78,10 @@ def write_onnx(path: str | Path) -> dict[str, Any]:
 
 
 def make(folder: str | Path) -> Path:
-    """Train the model on the sample of the package and write it as a run folder, with its ONNX file.
+    """Train the model on the sample of the package and write it as a run folder, with its ONNX file; return the folder.
 
-    Parameters
-    ----------
-    folder : path
-        Made if it does not exist; files of an earlier one are replaced.
-
-    Returns
-    -------
-    Path
-        The folder. It says nothing of when and where it was made, so that a second one is the same.
-
-    Raises
-    ------
-    RheidaeError
-        If it cannot be written.
+    Files of an earlier one are replaced. It says nothing of when and where it was made, so that a second one is the
+    same.
     """
     from rheidae.config import Config, TrainParms, read_config
     from rheidae.datasets import preprocess_sample

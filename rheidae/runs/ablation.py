@@ -216,16 +216,9 @@ def _title(column: Column) -> str:
 
 
 def learning_curve(learned: Sequence[tuple[Variant, Scores]], rows: int, path: Path) -> None:
-    """Skill over the number of training rows, a panel per column, four beside each other.
+    """Skill over the number of training rows to a PNG file, a panel per column, four beside each other.
 
-    Parameters
-    ----------
-    learned : list of (Variant, dict)
-        From `score_variants`.
-    rows : int
-        How many "all rows" are.
-    path : Path
-        PNG file.
+    `learned` is from `score_variants`; `rows` is how many "all rows" are.
     """
     curves: dict[str, list[tuple[int, Scores]]] = {}
     for variant, scores in learned:
@@ -270,22 +263,10 @@ def ablate(
     epochs: int | None = None,
     test_only: Sequence[str] | None = None,
 ) -> list[Path]:
-    """Score every choice and write the page, with a figure beside it; return their paths.
+    """Score every choice on a preprocessed file and write the page, with a figure beside it; return their paths.
 
-    Parameters
-    ----------
-    source : str
-        Preprocessed file.
-    out : Path
-        Markdown file.
-    command : str
-        What the page says it was made by.
-    seeds, folds : int
-        Seeds are 0 to `seeds` - 1.
-    epochs : int, optional
-        Of every variant, to try it out.
-    test_only : sequence of str, optional
-        Groups that no model is trained on; by default those whose simulations are 3D by their names.
+    `command` is what the page says it was made by; seeds are 0 to `seeds` - 1; `epochs`, of every variant, to try it
+    out. Groups of `test_only` have no model trained on them; by default those whose simulations are 3D by their names.
     """
     logging.getLogger(score.__name__).setLevel(logging.WARNING)  # a line per variant is enough
     data = load_dataset(source)

@@ -117,12 +117,7 @@ def new_folder(parent: Path) -> Path:
 def own_folder(folder: Path) -> Iterator[None]:
     """Be the only run that writes into a folder, and let it be a run's.
 
-    Raises
-    ------
-    OutputError
-        If another run is writing there.
-    RunError
-        If other things than a run lie there.
+    Raises `OutputError` if another run is writing there, `RunError` if other things than a run lie there.
     """
     with only_writer(folder) as lock:
         others = sorted(path.name for path in folder.iterdir() if path.name != lock.name)
@@ -173,10 +168,7 @@ def installed_versions() -> dict[str, str]:
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """Return what a run has recorded of each epoch so far; it may still be running.
 
-    Raises
-    ------
-    RunError
-        If no epoch is finished.
+    Raises `RunError` if no epoch is finished.
     """
     path = folder / "history.jsonl"
     rows: list[dict[str, Any]] = []
@@ -193,10 +185,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 def load_state(folder: Path) -> dict[str, Any]:
     """Read the last checkpoint of a run; the file is data alone, and no code of it is run.
 
-    Raises
-    ------
-    RunError
-        If there is none, or it is not what `RunCheckpoint` writes.
+    Raises `RunError` if there is none, or it is not what `RunCheckpoint` writes.
     """
     path = folder / "state.pt"
     if not path.is_file():

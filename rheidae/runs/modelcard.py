@@ -36,21 +36,11 @@ Ranges = dict[str, Any]
 
 
 def training_range(data: Any, rows: NDArray[np.intp]) -> Ranges:
-    """Return between which values the initial states of some rows lie.
+    """Return between which values the initial states of some rows of a data set lie.
 
-    Parameters
-    ----------
-    data : Bunch
-        From `rheidae.load_dataset`.
-    rows : ndarray of int
-        Which rows; above `ENOUGH_ROWS`, evenly spaced ones of them are looked at.
-
-    Returns
-    -------
-    dict
-        JSON-safe: ``unit``; ``groups``, rows of each; ``with_crossing``, the part of rows that Box3D changes; and
-        ``[smallest, largest]`` of the total number density, of each species' part of it, of each species'
-        flux factor ``|F|/N`` and of the invariants of `rheidae.mixing.survival.invariants`.
+    JSON-safe: ``unit``; ``groups``, rows of each; ``with_crossing``, the part of rows that Box3D changes; and
+    ``[smallest, largest]`` of the total number density, of each species' part of it, of each species' flux factor
+    ``|F|/N`` and of `rheidae.mixing.survival.invariants`. Above `ENOUGH_ROWS`, evenly spaced ones are looked at.
     """
     names, counts = np.unique(data.groups[rows], return_counts=True)
     looked_at = _evenly(rows, ENOUGH_ROWS)
@@ -71,22 +61,11 @@ def training_range(data: Any, rows: NDArray[np.intp]) -> Ranges:
 
 
 def model_card(run: Run, data: Any, about: dict[str, Any]) -> str:
-    """Return the card of a run as Markdown.
+    """Return the card of a finished run as Markdown; `about` is what its ``run.json`` holds.
 
-    Parameters
-    ----------
-    run : Run
-        A finished one.
-    data : Bunch
-        The data set that it was trained on, from `rheidae.load_dataset` with the run's `target_scale`. Rows that took
-        no part in training are scored; where there are none, the validation rows, and without them the training rows:
-        the card says which.
-    about : dict
-        What ``run.json`` holds; ``training_range`` is that of `training_range`.
-
-    Returns
-    -------
-    str
+    `data` is what it was trained on, from `rheidae.load_dataset` with the run's `target_scale`. Rows that took no part
+    in training are scored; where there are none, the validation rows, and without them the training rows: the card says
+    which.
     """
     rows, role, which = _scored_rows(run, data)
     scored = score_rows(run.regressor, data, rows, role)

@@ -15,18 +15,10 @@ ENOUGH_ROWS = 10_000
 
 
 class TableDataset(Dataset):
-    """Rows as the network sees them, float32 tensors, and as the user gave them.
+    """Rows ``x (n, features)``, ``target (n, outputs)`` as the network sees them, float32, and as the user gave them.
 
-    Parameters
-    ----------
-    x : Tensor, shape (n, features)
-        Inputs.
-    target : Tensor, shape (n, outputs)
-        Targets.
-    weight : Tensor, shape (n,), optional
-        How much each row counts.
-    tables : tuple, optional
-        The user's ``X, y``, by which skorch's scoring callbacks score; if not given, `x` and `target`.
+    ``weight (n,)``: how much each row counts. `tables`: the user's ``X, y``, by which skorch's scoring callbacks score;
+    if not given, `x` and `target`.
     """
 
     def __init__(self, x: Tensor, target: Tensor, weight: Tensor | None = None, tables: Any = None) -> None:
@@ -61,15 +53,8 @@ def chosen_rows(dataset: Any) -> tuple[Any, Tensor]:
 class BatchSlicer:
     """Iterate over batches cut from whole tensors, without a Python call per row.
 
-    Parameters
-    ----------
-    dataset : TableDataset or a `torch.utils.data.Subset` of one
-        The rows.
-    batch_size : int
-        Rows per batch. A last batch of a single row is joined to the one before it, because batch norm has no
-        variance to work with there.
-    shuffle : bool
-        A new order each time it is iterated over, from torch's global generator.
+    A last batch of a single row is joined to the one before it, because batch norm has no variance to work with there.
+    With `shuffle` in a new order each time it is iterated over, from torch's global generator.
     """
 
     def __init__(self, dataset: TableDataset | Subset[Any], batch_size: int, shuffle: bool = False) -> None:

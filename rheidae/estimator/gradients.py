@@ -9,23 +9,10 @@ from torch import Tensor
 
 
 def jacobian(outputs: Tensor, cotangents: Tensor, parameters: list[Tensor], together: bool = True) -> Tensor:
-    """Derivatives of several tasks by `parameters`.
+    """Derivatives ``(T, P)`` of T tasks by P `parameters`, from those by `outputs`, ``cotangents (T, ...)``.
 
-    Parameters
-    ----------
-    outputs : Tensor, shape (...)
-        With their graph, which is kept.
-    cotangents : Tensor, shape (T, ...)
-        Derivatives of the tasks by `outputs`.
-    parameters : list of Tensor
-        By which to differentiate; P numbers together.
-    together : bool
-        Carry all tasks back in one pass. False: a pass a task, for networks with operations that torch has no
-        batching rule for.
-
-    Returns
-    -------
-    Tensor, shape (T, P)
+    The graph of the outputs is kept. Not `together`: a pass a task, for networks with operations that torch has no
+    batching rule for; else all are carried back in one.
     """
     if not parameters:
         return outputs.new_zeros(len(cotangents), 0)
@@ -83,12 +70,7 @@ def last_shared_parameters(module: Any) -> list[Tensor]:
 
     A module says it by a method of this name; otherwise it is the weight of the module's last `torch.nn.Linear`, in the
     order of registration, since every task reads the same outputs. Where that is frozen, the last parameter that is not
-    takes its place.
-
-    Raises
-    ------
-    ValueError
-        If the module does neither.
+    takes its place. Raises `ValueError` if the module does neither.
     """
     if hasattr(module, "last_shared_parameters"):
         shared = list(module.last_shared_parameters())

@@ -31,12 +31,8 @@ class Layout:
     """How rows of a table become what the network sees, and what the network says becomes an answer.
 
     The network works on float32 rows of order one, the *scaled* ones; X, y and the answer are in the user's unit. This
-    base is ``layout="generic"``: the scaled rows are the user's, and the network's output is the answer.
-
-    Attributes
-    ----------
-    predict_residual, average_heavy : bool
-        The estimator's parameters; of use to `FourFlux` alone.
+    base is ``layout="generic"``: the scaled rows are the user's, and the network's output is the answer; of the
+    estimator's two parameters it has no use.
     """
 
     predict_residual: bool = True
@@ -72,12 +68,8 @@ class Layout:
     def table(self, values: Any, name: str, least_rows: int = 0) -> Table:
         """Return `values` as a finite float32 or float64 table.
 
-        Raises
-        ------
-        FourFluxError
-            If the shape is another, or a number is not finite.
-        ValueError, TypeError
-            From `sklearn.utils.check_array`: sparse, complex, empty and the like.
+        Raises `FourFluxError` if the shape is another, or a number is not finite; `ValueError` or `TypeError` of
+        `sklearn.utils.check_array` if they are sparse, complex, empty and the like.
         """
         return _finite(as_numbers(values, name, least_rows), name)
 

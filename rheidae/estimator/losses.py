@@ -131,13 +131,7 @@ class FourFluxLoss(nn.Module):
 
 
 class SingleTerm(nn.Module):
-    """A plain loss of torch, such as `torch.nn.MSELoss`, as the one named term.
-
-    Parameters
-    ----------
-    loss : Module
-        From predictions and targets to a scalar.
-    """
+    """A plain loss of torch, such as `torch.nn.MSELoss`, as the one named term."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()

@@ -318,18 +318,7 @@ class FluxNet(Resumable):
             )
 
     def check_rows(self, X: Any, y: Any) -> FluxNet:
-        """Refuse now what `fit` would refuse, by making the components for these training rows and nothing more.
-
-        Parameters
-        ----------
-        X, y : array_like
-            As for `fit`, without a part that validates.
-
-        Raises
-        ------
-        FourFluxError, ValueError
-            As `fit` does.
-        """
+        """Refuse now what `fit` would refuse of these rows, by making the components for them and nothing more."""
         table, _ = self._seen(X, y, fresh=True)
         with self._random(fresh=True):
             self.initialize()

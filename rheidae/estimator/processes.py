@@ -80,13 +80,7 @@ class Alone:
 
 
 class Several(Alone):
-    """Several processes, by an accelerator that knows more than one.
-
-    Parameters
-    ----------
-    accelerator : accelerate.Accelerator
-        Knows the processes.
-    """
+    """Several processes, by an accelerator that knows more than one."""
 
     def __init__(self, accelerator: Any) -> None:
         self.accelerator = accelerator

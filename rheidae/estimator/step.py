@@ -24,13 +24,7 @@ LOOK_EVERY = 64
 
 
 class TrainingStep:
-    """What a batch of a training is put through.
-
-    Parameters
-    ----------
-    net : FluxNet
-        Initialised; its criterion carries the weighting and the constraints.
-    """
+    """What a batch of a training is put through, by a net whose criterion carries the weighting and the constraints."""
 
     def __init__(self, net: Any) -> None:
         self.net = net
@@ -158,10 +152,7 @@ def run_epoch(
 ) -> dict[str, float]:
     """One pass over the batches; return the means over the rows, and the state of what is trained, by name.
 
-    Raises
-    ------
-    RunError
-        If a loss is not finite.
+    Raises `RunError` if a loss is not finite.
     """
     weights, history = net.criterion_.weights, net.history
     names = train_names(net) if training else [*(f"{prefix}_{name}" for name in weights), "error"]
@@ -214,18 +205,10 @@ def _reference_numbers(net: Any, iterator: Any, error: float) -> dict[str, float
 
 
 class EpochMeans:
-    """Means of a record over the rows of an epoch.
+    """Means over the rows of an epoch of records, whose numbers have `names`.
 
-    Parameters
-    ----------
-    names : list of str
-        What the numbers of a record are.
-    weights : dict of str to float
-        Weights of those that make up the loss.
-    epoch : int
-        For the message if one is not finite.
-    loss : str
-        Name of a batch's loss in its entry.
+    `weights`: of those that make up the loss. `epoch`: for the message if one is not finite. `loss`: name of a batch's
+    loss in its entry.
     """
 
     def __init__(self, names: list[str], weights: dict[str, float], epoch: int, loss: str = "loss") -> None:
@@ -241,10 +224,7 @@ class EpochMeans:
     def add(self, rows: int, record: Tensor, checkpoint: str | None, entry: dict[str, Any] | None = None) -> None:
         """Take the record ``(len(names),)`` of a batch; its loss goes to `entry`, once it is read.
 
-        Raises
-        ------
-        RunError
-            If a number is not finite, here or in `finish`; `checkpoint` is named then.
+        Raises `RunError` if a number is not finite, here or in `finish`; `checkpoint` is named then.
         """
         self.waiting.append((rows, record, {} if entry is None else entry))
         if record.device.type == "cpu" or len(self.waiting) == LOOK_EVERY:

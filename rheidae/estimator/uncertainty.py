@@ -135,13 +135,7 @@ class ErrorScale:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> ErrorScale:
-        """Read what `to_bytes` returned.
-
-        Raises
-        ------
-        ValueError
-            If it holds other arrays, or what is no number.
-        """
+        """Read what `to_bytes` returned; raise `ValueError` if it holds other arrays, or what is no number."""
         from safetensors.numpy import load
 
         arrays = load(content)

@@ -34,10 +34,8 @@ MATCHED = 1e-6
 def as_states(F: ArrayLike, name: str = "F_init") -> tuple[Array, tuple[int, ...]]:
     """``(..., 6, 4)`` or ``(..., 24)`` four-fluxes as ``(n, 6, 4)`` float64, checked, and the leading shape.
 
-    Raises
-    ------
-    FourFluxError
-        If the shape is another, a number is not finite, a four-flux not physical, or a row holds no neutrinos.
+    Raises `FourFluxError` if the shape is another, a number is not finite, a four-flux not physical, or a row holds no
+    neutrinos.
     """
     cells = Cells(F, name)
     empty = np.flatnonzero(cells.vacuum)
@@ -53,19 +51,9 @@ def alike(states: Array) -> NDArray[np.bool_]:
 
 
 def minerbo(states: Array, order: int) -> Array:
-    """Minerbo distributions at the nodes of a Lebedev rule, times their weights.
+    """Minerbo distributions ``(n, 6, m)`` of states ``(n, 6, 4)`` at the nodes of a Lebedev rule, times their weights.
 
-    Parameters
-    ----------
-    states : ndarray, shape (n, 6, 4)
-        Four-fluxes.
-    order : int
-        Of the rule, whose quadrature error the moments have.
-
-    Returns
-    -------
-    ndarray, shape (n, 6, m)
-        Number densities of each direction, in the unit of `states`.
+    In the unit of the states; the moments have the quadrature error of the rule.
     """
     rule = lebedev(order)
     with np.errstate(under="ignore"):
@@ -82,20 +70,10 @@ def have_beams(states: Array) -> NDArray[np.bool_]:
 
 
 def lepton_numbers_of_beams(state: Array, order: int) -> tuple[Array, Array]:
-    """Minerbo distributions on nodes that follow the state, each species with its exact moments.
+    """Lepton numbers ``(3, m)`` of a state ``(6, 4)`` and the nodes ``(3, m)`` that they are on, which follow it.
 
-    Parameters
-    ----------
-    state : ndarray, shape (6, 4)
-        Four-fluxes.
-    order : int
-        Lebedev order of the sphere's rule, beside which each beam has one of its own.
-
-    Returns
-    -------
-    lepton_number : ndarray, shape (3, m)
-        Neutrinos minus antineutrinos of each flavor and direction, in the unit of `state`.
-    directions : ndarray, shape (3, m)
+    Neutrinos minus antineutrinos of each flavor and direction, in the unit of the state; each species has its exact
+    moments. Beside the sphere's rule, of a Lebedev order, each beam has one of its own.
     """
     from rheidae.linear import _beams_kernels as kernels
 

@@ -138,24 +138,10 @@ def asymptotic_transitions(F: ArrayLike, directions: ArrayLike, *, order: int = 
 
 
 def asymptotic_matrices(F: fourflux.Float, *, order: int = ORDER, threads: int | None = None) -> Array:
-    """Averages of the transition probabilities over each species; see `rheidae.mixing.transition`.
+    """Averages ``(n, 2, 6, 6)`` of the transition probabilities over each species of states ``(n, 6, 4)`` in any unit.
 
-    Parameters
-    ----------
-    F : ndarray, shape (n, 6, 4)
-        States, any unit.
-    order, threads
-        As of `asymptotic_flux`.
-
-    Returns
-    -------
-    ndarray, shape (n, 2, 6, 6)
-        Of densities and of fluxes, species out and in.
-
-    Raises
-    ------
-    FourFluxError
-        If the shape is another, or a row is not physical.
+    Of densities and of fluxes, species out and in; see `rheidae.mixing.transition`. Raises `FourFluxError` as
+    `asymptotic_flux` does.
     """
     _, exact = _checked(F)
     out, tables = np.empty((len(exact), 2, 6, 6)), tables_of(order)

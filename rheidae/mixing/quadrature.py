@@ -30,10 +30,7 @@ class Quadrature(NamedTuple):
 def upper_half(nodes: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Mark one of each pair of antipodes among the nodes ``(3, points)`` of a rule.
 
-    Raises
-    ------
-    ValueError
-        If the rule is not symmetric under inversion.
+    Raises `ValueError` if the rule is not symmetric under inversion.
     """
     x, y, z = nodes
     # Coordinates that are zero but for rounding would put both or none of a pair there.

@@ -154,19 +154,11 @@ def invariants(F: fourflux.Float, *, order: int = _ORDER, threads: int | None = 
 
 
 def calm(F: fourflux.Float) -> Array:
-    """How far a rule that does not follow beams is to be trusted, from 0 to 1.
+    """How far a rule that does not follow beams is to be trusted, ``(n,)`` from 0 to 1, of states ``(n, 6, 4)``.
 
-    Parameters
-    ----------
-    F : ndarray, shape (n, 6, 4)
-        Initial four-fluxes, C-contiguous, any one unit; not checked. mu and tau enter as their mean.
-
-    Returns
-    -------
-    ndarray, shape (n,)
-        1 where no flux factor is above 0.8, 0 where that of a species with more than a trace is above 0.9: the product
-        of ``1 - smoothstep(f in [0.8, 0.9]) n/(n + 1e-5)``, n over the total density, over e, x and their
-        antineutrinos.
+    1 where no flux factor is above 0.8, 0 where that of a species with more than a trace is above 0.9: the product of
+    ``1 - smoothstep(f in [0.8, 0.9]) n/(n + 1e-5)``, n over the total density, over e, x and their antineutrinos. The
+    states, of any unit, have to be C-contiguous and are not checked; mu and tau enter as their mean.
     """
     out = np.empty(len(F))
     kernels.calm_rows(F, out)

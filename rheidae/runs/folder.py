@@ -237,10 +237,7 @@ def _about(folder: Path) -> dict[str, Any]:
 def check_same_run(folder: Path, config: Config, parms: TrainParms, fingerprint: str) -> None:
     """Compare configuration and data with those that a run was started with.
 
-    Raises
-    ------
-    RunError
-        Naming the keys that differ, with both values.
+    Raises `RunError` that names the keys that differ, with both values.
     """
     about = require_run(folder)
     then_config = read_config(folder / "model.yaml", Config)

@@ -20,23 +20,9 @@ RowNumbers = NDArray[np.intp]
 
 
 def shuffled_split(rows: RowNumbers, groups: Any, share: float, seed: int) -> tuple[RowNumbers, RowNumbers]:
-    """Divide `rows` at random so that no group is on both sides.
+    """Divide row numbers at random, by a seed, so that no group is on both sides; return those kept, and those chosen.
 
-    Parameters
-    ----------
-    rows : ndarray of int
-        Row numbers.
-    groups : ndarray
-        A label for each of them; rows of one label stay together.
-    share : float
-        Part of the groups that goes to the second side.
-    seed : int
-        Of the shuffle.
-
-    Returns
-    -------
-    kept, chosen : ndarray of int
-        Row numbers.
+    `groups` labels each row, and `share` is the part of the groups that is chosen.
     """
     splitter = GroupShuffleSplit(1, test_size=share, random_state=seed)
     keep, chosen = next(splitter.split(rows, groups=groups))
@@ -94,20 +80,10 @@ def simulation_keys(data: Any, first: int = 0) -> NDArray[np.uint64]:
 
 
 def row_keys(data: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """Return a number for each row that tells whether two files hold the same simulation.
+    """Return a number ``(n,)`` for each row that tells whether two files hold the same simulation, as uint64.
 
-    Parameters
-    ----------
-    data : ndarray, shape (n, 48)
-        Inputs in 1/cm^3 times the run's `target_scale`; only the initial state, the first 24, counts, so that Box3D
-        may be computed anew.
-    target : ndarray, shape (n, 24)
-        Targets in the same unit.
-
-    Returns
-    -------
-    ndarray of uint64, shape (n,)
-        A random linear function of the bits of the 48 numbers, modulo 2^64.
+    A random linear function of the bits, modulo 2^64, of initial state and target in 1/cm^3 times the run's
+    `target_scale`: of ``data (n, 48)`` the first 24 alone count, so that Box3D may be computed anew.
     """
     numbers = np.concatenate([data[:, :24], target], axis=1).astype(np.float32, copy=False)
     return linear_hash(np.ascontiguousarray(numbers).view(np.uint32), 0x5EED)
@@ -230,10 +206,7 @@ def cross_validation_parts(
 def validation_split(dataset: Any, fraction: float, seed: int, groups: Any = None) -> tuple[Any, Any]:
     """Divide a data set at random into training and validation rows, with `groups` in whole groups.
 
-    Raises
-    ------
-    FourFluxError
-        If one of them would be empty, or `groups` has another length.
+    Raises `FourFluxError` if one of them would be empty, or `groups` has another length.
     """
     rows = np.arange(len(dataset))
     labels = rows if groups is None else np.asarray(groups)

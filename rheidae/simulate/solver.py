@@ -39,10 +39,7 @@ _SAMPLES = 40
 def order_for(states: Array) -> NDArray[np.int64]:
     """Lebedev order whose directions resolve the most forward peaked species of each state ``(n, 6, 4)``.
 
-    Raises
-    ------
-    FourFluxError
-        If a flux factor is above 0.985: no rule has the directions.
+    Raises `FourFluxError` if a flux factor is above 0.985: no rule has the directions.
     """
     N = states[:, :, T]
     factor = np.divide(np.linalg.norm(states[:, :, :3], axis=2), N, out=np.zeros_like(N), where=N > 0)
@@ -130,10 +127,7 @@ def naming_rows(rows: Sequence[int]) -> Iterator[None]:
 def prepare(state: Array, options: Options, closure: str | Closure = "minerbo", row: int = 0) -> Setup:
     """Directions, distributions, growth rate, box and time step for one state ``(6, 4)``, which errors call `row`.
 
-    Raises
-    ------
-    FourFluxError
-        If the directions do not represent a flux factor.
+    Raises `FourFluxError` if the directions do not represent a flux factor.
     """
     with naming_rows([row]):
         order = options.order or int(order_for(state[None])[0])
@@ -282,17 +276,7 @@ def _perturbed(rng: np.random.Generator, size: float, matrices: int, cells: int)
 
 
 class Shift:
-    """Shifts by any number of cells: each direction's own, exact for the waves of the box.
-
-    Parameters
-    ----------
-    crossed : ndarray, shape (pairs, 2, d)
-        Cells along each axis.
-    matrices : int
-        Of each direction.
-    cells : int
-        A side.
-    """
+    """Shifts of each direction by a number of cells, ``crossed (pairs, 2, d)``: exact for the waves of the box."""
 
     def __init__(self, crossed: Array, matrices: int, cells: int) -> None:
         self.cells, self.dimensions = cells, crossed.shape[2]

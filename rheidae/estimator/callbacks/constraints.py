@@ -15,13 +15,7 @@ VIOLATIONS = ("negative_density", "superluminal")
 
 
 class Multipliers(nn.Module):
-    """Violations of a batch and the multipliers that answer them.
-
-    Parameters
-    ----------
-    lr_lambda, rho, density_floor : float
-        See `LagrangianConstraints`.
-    """
+    """Violations of a batch and the multipliers that answer them; see `LagrangianConstraints`."""
 
     def __init__(self, lr_lambda: float, rho: float, density_floor: float) -> None:
         super().__init__()

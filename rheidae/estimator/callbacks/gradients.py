@@ -62,19 +62,10 @@ class PCGrad(GradientCombiner):
 
 
 def pcgrad_coefficients(gramian: Tensor, orders: Tensor | None = None) -> Tensor:
-    """Projected gradients as combinations of the original ones.
+    """Projected gradients as combinations of the original ones, ``(T, T)``, row i that of task i, from their Gramian.
 
-    Parameters
-    ----------
-    gramian : Tensor, shape (T, T)
-        Inner products of the task gradients.
-    orders : LongTensor, shape (T, T), optional
-        Row i: the tasks in the order in which task i meets them; i itself is passed over. Drawn at random if not given.
-
-    Returns
-    -------
-    Tensor, shape (T, T)
-        Row i: coefficients of task i's projected gradient.
+    ``orders (T, T)``, row i: the tasks in the order in which task i meets them; i itself is passed over. Drawn at
+    random if not given.
     """
     tasks = len(gramian)
     if orders is None:

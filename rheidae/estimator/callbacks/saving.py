@@ -186,10 +186,7 @@ def callback_state(callback: Any) -> dict[str, Any]:
 def restore_callback(callback: Any, state: dict[str, Any]) -> None:
     """Put back what `callback_state` returned.
 
-    Raises
-    ------
-    ValueError
-        If another attribute is among it, such as where the callback writes.
+    Raises `ValueError` if another attribute is among it, such as where the callback writes.
     """
     for name, value in state.items():
         if not name.endswith("_") or name.startswith("__") or callable(getattr(type(callback), name, None)):

@@ -14,13 +14,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation_of(name: str) -> type[nn.Module]:
-    """Return the layer of that name.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
+    """Return the layer of that name; raise `ValueError` if there is none."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation={name!r} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]

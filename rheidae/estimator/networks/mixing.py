@@ -58,15 +58,7 @@ class _Mixing(torch.autograd.Function):
 
 
 class Members(nn.Module):
-    """Several perceptrons of one shape side by side: ``(members, n, inputs)`` to ``(members, n, outputs)``.
-
-    Parameters
-    ----------
-    members, inputs, outputs, hidden_dim, hidden_layers : int
-        Sizes.
-    activation : str
-        Nonlinearity.
-    """
+    """Several perceptrons of one shape side by side: ``(members, n, inputs)`` to ``(members, n, outputs)``."""
 
     def __init__(
         self, members: int, inputs: int, outputs: int, hidden_dim: int, hidden_layers: int, activation: str

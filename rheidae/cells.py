@@ -111,12 +111,17 @@ def labelled(values: NDArray[Any], like: Any) -> Any:
     """`values` with the labels and attributes of `like`, of one shape, where it is pandas' or xarray's."""
     package = package_of(like)
     if package == "pandas" and values.ndim == 2:
-        frame = type(like)(values, index=like.index, columns=like.columns)
-        frame.attrs.update(like.attrs)
-        return frame
+        return frame_like(values, like, like.columns)
     if package == "xarray":
         return like.copy(data=values)
     return values
+
+
+def frame_like(values: NDArray[Any], like: Any, columns: Any) -> Any:
+    """A data frame of `values` with the index and the attributes of `like`."""
+    frame = type(like)(values, index=like.index, columns=columns)
+    frame.attrs.update(like.attrs)
+    return frame
 
 
 def require_order(array: Any, name: str, *expected: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rheidae.cells import labelled, package_of, require_order
+from rheidae.cells import frame_like, labelled, package_of, require_order
 from rheidae.exceptions import FourFluxError
 from rheidae.fourflux import COMPONENTS, column_names, unmasked
 
@@ -103,7 +103,7 @@ def to_six(
     >>> to_six([1.0, 0.9, 2.0], np.zeros((3, 3)))[:, 3]  # nu_x is a sum of four
     array([1. , 0.5, 0.5, 0.9, 0.5, 0.5])
     """
-    entries, summed = _division(species, heavy_sum)
+    entries, summed = division(species, heavy_sum)
     options: dict[str, Any] = {"species": species, "heavy_sum": heavy_sum}
     if package_of(density) == "xarray":
         return _six_of_dataarrays(density, flux, species_axis, component_axis, options)
@@ -157,7 +157,7 @@ def from_six(
         return _dataarrays_of_six(F, (species_axis, component_axis), like, options)
     if package_of(F) == "pandas":
         return _frames_of_six(F, like, options)
-    entries, summed = _division(species, heavy_sum)
+    entries, summed = division(species, heavy_sum)
     six = _real(F, "F")
     if six.ndim < 2 or six.shape[-2:] != (6, 4):
         raise FourFluxError(f"F has shape {six.shape}; expected (..., 6, 4)")
@@ -172,7 +172,7 @@ def from_six(
     )
 
 
-def _division(species: int, heavy_sum: int | None) -> tuple[list[int], int]:
+def division(species: int, heavy_sum: int | None) -> tuple[list[int], int]:
     """Entry of each of the six species, and how many of them a heavy entry sums."""
     if species not in SPECIES:
         raise ValueError(f"species={species!r} is not 3, 4 or 6")
@@ -303,7 +303,7 @@ def _six_of_frames(density: Any, flux: Any, options: Any) -> Any:
         if not density.index.equals(flux.index):
             raise FourFluxError("density and flux have different indices; align them")
         six = to_six(n, f.reshape(-1, count, 3), species_axis=1, component_axis=2, **options)
-    return _frame(six.reshape(-1, 24), density, column_names("F"))
+    return frame_like(six.reshape(-1, 24), density, column_names("F"))
 
 
 def _each(species: Sequence[str], components: str) -> list[str]:
@@ -318,18 +318,12 @@ def _columns(frame: Any, names: Sequence[str], name: str) -> NDArray[Any]:
     return numbers
 
 
-def _frame(values: Any, like: Any, columns: list[str]) -> Any:
-    frame = type(like)(values, index=like.index, columns=columns)
-    frame.attrs.update(like.attrs)
-    return frame
-
-
 def _frames_of_six(F: Any, like: Any, options: Any) -> Moments:
     values = from_six(
         _columns(F, column_names("F"), "F").reshape(-1, 6, 4), species_axis=1, component_axis=2, **options
     )
     n, f = values.density, values.flux.reshape(len(F), -1)
     if like is not None:
-        return Moments(*(_frame(table, one, one.columns) for table, one in zip((n, f), like, strict=True)))
+        return Moments(*(frame_like(table, one, one.columns) for table, one in zip((n, f), like, strict=True)))
     names = SPECIES[options["species"]]
-    return Moments(_frame(n, F, list(names)), _frame(f, F, _each(names, "xyz")))
+    return Moments(frame_like(n, F, list(names)), frame_like(f, F, _each(names, "xyz")))

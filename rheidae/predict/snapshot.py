@@ -58,8 +58,7 @@ class MomentLayout(Section):
                     if name.strip("/") in seen:
                         raise ValueError(f"{key} names {name!r} a second time; each species has datasets of its own")
                     seen.add(name.strip("/"))
-            if self.heavy_sum not in (None, 1, {3: 4, 4: 2, 6: 1}[self.species]):
-                raise ValueError(f"heavy_sum of {self.species} species cannot be {self.heavy_sum}")
+            moments.division(self.species, self.heavy_sum)
         return self
 
     @property

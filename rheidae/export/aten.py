@@ -304,8 +304,7 @@ _RULES[aten.silu.default] = lambda w, r, x: w.node("Mul", w.of(x), w.node("Sigmo
 _RULES[aten.unsqueeze.default] = lambda w, r, x, dim: w.node("Unsqueeze", w.of(x), w.sizes(dim % r.dim()))
 _RULES[aten._to_copy.default] = lambda w, r, x, **options: w.of(x, r.dtype)
 _RULES[aten.bitwise_not.default] = _RULES[aten.logical_not.default] = _simple("Not")
-for _name, _kind in (("mm", "MatMul"), ("bmm", "MatMul")):
-    _RULES[getattr(aten, _name).default] = _simple(_kind)
+_RULES[aten.mm.default] = _RULES[aten.bmm.default] = _simple("MatMul")
 
 
 @_rule(aten.pow.Tensor_Scalar)
@@ -446,8 +445,7 @@ def _reduction(kind: str) -> Callable[..., str]:
     return rule
 
 
-for _name, _kind in (("sum", "ReduceSum"), ("mean", "ReduceMean")):
-    _RULES[getattr(aten, _name).dim if _name == "mean" else aten.sum.dim_IntList] = _reduction(_kind)
+_RULES[aten.sum.dim_IntList], _RULES[aten.mean.dim] = _reduction("ReduceSum"), _reduction("ReduceMean")
 _RULES[aten.amin.default], _RULES[aten.amax.default] = _reduction("ReduceMin"), _reduction("ReduceMax")
 
 
@@ -463,8 +461,8 @@ def _full_like(w: _Writer, result: Tensor, x: _Value, number: Any = 0, **options
     return w.node("Expand", w.of(number, result.dtype), w.node("Shape", w.of(x)))
 
 
-for _name, _number in (("zeros_like", 0), ("ones_like", 1)):
-    _RULES[getattr(aten, _name).default] = partial(_full_like, number=_number)
+_RULES[aten.zeros_like.default] = _full_like
+_RULES[aten.ones_like.default] = partial(_full_like, number=1)
 
 
 @_rule(aten.nonzero.default)

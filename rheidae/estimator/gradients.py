@@ -38,11 +38,6 @@ def jacobian(outputs: Tensor, cotangents: Tensor, parameters: list[Tensor], toge
     return torch.cat(columns, dim=1)
 
 
-def has_no_batching_rule(error: RuntimeError) -> bool:
-    """Whether torch says that an operation cannot be taken back for several tasks at once."""
-    return any(words in str(error) for words in ("Batching rule not implemented", "vmap"))
-
-
 def _flat(gradient: Tensor | None, parameter: Tensor) -> Tensor:
     """A gradient as a vector; zeros where nothing depends on the parameter."""
     return parameter.new_zeros(parameter.numel()) if gradient is None else gradient.reshape(-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from copy import copy
 from typing import Any
 
@@ -155,16 +154,6 @@ class SingleTerm(nn.Module):
 def _weighted(weight: Tensor, per_row: Tensor) -> Tensor:
     """Mean over rows and everything else, each row times its weight."""
     return weight.to(per_row.dtype) @ per_row.flatten(1).mean(dim=1) / len(weight)
-
-
-def as_terms(criterion: nn.Module) -> nn.Module:
-    """Return a criterion with named terms: `criterion` itself, or a `SingleTerm` of it."""
-    return criterion if hasattr(criterion, "terms") else SingleTerm(criterion)
-
-
-def takes_weights(criterion: Any) -> bool:
-    """Whether a criterion's ``terms`` takes weights of rows."""
-    return "weight" in inspect.signature(criterion.terms).parameters
 
 
 # --- derivatives by the predictions ----------------------------------------------------------------------

@@ -27,7 +27,7 @@ from rheidae.estimator.callbacks import (
 )
 from rheidae.estimator.callbacks.weighting import WEIGHTINGS
 from rheidae.estimator.layouts import LAYOUTS, Layout, as_array
-from rheidae.estimator.losses import as_terms
+from rheidae.estimator.losses import SingleTerm
 from rheidae.estimator.resuming import Resumable
 from rheidae.estimator.step import TrainingStep, run_epoch, validate
 from rheidae.exceptions import FourFluxError
@@ -215,7 +215,8 @@ class FluxNet(Resumable):
     def initialize_criterion(self) -> FluxNet:
         """Make the criterion, and put what the weighting and the constraints train or remember into it."""
         criterion = self._layout.criterion if self.criterion is None else self.criterion
-        self.criterion_ = as_terms(self.initialized_instance(criterion, self.get_params_for("criterion")))
+        made = self.initialized_instance(criterion, self.get_params_for("criterion"))
+        self.criterion_ = made if hasattr(made, "terms") else SingleTerm(made)
         weighting, constraints = self._only(WeightingCallback), self._only(LagrangianConstraints)
         self._only(GradientCombiner)
         names = list(self.criterion_.weights)

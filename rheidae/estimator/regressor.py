@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +15,6 @@ from rheidae.estimator._private import SetByFit
 from rheidae.estimator.answers import Answering
 from rheidae.estimator.batches import ENOUGH_ROWS, BatchSlicer, TableDataset, chosen_rows, some_rows
 from rheidae.estimator.layouts import as_array
-from rheidae.estimator.losses import takes_weights
 from rheidae.estimator.resuming import STATE_FORMAT
 from rheidae.exceptions import FourFluxError, RunError
 from rheidae.system.threads import limited, taking_turns
@@ -296,7 +296,8 @@ class FluxRegressor(Answering):
                 if fresh:
                     self.initialize()
                     self.error_scale_ = None
-                if getattr(dataset, "weight", None) is not None and not takes_weights(self.criterion_):
+                takes_weights = "weight" in inspect.signature(self.criterion_.terms).parameters
+                if getattr(dataset, "weight", None) is not None and not takes_weights:
                     raise ValueError(
                         f"{type(self.criterion_).__name__} cannot weigh rows: give its terms() a third argument, "
                         "weight, or leave sample_weight out"

@@ -15,7 +15,7 @@ from torch import Tensor
 from rheidae.estimator.batches import unpack
 from rheidae.estimator.callbacks.constraints import VIOLATIONS
 from rheidae.estimator.callbacks.gradients import GradientCombiner
-from rheidae.estimator.gradients import conflicts, has_no_batching_rule, jacobian, last_shared_parameters, set_gradients
+from rheidae.estimator.gradients import conflicts, jacobian, last_shared_parameters, set_gradients
 from rheidae.estimator.losses import values_and_gradients
 from rheidae.exceptions import RunError
 
@@ -102,7 +102,7 @@ class TrainingStep:
             try:
                 return jacobian(outputs, cotangents, parameters)
             except RuntimeError as error:
-                if not has_no_batching_rule(error):
+                if not any(words in str(error) for words in ("Batching rule not implemented", "vmap")):
                     raise
                 name = type(self.net.module_).__name__
                 warnings.warn(

@@ -93,7 +93,7 @@ def fastest_mode(F: ArrayLike, *, order: int = ORDER) -> FastestMode:
     for rows, mode in found:
         for column, values in zip(out, mode, strict=True):
             column[rows] = values
-    return _reshaped(out, leading)
+    return FastestMode._make(column.reshape((*leading, *column.shape[1:])) for column in out)
 
 
 def discrete_mode(
@@ -197,9 +197,3 @@ def _frames(axis: Array) -> Array:
 def _products(directions: Array) -> Array:
     four = np.concatenate([np.ones((1, directions.shape[1])), directions])
     return np.array([four[a] * four[b] for a in range(4) for b in range(a, 4)])
-
-
-def _reshaped(mode: FastestMode, leading: tuple[int, ...]) -> FastestMode:
-    return FastestMode(
-        mode.growth_rate.reshape(leading), mode.wave_vector.reshape(*leading, 3), mode.pair.reshape(leading)
-    )

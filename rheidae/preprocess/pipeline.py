@@ -128,10 +128,11 @@ def preprocess(config: PreprocessConfig, *, resume: bool = True, scheduler: str 
             written.append(replace(_as_written("all", combined), bad_rows={}))
         else:
             paths = [finished.where(s.target) for s in simulations]
+            bad = {s.raw.output_name: entry.bad_rows for s, entry in zip(simulations, written, strict=True)}
             rows = combine(
                 paths,
                 combined,
-                attributes(config, [s.source for s in simulations], mark, _bad_rows(simulations, written)),
+                attributes(config, [s.source for s in simulations], mark, bad),
                 _dropped_rows(paths),
                 config,
                 workers,
@@ -225,10 +226,6 @@ def _require_space(pending: list[_Simulation], simulations: list[_Simulation], c
     spill = sum(column.row_bytes for column in columns_of(example(config))) if config.shuffle else 0
     rows = sum(s.rows for s in simulations)
     require_space(Path(config.output_root), row * sum(s.rows for s in pending) + (row + spill) * rows)
-
-
-def _bad_rows(simulations: Sequence[_Simulation], written: Sequence[Written]) -> dict[str, dict[str, int]]:
-    return {s.raw.output_name: entry.bad_rows for s, entry in zip(simulations, written, strict=True)}
 
 
 def _dropped_rows(paths: Sequence[Path]) -> dict[str, Any]:

@@ -132,28 +132,24 @@ class Column(NamedTuple):
         return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
 
-class Storage(NamedTuple):
-    """How datasets are laid out in the file."""
-
-    chunk_rows: int | None = None
-    """Rows of an HDF5 chunk; None: in one piece."""
-    gzip: int | None = None
-    """Level of compression; None: not compressed."""
-
-
 def columns_of(arrays: dict[str, Any]) -> tuple[Column, ...]:
     """Return the columns of a table that takes `arrays`."""
     return tuple(Column(name, values.dtype.str, values.shape[1:]) for name, values in arrays.items())
 
 
-def create_datasets(file: h5py.File, rows: int, columns: Sequence[Column], storage: Storage) -> None:
-    """Create datasets of equal length in the newly made `file`; without chunks their place is reserved at once."""
+def create_datasets(
+    file: h5py.File, rows: int, columns: Sequence[Column], chunk_rows: int | None, gzip: int | None
+) -> None:
+    """Create datasets of equal length in the newly made `file`; without chunks their place is reserved at once.
+
+    `gzip`: level of compression of chunks; None: not compressed.
+    """
     for column in columns:
         shape = (rows, *column.shape)
-        if storage.chunk_rows is not None:
-            options: dict[str, Any] = {"chunks": (min(storage.chunk_rows, rows), *column.shape)}
-            if storage.gzip is not None:
-                options |= {"compression": "gzip", "compression_opts": storage.gzip, "shuffle": True}
+        if chunk_rows is not None:
+            options: dict[str, Any] = {"chunks": (min(chunk_rows, rows), *column.shape)}
+            if gzip is not None:
+                options |= {"compression": "gzip", "compression_opts": gzip, "shuffle": True}
             file.create_dataset(column.name, shape=shape, dtype=column.dtype, fillvalue=None, **options)
             continue
         creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

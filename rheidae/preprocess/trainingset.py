@@ -22,7 +22,7 @@ from rheidae.mixing.box3d import box3d
 from rheidae.mixing.schemes import STORED, mix
 from rheidae.preprocess import fingerprint
 from rheidae.preprocess.rawfile import RawDatasets
-from rheidae.preprocess.rows import Column, Storage, columns_of, create_datasets, write_rows
+from rheidae.preprocess.rows import Column, columns_of, create_datasets, write_rows
 from rheidae.system.h5 import create_h5
 from rheidae.system.outputs import Finished, Outputs, naming
 from rheidae.system.progress import Stages
@@ -204,14 +204,14 @@ def writing(
     needed = scratch + rows * sum(column.row_bytes for column in columns)
     compressed = config.compression == "gzip"
     chunk = config.h5_chunk_rows or (COMPRESSED_CHUNK_ROWS if compressed else None)
-    storage = Storage(chunk, config.compression_level if compressed else None)
+    level = config.compression_level if compressed else None
     with naming(target, needed):
         with ExitStack() as stack:
             outputs = stack.enter_context(Outputs(needed))
             path = outputs.path(target)
             with create_h5(path) as (file, require_written):
                 with uninterrupted():
-                    create_datasets(file, rows, columns, storage)
+                    create_datasets(file, rows, columns, chunk, level)
                     file.attrs.update(attributes)
                     for name, numbers in dropped.items():
                         file.create_dataset(f"dropped_rows/{name}", data=numbers)

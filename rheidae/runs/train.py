@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from skorch.callbacks import TensorBoard
 from skorch.helper import predefined_split
 
 from rheidae.config import Config, DataConfig, TrainParms
@@ -224,7 +225,8 @@ def train(config: Config, parms: TrainParms, run_id: str | None = None, threads:
                 if writes:
                     extra += [("progress", EpochProgress(config.training.epochs)), ("history_log", HistoryLog(folder))]
                     if parms.logging.tensorboard:
-                        extra.append(("tensorboard", _tensorboard(folder)))
+                        writer = _require_tensorboard()(str(folder / "tensorboard"))
+                        extra.append(("tensorboard", TensorBoard(writer)))
                     extra.append(("checkpoint", checkpoint))
                 regressor.set_params(callbacks=[*regressor.callbacks, *extra])
                 try:
@@ -298,12 +300,6 @@ def _require_tensorboard() -> Any:
             "or set it to false"
         ) from None
     return SummaryWriter
-
-
-def _tensorboard(folder: Path) -> Any:
-    from skorch.callbacks import TensorBoard
-
-    return TensorBoard(_require_tensorboard()(str(folder / "tensorboard")))
 
 
 def smoke(config: Config, parms: TrainParms) -> float:

@@ -159,7 +159,8 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
                 found = workers.run(run_row, iter(work))
             for i, one in found:
                 _write_part(places[i], setups[i], one)
-                progress.advance(setups[i].cost, f"row {rows[i]}: {_said(one)}")
+                said = f"{one.steps} steps, {one.saturation_times:.1f} saturation times, drift {one.drift:.1e}"
+                progress.advance(setups[i].cost, f"row {rows[i]}: {said} ({one.stopped})")
         if not done:
             results = [_read_part(place) for place in places]
             _write_archive(target, config, rows, states, marks, results)
@@ -176,10 +177,6 @@ def _mark(state: Array, options: Options) -> str:
         {"format": FORMAT, "rheidae_version": rheidae.__version__, **options.model_dump()}, sort_keys=True
     )
     return hashlib.blake2b(text.encode() + state.tobytes(), digest_size=16).hexdigest()
-
-
-def _said(one: Run) -> str:
-    return f"{one.steps} steps, {one.saturation_times:.1f} saturation times, drift {one.drift:.1e} ({one.stopped})"
 
 
 # --- work --------------------------------------------------------------------------------------------------

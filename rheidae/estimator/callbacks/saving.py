@@ -63,10 +63,10 @@ class RunCheckpoint(Callback):
         """Save the last finished epoch."""
         self.write(net)
 
-    def write(self, net: Any) -> bool:
-        """Put the last finished epoch on disk; return whether there is one."""
+    def write(self, net: Any) -> None:
+        """Put the last finished epoch on disk, if there is one."""
         if self._snapshot is None:
-            return False
+            return
         folder, state = Path(self.folder), io.BytesIO()
         history = plain_history(net.history)[: self._snapshot["epoch"]]
         torch.save(self._snapshot | {"history": history}, state)
@@ -76,7 +76,6 @@ class RunCheckpoint(Callback):
             # Renamed last: a run killed before goes on from the state of before and writes the others again.
             outputs.write(self.path, state.getvalue())
         net.last_checkpoint_ = str(self.path)
-        return True
 
 
 class HistoryLog(Callback):

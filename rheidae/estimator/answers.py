@@ -83,17 +83,7 @@ class Answering(FluxNet):
         return answers[:2] if return_std else answers[0]
 
     def predict_all(self, X: Any, invalid: str = "raise") -> dict[str, Any]:
-        """Return what `predict` and `outside` do, at the cost of the former.
-
-        Parameters
-        ----------
-        X, invalid
-            As of `predict`.
-
-        Returns
-        -------
-        dict
-            ``F_final``, ``std`` and ``outside``.
+        """Return what `predict` and `outside` do, at the cost of the former: ``F_final``, ``std`` and ``outside``.
 
         Raises
         ------

@@ -74,10 +74,7 @@ class AppendBox3D(_StateTransformer):
     def transform(self, X: Any) -> Any:
         """Return ``(n, 48)``, in the unit and float type of X.
 
-        Raises
-        ------
-        FourFluxError
-            If the shape is another, or a row is not physical.
+        Raises `FourFluxError` if the shape is another, or a row is not physical.
         """
         check_is_fitted(self, "n_features_in_")
         table, F = self._states(X)
@@ -115,10 +112,7 @@ class PowerInvariants(_StateTransformer):
     def transform(self, X: Any) -> Any:
         """Return ``(n, 5)``, or ``(n, 29)`` and ``(n, 53)`` with `append`.
 
-        Raises
-        ------
-        FourFluxError
-            If the shape is another, or a row is not physical.
+        Raises `FourFluxError` if the shape is another, or a row is not physical.
         """
         check_is_fitted(self, "n_features_in_")
         table, F = self._states(X)
@@ -157,10 +151,7 @@ class UnitScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def fit(self, X: Any, y: Any = None) -> UnitScaler:
         """Find the unit.
 
-        Raises
-        ------
-        ValueError
-            If `unit` is neither "auto" nor a positive number, or nothing but zeros is to be scaled.
+        Raises `ValueError` if `unit` is neither "auto" nor a positive number.
         """
         table = validate_data(self, X, dtype=[np.float64, np.float32])
         if isinstance(self.unit, str) and self.unit == "auto":

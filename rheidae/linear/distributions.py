@@ -86,25 +86,13 @@ def lepton_numbers_of_beams(state: Array, order: int) -> tuple[Array, Array]:
 def matched(states: Array, order: int, closure: str | Closure = "minerbo") -> Array:
     """Distributions on the nodes of a Lebedev rule whose sums are exactly the given moments.
 
-    Parameters
-    ----------
-    states : ndarray, shape (n, 6, 4)
-        Four-fluxes.
-    order : int
-        Of the rule, which must have no negative weights.
-    closure : "minerbo" or callable
-        See `Closure`. What it returns is multiplied by ``exp(a + b.n)``, the least change (in relative entropy) that
-        makes the moments right; for Minerbo this is the maximum-entropy distribution of the directions themselves.
+    Number densities ``(n, 6, m)`` of each direction, in the unit of the states ``(n, 6, 4)``; the rule must have no
+    negative weights. What the `Closure` returns is multiplied by ``exp(a + b.n)``, the least change (in relative
+    entropy) that makes the moments right; for "minerbo" this is the maximum-entropy distribution of the directions
+    themselves.
 
-    Returns
-    -------
-    ndarray, shape (n, 6, m)
-        Number densities of each direction, in the unit of `states`.
-
-    Raises
-    ------
-    FourFluxError
-        If the rule has too few directions for a flux factor, or the closure returns something that is no distribution.
+    Raises `FourFluxError` if the rule has too few directions for a flux factor, or the closure returns something that
+    is no distribution.
     """
     rule = lebedev(order)
     nodes, weights = rule.nodes, rule.weights / rule.weights.sum()

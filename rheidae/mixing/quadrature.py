@@ -43,17 +43,10 @@ def upper_half(nodes: NDArray[np.float64], weights: NDArray[np.float64]) -> NDAr
 
 @cache
 def lebedev(order: int) -> Quadrature:
-    """Return the Lebedev rule that is exact for spherical harmonics up to degree `order`.
+    """Return the Lebedev rule that is exact for spherical harmonics up to degree `order`, one of `LEBEDEV_ORDERS`.
 
-    Parameters
-    ----------
-    order : int
-        One of `LEBEDEV_ORDERS`: 3 (6 points), ..., 13 (74), 17 (110), 31 (350), 53 (974), ..., 131 (5810).
-
-    Returns
-    -------
-    Quadrature
-        Read-only arrays, made once per process.
+    These are 3 (6 points), ..., 13 (74), 17 (110), 31 (350), 53 (974), ..., 131 (5810). The arrays are read-only, and
+    made once per process.
 
     Raises
     ------

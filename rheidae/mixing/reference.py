@@ -17,17 +17,9 @@ Array = NDArray[np.float64]
 
 
 def inverse_langevin(f: Array) -> Array:
-    """Solve ``L(Z) = coth Z - 1/Z = f`` by Newton's method from the Pade form of Cohen (1991), to 1e-11 relative.
+    """Solve ``L(Z) = coth Z - 1/Z = f`` for flux factors in [0, 1), to 1e-11 relative.
 
-    Parameters
-    ----------
-    f : ndarray
-        Flux factors in [0, 1).
-
-    Returns
-    -------
-    ndarray
-        Z, in the shape of `f`.
+    By Newton's method from the Pade form of Cohen (1991).
     """
     Z = f * (3 - f**2) / (1 - f**2)
     for _ in range(7):
@@ -41,19 +33,9 @@ def inverse_langevin(f: Array) -> Array:
 
 
 def minerbo(F: Array, nodes: Array) -> Array:
-    """Evaluate the Minerbo distributions ``g(n) = N/(4 pi) Z/sinh Z exp(Z Fhat.n)``.
+    """Minerbo distributions ``g(n) = N/(4 pi) Z/sinh Z exp(Z Fhat.n)``, ``(..., points)``, per steradian.
 
-    Parameters
-    ----------
-    F : ndarray, shape (..., 4)
-        Four-fluxes.
-    nodes : ndarray, shape (3, points)
-        Directions n.
-
-    Returns
-    -------
-    ndarray, shape (..., points)
-        In the unit of `F`, per steradian.
+    Of four-fluxes ``(..., 4)``, in their unit, in the directions ``nodes (3, points)``.
     """
     N, vector = F[..., 3], F[..., :3]
     length = np.linalg.norm(vector, axis=-1)
@@ -66,20 +48,7 @@ def minerbo(F: Array, nodes: Array) -> Array:
 
 
 def box3d(F_init: Array, order: int = 31) -> Array:
-    """Box3D with a sharp crossing, in conservative form.
-
-    Parameters
-    ----------
-    F_init : ndarray, shape (n, 6, 4)
-        Initial four-fluxes, any one unit.
-    order : int
-        Lebedev order.
-
-    Returns
-    -------
-    ndarray, shape (n, 6, 4)
-        Final four-fluxes, in the unit of the input.
-    """
+    """Box3D with a sharp crossing, in conservative form: final from initial four-fluxes ``(n, 6, 4)``, any one unit."""
     nodes, w = lebedev(order)
     e, ebar = F_init[:, 0], F_init[:, 3]
     x, xbar = F_init[:, 1:3].mean(axis=1), F_init[:, 4:6].mean(axis=1)
@@ -104,19 +73,9 @@ PAIRS = ((0, 1), (0, 2), (1, 2))
 
 
 def asymptotic(F_init: Array, order: int = 31) -> Array:
-    """Asymptotic mixing of flux factors that the rule resolves, up to about 0.8.
+    """Asymptotic mixing of flux factors that the rule, at rest, resolves, up to about 0.8.
 
-    Parameters
-    ----------
-    F_init : ndarray, shape (n, 6, 4)
-        Initial four-fluxes, any one unit.
-    order : int
-        Lebedev order; the rule is at rest.
-
-    Returns
-    -------
-    ndarray, shape (n, 6, 4)
-        Final four-fluxes, in the unit of the input.
+    Final from initial four-fluxes ``(n, 6, 4)``, any one unit.
     """
     nodes, w = lebedev(order)
     g = minerbo(F_init, nodes)

@@ -23,19 +23,7 @@ def electron_and_heavy(F: fourflux.Float) -> Array:
 
 
 def distributions(F: fourflux.Float, directions: Array) -> Array:
-    """Minerbo distributions of e, ebar, x and xbar per steradian.
-
-    Parameters
-    ----------
-    F : ndarray, shape (6, 4)
-        A state, any unit.
-    directions : ndarray, shape (3, m)
-        Unit vectors.
-
-    Returns
-    -------
-    ndarray, shape (4, m)
-    """
+    """Minerbo distributions ``(4, m)`` of e, ebar, x, xbar, per steradian in ``directions (3, m)``, of a state."""
     return minerbo(electron_and_heavy(F), directions)
 
 

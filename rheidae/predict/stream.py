@@ -35,15 +35,7 @@ _ON_THE_EDGE = 1e-8
 
 
 class Done(NamedTuple):
-    """What `predict_file` wrote.
-
-    Attributes
-    ----------
-    cells : int
-        How many there were.
-    flags : dict of int
-        How many of them have each of `FLAGS`.
-    """
+    """What `predict_file` wrote: how many cells there were, and how many of them have each of `FLAGS`."""
 
     cells: int
     flags: dict[str, int]

@@ -79,13 +79,7 @@ class RunCheckpoint(Callback):
 
 
 class HistoryLog(Callback):
-    """Write the history as JSON lines after every epoch, for those who watch, and as CSV at the end.
-
-    Parameters
-    ----------
-    folder : path
-        Takes ``history.jsonl`` and ``history.csv``.
-    """
+    """Write ``history.jsonl`` into a folder after every epoch, for those who watch, and ``history.csv`` at the end."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = folder
@@ -113,10 +107,7 @@ class HistoryLog(Callback):
 class BestWeights(Callback):
     """Return to the weights of the best epoch when training ends, however it ends.
 
-    Parameters
-    ----------
-    monitor : str
-        Entry of the history that is to be small. Without it (no validation rows) the last weights stay.
+    `monitor` is the entry of the history that is to be small. Without it (no validation rows) the last weights stay.
     """
 
     def __init__(self, monitor: str = "valid_loss") -> None:
@@ -146,10 +137,7 @@ class BestWeights(Callback):
 class StopRequest(Callback):
     """Leave between two batches once somebody asked for it.
 
-    Parameters
-    ----------
-    asked : callable
-        Returns the number of the signal that asked, or None.
+    `asked` returns the number of the signal that did, or None.
     """
 
     def __init__(self, asked: Callable[[], int | None]) -> None:

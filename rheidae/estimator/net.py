@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 from skorch import NeuralNetRegressor
 from skorch.callbacks import Callback, EpochTimer, LRScheduler, PrintLog
 from skorch.dataset import Dataset
+from skorch.utils import noop
 from torch import Tensor
 
 from rheidae.estimator._private import AnyBatchNorm, check_sample_weight
@@ -117,7 +118,7 @@ class FluxNet(Resumable):
             callbacks.append(("lr_schedule", OneCycle()))
         return [
             *callbacks,
-            ("print_log", PrintLog() if self._prints else PrintLog(sink=_say_nothing)),
+            ("print_log", PrintLog() if self._prints else PrintLog(sink=noop)),
         ]
 
     @property
@@ -396,7 +397,3 @@ def _is_schedule(item: Any) -> bool:
 def _is_on(value: Any) -> bool:
     """Whether a switch is on; what is not a number is no switch."""
     return isinstance(value, int | np.bool_) and bool(value)
-
-
-def _say_nothing(*_: Any) -> None:
-    pass

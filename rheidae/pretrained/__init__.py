@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rheidae.config import Config, TrainParms
     from rheidae.estimator.regressor import FluxRegressor
     from rheidae.runs.folder import Run
 
@@ -97,38 +98,20 @@ def make(folder: str | Path) -> Path:
         config = read_config(defaults / "model.yaml", Config)
         parms = read_config(defaults / "train_parms.yaml", TrainParms)
         places = {"checkpoint_dir": temporary, "results_dir": temporary, "device": "cpu"}
-        used = config.model_copy(
-            update={
-                "data": config.data.model_copy(
-                    update={
-                        "processed_path": str(preprocess_sample(Path(temporary, "sample"))),
-                        "holdout_groups": list(HELD_OUT),
-                        "test_split": 0.0,
-                    }
-                ),
-                "training": config.training.model_copy(update=places),
-            }
-        )
-        run = train(used, parms, NAME)
-        known = used.model_copy(
-            update={
-                "data": used.data.model_copy(update={"processed_path": config.data.processed_path}),
-                "training": config.training,
-            }
-        )
-        _copy(run, folder, known, parms)
+        rows = config.data.model_copy(update={"holdout_groups": list(HELD_OUT), "test_split": 0.0})
+        known = config.model_copy(update={"data": rows})
+        here = rows.model_copy(update={"processed_path": str(preprocess_sample(Path(temporary, "sample")))})
+        used = known.model_copy(update={"data": here, "training": config.training.model_copy(update=places)})
+        _copy(train(used, parms, NAME), folder, known, parms)
     export_run(load_run(folder), folder / ONNX)
     return folder
 
 
-def _copy(run: Path, folder: Path, config: object, parms: object) -> None:
+def _copy(run: Path, folder: Path, config: Config, parms: TrainParms) -> None:
     """A finished run without times and places."""
-    from rheidae.config import Config, TrainParms
     from rheidae.runs.folder import DIGESTED, digests, save_config
     from rheidae.system.outputs import Outputs, make_folder, write_text
 
-    assert isinstance(config, Config)
-    assert isinstance(parms, TrainParms)
     make_folder(folder)
     with Outputs() as outputs:
         for name in DIGESTED:

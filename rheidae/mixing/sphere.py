@@ -23,7 +23,7 @@ def electron_and_heavy(F: fourflux.Float) -> Array:
 
 
 def distributions(F: fourflux.Float, directions: Array) -> Array:
-    """Minerbo distributions ``(4, m)`` of e, ebar, x, xbar, per steradian in ``directions (3, m)``, of a state."""
+    """Minerbo distributions ``(4, m)`` of e, ebar, x, xbar of a state ``(6, 4)``, per steradian, in ``(3, m)``."""
     return minerbo(electron_and_heavy(F), directions)
 
 

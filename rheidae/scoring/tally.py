@@ -128,11 +128,7 @@ class Tally:
                 "flavor_sum_change": float(self._largest[scheme][0]),
                 "lepton_number_change": float(self._largest[scheme][1]),
                 "physical_fraction": float(mean["physical"]),
-                "coverage": None,
-                "coverage_spread": None,
-                "coverage_interval": None,
-                "species_coverage": None,
-                "width": None,
+                **dict.fromkeys(("coverage", "coverage_spread", "coverage_interval", "species_coverage", "width")),
                 "error_interval": ratio_interval(row_errors, np.ones_like(row_errors), simulation, resamples),
             }
             # Box3D's skill is zero by definition.

@@ -73,7 +73,18 @@ TARGET = Columns(F_true=(6, 4))
 
 
 def column_names(prefix: str) -> list[str]:
-    """Names of the 24 columns of a flat four-flux array, such as ``F_init_nu_e_x``, as `flatten` orders them."""
+    """Names of the 24 columns of a flat four-flux array.
+
+    Parameters
+    ----------
+    prefix : str
+        Put in front of each name, such as ``"F_init"``.
+
+    Returns
+    -------
+    list of str
+        ``F_init_nu_e_x, F_init_nu_e_y, ...``: species-major, as ``flatten`` orders them.
+    """
     return [f"{prefix}_{species}_{component}" for species in SPECIES for component in COMPONENTS]
 
 
@@ -125,9 +136,17 @@ def unflatten(flat: Float) -> Float:
 
 
 def from_emu(raw: Float) -> Float:
-    """Four-fluxes ``(n, 6, 4)``, C-contiguous, from Emu's axes ``(n, 4, 2, 3)`` or ``(n, 4, 6)``, in their dtype.
+    """Four-fluxes from Emu's axes.
 
-    These are components ``(x, y, z, t)``, then (neutrino, antineutrino), then flavors (e, mu, tau).
+    Parameters
+    ----------
+    raw : ndarray, shape (n, 4, 2, 3) or (n, 4, 6)
+        Components ``(x, y, z, t)``, then (neutrino, antineutrino), then flavors (e, mu, tau).
+
+    Returns
+    -------
+    ndarray, shape (n, 6, 4)
+        C-contiguous, in the dtype of `raw`.
     """
     return np.ascontiguousarray(np.moveaxis(raw, 1, -1).reshape(len(raw), 6, 4))
 
@@ -138,9 +157,17 @@ def to_emu(F: Float) -> Float:
 
 
 def total_density(F: Float) -> Float:
-    """Sum of the six number densities ``(n,)``, float64, 1/cm^3, of four-fluxes ``(n, 6, 4)`` or ``(n, 24)`` in 1/cm^3.
+    """Sum of the six number densities, one after the other: the width of a beam hangs on the last bit.
 
-    One after the other: the width of a beam hangs on the last bit.
+    Parameters
+    ----------
+    F : ndarray, shape (n, 6, 4) or (n, 24)
+        Four-fluxes, 1/cm^3.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+        float64, 1/cm^3.
     """
     # `sum` takes one order or another, by the version of NumPy and the shape.
     return F.reshape(len(F), 6, 4)[:, :, T].cumsum(axis=1, dtype=np.float64)[:, -1]
@@ -149,9 +176,20 @@ def total_density(F: Float) -> Float:
 def average_heavy(F: Float, F_init: Float) -> Float:
     """Average mu and tau (and their antineutrinos) in the rows whose initial state has them alike.
 
-    A simulation that starts with equal mu and tau splits them at random as it runs: which of the two ends up larger is
-    noise, and only their average can be predicted. Returns a copy of four-fluxes `F`, usually final ones, ``(n, 6, 4)``
-    as the initial ones are; alike means equal to `ALIKE` of the row's total density.
+    A simulation that starts with equal mu and tau splits them at random as it runs: which of the two ends
+    up larger is noise, and only their average can be predicted.
+
+    Parameters
+    ----------
+    F : ndarray, shape (n, 6, 4)
+        Four-fluxes to average, usually final ones.
+    F_init : ndarray, shape (n, 6, 4)
+        Initial four-fluxes of the same rows. Alike means equal to `ALIKE` of the row's total density.
+
+    Returns
+    -------
+    ndarray, shape (n, 6, 4)
+        A copy of `F`.
     """
     out = np.array(F)
     tolerance = ALIKE * total_density(F_init)
@@ -175,9 +213,19 @@ class Unphysical(NamedTuple):
 
 
 def first_unphysical(F: Float, tolerance: float = FLUX_TOLERANCE) -> Unphysical | None:
-    """Find the first row that is not a set of six physical four-fluxes, of ``F (n, 6, 4)`` in 1/cm^3, C-contiguous.
+    """Find the first row that is not a set of six physical four-fluxes.
 
-    None if every row is finite with ``N >= 0`` and ``|F| <= N``, which it may exceed by the fraction `tolerance` of N.
+    Parameters
+    ----------
+    F : ndarray, shape (n, 6, 4)
+        Four-fluxes, 1/cm^3, C-contiguous.
+    tolerance : float
+        ``|F|`` may exceed ``N`` by this fraction of ``N``.
+
+    Returns
+    -------
+    Unphysical or None
+        None if every row is finite with ``N >= 0`` and ``|F| <= N``.
     """
     from rheidae._fourflux_kernels import first_unphysical as find
 

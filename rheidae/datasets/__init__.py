@@ -38,9 +38,17 @@ EMU = ("emu_random.h5", "emu_nsm_a.h5", "emu_nsm_b.h5", "emu_three_d.h5")
 
 
 def write_sample(folder: str | Path) -> list[Path]:
-    """Write the sample simulations as raw files, as they would come from an archive, into a folder.
+    """Write the sample simulations as raw files, as they would come from an archive.
 
-    It is made if it does not exist; files of the same names are replaced. Returns the HDF5 files and their README.
+    Parameters
+    ----------
+    folder : path
+        Made if it does not exist; files of the same names are replaced.
+
+    Returns
+    -------
+    list of Path
+        The HDF5 files and their README.
     """
     written = []
     with Outputs() as outputs:

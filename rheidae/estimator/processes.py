@@ -239,9 +239,16 @@ def is_first() -> bool:
 
 
 def join(device: str) -> Any:
-    """Meet the other processes; return the `accelerate.Accelerator`.
+    """Meet the other processes.
 
-    `device` is where to train, "auto", "cpu" or "cuda"; auto means GPUs where there are any.
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda"}
+        Where to train; auto means GPUs where there are any.
+
+    Returns
+    -------
+    accelerate.Accelerator
 
     Raises
     ------
@@ -262,9 +269,16 @@ def join(device: str) -> Any:
 def agreed(asked: Callable[[], int | None], accelerator: Any, every: int = 16) -> Callable[[], int | None]:
     """Make all processes hear of a signal that one of them got, in the same batch.
 
-    One that left by itself would leave the others waiting. `asked` returns the signal's number, or None (see
-    `rheidae.estimator.callbacks.StopRequest`); `every` so many calls the processes of the accelerator meet, which stops
-    it for a moment.
+    One that left by itself would leave the others waiting.
+
+    Parameters
+    ----------
+    asked : callable
+        Returns the signal's number, or None; see `rheidae.estimator.callbacks.StopRequest`.
+    accelerator : accelerate.Accelerator
+        Knows the processes.
+    every : int
+        Calls between two meetings. Each stops an accelerator for a moment.
     """
     calls = 0
 

@@ -74,7 +74,10 @@ class AppendBox3D(_StateTransformer):
     def transform(self, X: Any) -> Any:
         """Return ``(n, 48)``, in the unit and float type of X.
 
-        Raises `FourFluxError` if the shape is another, or a row is not physical.
+        Raises
+        ------
+        FourFluxError
+            If the shape is another, or a row is not physical.
         """
         check_is_fitted(self, "n_features_in_")
         table, F = self._states(X)
@@ -112,7 +115,10 @@ class PowerInvariants(_StateTransformer):
     def transform(self, X: Any) -> Any:
         """Return ``(n, 5)``, or ``(n, 29)`` and ``(n, 53)`` with `append`.
 
-        Raises `FourFluxError` if the shape is another, or a row is not physical.
+        Raises
+        ------
+        FourFluxError
+            If the shape is another, or a row is not physical.
         """
         check_is_fitted(self, "n_features_in_")
         table, F = self._states(X)
@@ -151,7 +157,10 @@ class UnitScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def fit(self, X: Any, y: Any = None) -> UnitScaler:
         """Find the unit.
 
-        Raises `ValueError` if `unit` is neither "auto" nor a positive number.
+        Raises
+        ------
+        ValueError
+            If `unit` is neither "auto" nor a positive number, or nothing but zeros is to be scaled.
         """
         table = validate_data(self, X, dtype=[np.float64, np.float32])
         if isinstance(self.unit, str) and self.unit == "auto":

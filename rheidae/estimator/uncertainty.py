@@ -62,9 +62,16 @@ class ErrorScale:
     ) -> ErrorScale:
         """Learn from rows whose answer is known.
 
-        Initial four-fluxes, and final ones: predicted, simulated (mu and tau as they are) and of the scheme, all ``(n,
-        6, 4)`` in units of the row's total density. Without the last, the scheme is the asymptotic one on the nodes on
-        which it is varied, where mu and tau are alike.
+        Parameters
+        ----------
+        F_init, F_pred, F_true, F_far : ndarray, shape (n, 6, 4)
+            Initial four-fluxes, and final ones: predicted, simulated (mu and tau as they are) and of the scheme, in
+            units of the row's total density. Without the last, the scheme is the asymptotic one on the nodes on which
+            it is varied, where mu and tau are alike.
+
+        Returns
+        -------
+        ErrorScale
         """
         if len(F_init) > _ROWS:
             chosen = np.sort(np.random.default_rng(0).choice(len(F_init), _ROWS, replace=False))
@@ -128,7 +135,13 @@ class ErrorScale:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> ErrorScale:
-        """Read what `to_bytes` returned; raise `ValueError` if it holds other arrays, or what is no number."""
+        """Read what `to_bytes` returned.
+
+        Raises
+        ------
+        ValueError
+            If it holds other arrays, or what is no number.
+        """
         from safetensors.numpy import load
 
         arrays = load(content)

@@ -23,7 +23,19 @@ def electron_and_heavy(F: fourflux.Float) -> Array:
 
 
 def distributions(F: fourflux.Float, directions: Array) -> Array:
-    """Minerbo distributions ``(4, m)`` of e, ebar, x, xbar of a state ``(6, 4)``, per steradian, in ``(3, m)``."""
+    """Minerbo distributions of e, ebar, x and xbar per steradian.
+
+    Parameters
+    ----------
+    F : ndarray, shape (6, 4)
+        A state, any unit.
+    directions : ndarray, shape (3, m)
+        Unit vectors.
+
+    Returns
+    -------
+    ndarray, shape (4, m)
+    """
     return minerbo(electron_and_heavy(F), directions)
 
 

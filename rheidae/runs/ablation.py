@@ -125,7 +125,12 @@ def score_variants(
 ) -> tuple[dict[str, Scores], list[tuple[Variant, Scores]]]:
     """Score the analytic schemes and every variant; equal settings are trained once.
 
-    Returns the skills by scheme, and those of each variant.
+    Returns
+    -------
+    analytic : dict
+        Skills by scheme.
+    learned : list of (Variant, dict)
+        Skills of each variant.
     """
     analytic: dict[str, Scores] = {}
     learned: list[tuple[Variant, Scores]] = []

@@ -20,11 +20,24 @@ Report = dict[str, Any]
 
 
 def report_on(tallies: Tallies, source: str | Path | None, about: Report, resamples: int = RESAMPLES) -> Report:
-    """Put everything that is known of scored rows into a JSON-safe dict.
+    """Put everything that is known of the scored rows into a JSON-safe dict.
 
-    `about` is what to say of the model, and comes first. ``groups``: a `rheidae.scoring.tally.Tally.summary` for each
-    group in each role, with ``group`` and ``role``; ``roles``: the same for all groups of a role; ``worst``: the ten
-    worst rows of each role.
+    Parameters
+    ----------
+    tallies : Tallies
+        Of the scored rows.
+    source : path or None
+        The file that the rows come from.
+    about : dict
+        What to say of the model; put first.
+    resamples : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    dict
+        ``groups``: a `rheidae.scoring.tally.Tally.summary` for each group in each role, with ``group`` and ``role``;
+        ``roles``: the same for all groups of a role; ``worst``: the ten worst rows of each role.
     """
     return {
         **about,

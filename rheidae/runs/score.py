@@ -48,8 +48,21 @@ SOME_ROWS = 20_000
 def score_folder(folder: str | Path, source: str | Path, sample: int | None = None) -> tuple[Tallies, Scored, About]:
     """Score the run of a folder on a preprocessed file, in blocks: of most rows only a few numbers stay in memory.
 
-    Returns the tallies of all rows that `score_run` scores; of these at most `SOME_ROWS`, evenly spaced, and the
-    `sample`, a row that will be drawn; and what `score_run` says of the run.
+    Parameters
+    ----------
+    folder, source : path
+        Run folder and preprocessed file.
+    sample : int, optional
+        A row that will be drawn.
+
+    Returns
+    -------
+    tallies : Tallies
+        Of all rows that `score_run` scores.
+    some : Scored
+        At most `SOME_ROWS` of them, evenly spaced, and the sample.
+    about : dict
+        As of `score_run`.
 
     Raises
     ------
@@ -77,10 +90,20 @@ def score_folder(folder: str | Path, source: str | Path, sample: int | None = No
 def score_run(run: Run, data: Any) -> tuple[Scored, About]:
     """Score a run on the rows of a data set that it was neither trained nor selected on.
 
-    The data are from `load_dataset`, with the run's `target_scale`; rows are recognised by their numbers, whatever file
-    they come in. They have the roles "held out" (other rows of the families that were trained on) and "unseen family";
-    also returned is what a report says of the run, with ``rows_left_out``: how many rows took part in training or
-    validation.
+    Parameters
+    ----------
+    run : Run
+        From `rheidae.runs.folder.load_run`.
+    data : Bunch
+        From `load_dataset`, with the run's `target_scale`. Rows are recognised by their numbers, whatever file
+        they come in.
+
+    Returns
+    -------
+    scored : Scored
+        In the roles "held out" (other rows of the families that were trained on) and "unseen family".
+    about : dict
+        Also ``rows_left_out``: how many rows took part in training or validation.
 
     Raises
     ------
@@ -135,9 +158,25 @@ def score_settings(
 ) -> tuple[Scored, About]:
     """Cross-validate what configuration files describe, or the estimator's defaults; see `cross_validate`.
 
-    `config_path` and `parms_path` are ``model.yaml`` and ``train_parms.yaml``; seeds are so many, from 0. Groups of
-    `test_only` have no model trained on them; by default those whose simulations are 3D by their names. `sample` is a
-    row that will be drawn: refused before minutes of training, not after.
+    Parameters
+    ----------
+    source : path
+        Preprocessed file.
+    kinds, folds
+        As of `cross_validate`.
+    config_path, parms_path : str, optional
+        ``model.yaml`` and ``train_parms.yaml``.
+    seeds : int
+        How many, from 0.
+    test_only : sequence of str, optional
+        Groups that no model is trained on; by default those whose simulations are 3D by their names.
+    sample : int, optional
+        A row that will be drawn: refused before minutes of training, not after.
+
+    Returns
+    -------
+    scored : Scored
+    about : dict
     """
     config = read_config(config_path, Config) if config_path else None
     parms = read_config(parms_path, TrainParms) if parms_path else None

@@ -51,10 +51,21 @@ log = logging.getLogger(__name__)
 
 
 def split_rows(data: Any, config: DataConfig) -> dict[str, RowNumbers]:
-    """Divide the rows of a data set, from `load_dataset`, into numbers of "train", "valid" and "test" rows.
+    """Divide the rows of a data set into training, validation and test rows.
 
-    Rows whose group is in `holdout_groups` go nowhere. Of the others, `test_split` and `val_split` are fractions, drawn
-    at random from `seed`. Rows of one simulation (same `groups` and `dirname`, or equal rows) stay together.
+    Parameters
+    ----------
+    data : Bunch
+        From `load_dataset`.
+    config : DataConfig
+        Rows whose group is in `holdout_groups` go nowhere. Of the others, `test_split` and `val_split` are
+        fractions, drawn at random from `seed`.
+
+    Returns
+    -------
+    dict of ndarray
+        Row numbers under "train", "valid" and "test". Rows of one simulation (same `groups` and `dirname`, or equal
+        rows) stay together.
 
     Raises
     ------

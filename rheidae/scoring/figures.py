@@ -29,18 +29,42 @@ FIGURES = ("errors", "species", "parity", "depth", "skill", "sphere")
 
 
 def figure_files(folder: Path) -> list[Path]:
-    """What `write_figures` writes into a folder; raises `RunError` if there is a file in the folder's place."""
+    """What `write_figures` writes into a folder.
+
+    Raises
+    ------
+    RunError
+        If there is a file in the folder's place.
+    """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: is a file; --figures takes a folder")
     return [folder / f"{name}.png" for name in FIGURES]
 
 
 def write_figures(scored: Scored, report: dict[str, Any], folder: Path, sample: int | None = None) -> list[Path]:
-    """Draw everything into a folder, which is made if it is not there; return the files.
+    """Draw everything into a folder, which is made if it is not there.
 
-    `scored` are predictions of the rows that the report (`rheidae.runs.report.report_on`) is on, or of some of them.
-    The survival probability is drawn of the row `sample`, by default of one whose crossing has the median depth. What
-    could not be drawn is not among the files, and a warning says why. Raises `RunError` if the sample was not scored.
+    Parameters
+    ----------
+    scored : Scored
+        Predictions of the rows that the report is on, or of some of them.
+    report : dict
+        What `rheidae.runs.report.report_on` says of them.
+    folder : Path
+        Where to.
+    sample : int, optional
+        Row of the data whose survival probability is drawn; by default one whose crossing has the median depth.
+
+    Returns
+    -------
+    list of Path
+        ``errors.png, species.png, parity.png, depth.png, skill.png, sphere.png``, but for those that could not be
+        drawn, of which a warning says why.
+
+    Raises
+    ------
+    RunError
+        If the sample was not scored.
     """
     total = sum(entry["rows"] for entry in report["roles"])
     index = int(np.argsort(scored.depth)[len(scored.depth) // 2])

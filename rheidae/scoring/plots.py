@@ -59,10 +59,16 @@ def legend_above(figure: Figure, axes: Axes) -> None:
 
 
 def loss_curve(history: Any, path: Path) -> None:
-    """What happened over the epochs, to a PNG file, from a `skorch.history.History` or the rows of ``history.json``.
+    """What happened over the epochs, to a PNG file.
 
-    Panels: training and validation loss with Box3D's own as a line; every unweighted term; learning rate; the scheme's
-    weights and the multipliers, if any. The epoch with the lowest validation loss is marked in each.
+    Parameters
+    ----------
+    history : sequence of dict
+        A `skorch.history.History`, or the rows of ``history.json``. Panels: training and validation loss with Box3D's
+        own as a line; every unweighted term; learning rate; the scheme's weights and the multipliers, if any. The
+        epoch with the lowest validation loss is marked in each.
+    path : Path
+        Where to write.
     """
     rows = list(history)
     names = [name for name in rows[0] if isinstance(rows[0][name], float)]

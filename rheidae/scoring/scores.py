@@ -195,10 +195,13 @@ def score(
 
 
 def worst(scored: Scored, count: int = 10) -> list[Entry]:
-    """The rows that the model predicts worst in each role, mean over seeds, worst first, `count` of each at most.
+    """The rows that the model predicts worst in each role, mean over seeds, worst first.
 
-    Of each ``row`` of the data set, ``simulation`` (its name), ``group``, ``role``, the ``error`` of every scheme,
-    ``depth`` of the crossing and largest ``flux_factor``.
+    Returns
+    -------
+    list of dict
+        At most `count` for each role: ``row`` of the data set, ``simulation`` (its name), ``group``, ``role``, the
+        ``error`` of every scheme, ``depth`` of the crossing and largest ``flux_factor``.
     """
     order = np.argsort(-scored.errors["model"].mean(axis=0), kind="stable")
     entries = []
@@ -231,10 +234,21 @@ def ratio_interval(
 ) -> list[float] | None:
     """Bootstrap interval of ``sum(numerator)/sum(denominator)``, whole simulations drawn with replacement.
 
-    All are ``(n,)``: one number a row (a denominator of ones gives the mean), and the label of the simulation that it
-    comes from. Returned are the percentiles that hold `CONFIDENCE` between them, drawn with a fixed seed; None for
-    fewer than two simulations, or where a draw may have no denominator. More than 10000 simulations are first put
-    together at random into as many bundles of equal size, which costs no width and bounds the time.
+    Parameters
+    ----------
+    numerator, denominator : ndarray, shape (n,)
+        One number a row; a denominator of ones gives the mean.
+    simulation : ndarray, shape (n,)
+        Label of the simulation that a row comes from.
+    resamples : int
+        How many draws.
+
+    Returns
+    -------
+    [float, float] or None
+        Percentiles that hold `CONFIDENCE` between them, drawn with a fixed seed; None for fewer than two simulations,
+        or where a draw may have no denominator. More than 10000 simulations are first put together at random into as
+        many bundles of equal size, which costs no width and bounds the time.
     """
     labels, index = np.unique(simulation, return_inverse=True)
     if len(labels) > _BUNDLES:

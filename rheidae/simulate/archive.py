@@ -56,7 +56,12 @@ class Written(NamedTuple):
 def read_states(path: str | Path, rows: RowSelection = None) -> Array:
     """Initial four-fluxes ``(n, 6, 4)`` of a raw file or a preprocessed one.
 
-    `rows` says which, from 0 on, ``(6, 4)`` of a single number; by default all.
+    Parameters
+    ----------
+    path : path
+        The file.
+    rows : int, sequence of int or slice, optional
+        Which of them, from 0 on; ``(6, 4)`` of a single number. Default: all.
 
     Raises
     ------

@@ -14,7 +14,15 @@ log = logging.getLogger(__name__)
 
 
 class EpochProgress(Callback):
-    """A progress bar of so many `epochs` on a terminal; in a log about so many plain `lines`."""
+    """A progress bar on a terminal, plain lines in a log.
+
+    Parameters
+    ----------
+    epochs : int
+        Length of the bar.
+    lines : int
+        About how many lines a log gets.
+    """
 
     def __init__(self, epochs: int, lines: int = 10) -> None:
         self.epochs = epochs

@@ -79,7 +79,13 @@ class RunCheckpoint(Callback):
 
 
 class HistoryLog(Callback):
-    """Write ``history.jsonl`` into a folder after every epoch, for those who watch, and ``history.csv`` at the end."""
+    """Write the history as JSON lines after every epoch, for those who watch, and as CSV at the end.
+
+    Parameters
+    ----------
+    folder : path
+        Takes ``history.jsonl`` and ``history.csv``.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = folder
@@ -107,7 +113,10 @@ class HistoryLog(Callback):
 class BestWeights(Callback):
     """Return to the weights of the best epoch when training ends, however it ends.
 
-    `monitor` is the entry of the history that is to be small. Without it (no validation rows) the last weights stay.
+    Parameters
+    ----------
+    monitor : str
+        Entry of the history that is to be small. Without it (no validation rows) the last weights stay.
     """
 
     def __init__(self, monitor: str = "valid_loss") -> None:
@@ -137,7 +146,10 @@ class BestWeights(Callback):
 class StopRequest(Callback):
     """Leave between two batches once somebody asked for it.
 
-    `asked` returns the number of the signal that did, or None.
+    Parameters
+    ----------
+    asked : callable
+        Returns the number of the signal that asked, or None.
     """
 
     def __init__(self, asked: Callable[[], int | None]) -> None:

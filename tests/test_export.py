@@ -353,8 +353,7 @@ def test_full_outputs(full, mixing):
     # Other nodes, and for beams another rule.
     np.testing.assert_allclose(np.quantile(ratio, [0.02, 0.5, 0.98]), 1, atol=0.05)
     F, F_final, matrix = (np.delete(table, [3, 4], axis=0) for table in (F, F_final.reshape(300, 6, 4), matrix))
-    # Some crossings are too shallow for one of both rules.
-    assert (np.delete(crossing, [3, 4], axis=0) != crossings(F)).mean() < 2e-3
+    np.testing.assert_array_equal(np.delete(crossing, [3, 4], axis=0), crossings(F))
     N = total(F)[:, None]
     by_matrix = np.einsum("nab,nb->na", matrix[:, 0], F[:, :, 3])
     assert np.abs(F_final - F).max() > 0.01 * N.max()
@@ -367,6 +366,15 @@ def test_full_outputs(full, mixing):
     answer = model.predict_all(line)
     flux = np.einsum("nab,nb->na", answer["transition"][:, 1], line[:, :, 2])
     assert (np.abs(flux - answer["F_final"][:, :, 2]) / total(line)[:, None]).max() < 2e-3
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_crossings_in_full_files(full, alike):
+    """Of mu and tau that are alike none, though onnxruntime's vectors may round them apart; shallow ones."""
+    F = random_states(1200, 31, alike=alike)
+    f = 1 - np.array([[1e-2], [1e-9], [1e-9], [1e-4], [1e-6], [1e-6]])
+    F[:200, :, :3] *= f * F[:200, :, 3:] / np.linalg.norm(F[:200, :, :3], axis=2, keepdims=True)
+    np.testing.assert_array_equal(load_exported(full).predict_all(F)["has_crossing"], crossings(F))
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (24,)])

@@ -12,7 +12,7 @@ from rheidae.estimator.tensors.nodes import StateNodes, fill_nodes, tables
 from rheidae.linear import regression
 from rheidae.linear.distributions import LATITUDES
 from rheidae.linear.stability import POTENTIAL, SPEED_OF_LIGHT
-from rheidae.mixing._nodes_kernels import BEAM, VANISHING
+from rheidae.mixing._nodes_kernels import ALIKE, BEAM, VANISHING
 from rheidae.mixing.asymptotic import ORDER
 from rheidae.mixing.quadrature import lebedev
 
@@ -28,8 +28,6 @@ class Instability(nn.Module):
     nodes: Tensor
     weights: Tensor
     products: Tensor
-    many: Tensor
-    many_weights: Tensor
     W: Tensor
     b: Tensor
     v: Tensor
@@ -40,10 +38,8 @@ class Instability(nn.Module):
         x, y, z = nodes
         products = np.array([np.ones_like(x), x, y, z, x * x, x * y, x * z, y * y, y * z, z * z]).T
         W, b, v, self.c = regression._coefficients()
-        many = lebedev(ORDER)
         constants = {
-            "nodes": nodes, "weights": weights, "products": products, "many": many[0], "many_weights": many[1],
-            "W": W, "b": b, "v": v[:, None],
+            "nodes": nodes, "weights": weights, "products": products, "W": W, "b": b, "v": v[:, None],
         }  # fmt: skip
         for name, values in constants.items():
             self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float64)))
@@ -62,8 +58,12 @@ class Instability(nn.Module):
         coarse = self._differences(state, self.nodes, _MOST) * self.weights
         sums = torch.cat([side.reshape(-1, coarse.shape[2]) @ self.products for side in _sides(coarse)], dim=1)
         sums = instead(sums.reshape(-1, 60), beams, _beam_sums, (state,), few)
-        crossing = _cross(self._differences(state, self.many, 1.0) * self.many_weights)
-        crossing = instead(crossing, beams, _beams_cross, (state,), fine)
+        # Rows without beams do not take the nodes of others.
+        crossing = instead(torch.zeros_like(state[:, :3, 3]), ~beams, _cross, (state,), fine)
+        crossing = instead(crossing, beams, _cross, (state,), fine)
+        first = crossing[:, :1]
+        # Between equals rounding alone crosses.
+        crossing = torch.where(_apart(state) > ALIKE, crossing, torch.cat([first, first, 0.0 * first], dim=1))
         return self._rate(sums.reshape(-1, 3, 20)), crossing
 
     def _differences(self, state: Tensor, nodes: Tensor, most: float) -> Tensor:
@@ -118,6 +118,11 @@ class Instability(nn.Module):
         return rate.amax(dim=1) * (POTENTIAL * SPEED_OF_LIGHT)
 
 
+def _apart(state: Tensor) -> Tensor:
+    """How far mu and tau are apart ``(n, 1)``."""
+    return torch.cat([state[:, s] - state[:, s + 1] for s in (1, 4)], dim=1).abs().amax(dim=1, keepdim=True)
+
+
 def _pairs(L: Tensor) -> Tensor:
     """Differences of the lepton numbers ``(n, 3, nodes)`` of the pairs e-mu, e-tau and mu-tau."""
     return torch.stack([L[:, 0] - L[:, 1], L[:, 0] - L[:, 2], L[:, 1] - L[:, 2]], dim=1)
@@ -133,10 +138,10 @@ def _sides(G: Tensor) -> tuple[Tensor, Tensor]:
     return 0.5 * (G.abs() + G), 0.5 * (G.abs() - G)
 
 
-def _cross(G: Tensor) -> Tensor:
-    """1 where both sides hold more than rounding, from differences times weights."""
-    plus, minus = (side.sum(dim=2) for side in _sides(G))
-    return (torch.minimum(plus, minus) > _NOISE).to(G.dtype)
+def _cross(state: Tensor, *rules: Tensor) -> Tensor:
+    """1 for pairs of which both sides hold more than rounding, on nodes that follow the state."""
+    plus, minus = (side.sum(dim=2) for side in _sides(_weighted_pairs(fill_nodes(state, *rules))))
+    return (torch.minimum(plus, minus) > _NOISE).to(state.dtype)
 
 
 def _beam_sums(state: Tensor, *rules: Tensor) -> Tensor:
@@ -149,10 +154,6 @@ def _beam_sums(state: Tensor, *rules: Tensor) -> Tensor:
         side * z * z,
     )]  # fmt: skip
     return torch.stack([part.sum(dim=2) for part in weighted], dim=2).flatten(1)
-
-
-def _beams_cross(state: Tensor, *rules: Tensor) -> Tensor:
-    return _cross(_weighted_pairs(fill_nodes(state, *rules)))
 
 
 _ENTRIES = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))

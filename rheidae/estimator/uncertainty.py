@@ -177,7 +177,7 @@ def _terms(F: Array, F_pred: Array, F_far: Array | None) -> tuple[Array, Array]:
     """
     F = np.ascontiguousarray(F)
     terms, far = np.empty((len(F), 6, 2, _LAST + 1)), np.empty(F.shape)
-    kernels.term_rows(F, *variation_rules(), *levels_of(), three_flavors(F), terms, far)
+    kernels.term_rows(F, *variation_rules(), *levels_of(levels=1), three_flavors(F), terms, far)
     return terms, far if F_far is None else np.where(np.isfinite(F_far), F_far, F_pred)
 
 

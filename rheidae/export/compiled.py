@@ -124,7 +124,7 @@ def _full(kernel: Kernel) -> Callable[..., Any]:
     """The same, with all of `rheidae.export.graph.OUTPUTS`; any pointer but the first may be null."""
     change, constants, _, learned = kernel
     rule, network, unit = *regression.constants(), POTENTIAL * SPEED_OF_LIGHT
-    nodes, scheme = tables_of(), (*variation_rules(), *levels_of())
+    nodes, scheme = tables_of(), (*variation_rules(), *levels_of(levels=1))
 
     def rheidae_mix_full(
         n: Any, F: Any, F_final: Any, growth_rate: Any, has_crossing: Any, transition: Any, deviation: Any, outside: Any

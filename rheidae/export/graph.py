@@ -125,7 +125,8 @@ class FluxGraph(nn.Module):
         start = F_init / scale
         rate, crossing = self.instability(start.reshape(-1, 6, 4))
         beside = known[1]
-        far = keep_physical(start, start + beside.scheme, torch.ones_like(scale))
+        far = start + beside.scheme
+        far = torch.where(beside.apart, keep_physical(start, far, torch.ones_like(scale)), far)
         states = (table.reshape(-1, 6, 4) for table in (start, final / scale, far))
         std, outside = self.errors(*states, beside.sizes, beside.unlike)
         # NaN where a number is, or where there is no answer.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rheidae.estimator.tensors.control import instead
 from rheidae.estimator.tensors.flavors import mix_unlike
-from rheidae.estimator.tensors.nodes import StateNodes, fill_nodes, tables
+from rheidae.estimator.tensors.nodes import StateNodes, fill_nodes, tables, take_moments
 from rheidae.estimator.tensors.pair import fade, solve_scale
 from rheidae.mixing.asymptotic import ORDER
 
@@ -25,8 +25,7 @@ class AsymptoticMixing(nn.Module):
     flavors : {2, 3}
         With 2, mu and tau enter as their mean.
     full : bool
-        Whether transition probabilities follow the change; of three flavors also what neighbours of the scheme would
-        change.
+        Whether transition probabilities follow the change.
     order : int
         Of the Lebedev rule.
     """
@@ -40,30 +39,21 @@ class AsymptoticMixing(nn.Module):
         self.full, self.flavors = full, flavors
         for name, table in tables(flavors, order).items():
             self.register_buffer(name, table)
-        self.columns = {2: (8, 16), 3: (24, 132)}[flavors][full]
+        self.columns = {2: (8, 16), 3: (24, 96)}[flavors][full]
 
     def forward(self, state: Tensor, rows: Tensor) -> Tensor:
         """Change of ``state (n, 6, 4)``, in units of the total density, of the rows that are marked, ``(n, 1)``.
 
         Others come out as 0. Of two flavors what nu_e and nubar_e lose, ``(n, 8)``, and averages of 1 - P of e, ebar, x
         and xbar, by number and along their fluxes, ``(n, 2, 4)``. Of three the change of all species, ``(n, 24)``,
-        matrices as of `rheidae.mixing.transition` ``(n, 2, 6, 6)``, and sizes as of
-        `rheidae.mixing.variation.variations` ``(n, 3, 3, 2, 2)``.
+        and matrices as of `rheidae.mixing.transition` ``(n, 2, 6, 6)``.
         """
         out = torch.cat([0.0 * state[:, :1, 3]] * self.columns, dim=1)
         return instead(out, rows, self._changed, (state,), (self.base, self.beam, self.counts))
 
     def _changed(self, state: Tensor, *rules: Tensor) -> Tensor:
-        species = list(state.unbind(dim=1))
-        if self.flavors == 2:
-            for mu in (1, 4):
-                species[mu] = species[mu + 1] = 0.5 * (species[mu] + species[mu + 1])
-        total = species[0][:, 3:]
-        for other in species[1:]:
-            total = total + other[:, 3:]
-        inverse = torch.where(total > 0.0, 1.0 / torch.where(total > 0.0, total, 1.0), 0.0)
-        kept = range(6) if self.flavors == 3 else (0, 1, 3, 4)
-        nodes = fill_nodes(torch.stack([inverse * species[s] for s in kept], dim=1), *rules)
+        moments, total = take_moments(state, self.flavors)
+        nodes = fill_nodes(moments, *rules)
         here = (mix_unlike if self.flavors == 3 else _mix_alike)(nodes, self.full)
         parts, end = [], 24 if self.flavors == 3 else 8
         for first in range(0, end, 4):

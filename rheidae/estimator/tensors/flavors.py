@@ -11,7 +11,6 @@ from torch import Tensor
 from rheidae.estimator.tensors.control import FOUND, newton_in_bracket, repeat
 from rheidae.estimator.tensors.nodes import StateNodes
 from rheidae.estimator.tensors.pair import fade, solve_scale
-from rheidae.estimator.tensors.uncertainty import sizes_of, varied
 from rheidae.mixing._box3d_kernels import NOISE
 
 _TINY = 1e-30
@@ -34,7 +33,7 @@ def mix_unlike(nodes: StateNodes, full: bool) -> Tensor:
     change = torch.cat([part - part.mean(dim=1, keepdim=True) for part in parts], dim=1).reshape(-1, 24)
     if not full:
         return change
-    return torch.cat([change, _matrices(p, w * g, nodes.along), _neighbours(nodes, plus, minus, G)], dim=1)
+    return torch.cat([change, _matrices(p, w * g, nodes.along)], dim=1)
 
 
 def _four_fluxes(nodes: StateNodes, parts: Tensor) -> Tensor:
@@ -60,20 +59,6 @@ def _matrices(p: Tensor, weighted: Tensor, along: Tensor) -> Tensor:
         none = torch.zeros_like(blocks[0])
         kinds.append(torch.cat([torch.cat([blocks[0], none], dim=2), torch.cat([none, blocks[1]], dim=2)], dim=1))
     return torch.stack(kinds, dim=1).reshape(-1, 72)
-
-
-def _neighbours(nodes: StateNodes, plus: Tensor, minus: Tensor, G: Tensor) -> Tensor:
-    """Sizes ``(n, 36)`` of `rheidae.mixing.variation`: pair, kind, neutrinos or antineutrinos, flux or density."""
-    small, large = torch.minimum(plus, minus), torch.maximum(plus, minus)
-    G = G * torch.where(plus >= minus, 1.0, -1.0)
-    w = nodes.w[:, None]
-    part = w * (0.5 * G.abs() + G * (1.0 / 6.0))
-    s = solve_scale(part, G, small, (2.0 / 3.0) * large + (1.0 / 3.0) * small)
-    u = G / (G * G + torch.exp(2.0 * s)).sqrt()
-    moved = torch.stack([w * _differences(nu) for nu in nodes.g.split(3, dim=1)])
-    sums = _four_fluxes(nodes, varied(u)[:, None] * moved)
-    sizes = sizes_of(sums, small[..., 0], large[..., 0], fade(small)[..., 0])
-    return torch.cat([part for kind in sizes.unbind(dim=0) for part in kind.unbind(dim=0)], dim=2).reshape(-1, 36)
 
 
 # Transition probabilities

@@ -11,7 +11,7 @@ from rheidae.estimator.tensors.asymptotic import AsymptoticMixing
 from rheidae.estimator.tensors.control import instead
 from rheidae.estimator.tensors.minerbo import exponents, peak
 from rheidae.estimator.tensors.survival import SurvivalMixing, matrices_of
-from rheidae.estimator.tensors.uncertainty import neighbours
+from rheidae.estimator.tensors.uncertainty import Neighbours
 from rheidae.fourflux import ALIKE, FLAT
 from rheidae.mixing._box3d_kernels import FOUR_PI
 from rheidae.mixing.quadrature import lebedev
@@ -28,6 +28,8 @@ class Full(NamedTuple):
     """Of its neighbours, ``(n, 3, kinds, 2, 2)``, see `rheidae.mixing.variation.variations`."""
     unlike: Tensor
     """Mean square of what unlike mu and tau change, ``(n, 2, 2)``: neutrinos and antineutrinos, flux and density."""
+    apart: Tensor
+    """In which rows they are, ``(n, 1)``."""
 
 
 class MixingGraph(nn.Module):
@@ -41,9 +43,10 @@ class MixingGraph(nn.Module):
 
     def __init__(self, model: Any, full: bool = False) -> None:
         super().__init__()
-        self.model, self.full = model, full
+        self.model = model
         self.mixing = SurvivalMixing(model.order)
         self.alike, self.unlike = AsymptoticMixing(2, full), AsymptoticMixing(3, full)
+        self.neighbours = nn.ModuleList(Neighbours(flavors) for flavors in (2, 3)) if full else None
         for name, table in zip(("directions", "weights"), lebedev(model.order), strict=True):
             self.register_buffer(name, torch.from_numpy(table.copy()))
 
@@ -65,20 +68,17 @@ class MixingGraph(nn.Module):
 
         on_mean, scheme = of_all(alike[:, :8]), own[:, :FLAT]
         change = right(of_all(self.mixing.change(nodes, h, factor).reshape(-1, 8)), on_mean, scheme)
-        if not self.full:
+        if self.neighbours is None:
             return change
         averages = self.mixing.averages(nodes, h, factor)
         matrices = right(matrices_of(averages), matrices_of(alike[:, 8:].T.reshape(2, 4, -1)), own[:, FLAT : FLAT + 72])
-        D, sizes = neighbours(self.mixing, nodes)
-        pair = sizes[:, None]
-        sizes = torch.where(
-            unlike[:, :, None, None, None], own[:, FLAT + 72 :].reshape(-1, 3, 3, 2, 2),
-            torch.cat([pair, pair, 0.0 * pair], dim=1),
-        )  # fmt: skip
-        far = torch.where(unlike, scheme, right(of_all(D.reshape(-1, 8)), on_mean, scheme))
+        (of_like, D), (of_unlike, _) = (
+            found(state, rows) for found, rows in zip(self.neighbours, (~unlike, unlike), strict=True)
+        )
+        far = torch.where(unlike, scheme, of_all(D))
         moved = torch.where(unlike, scheme - on_mean, 0.0).square().reshape(-1, 2, 3, 4).mean(dim=2)
         moved = torch.stack([moved[..., :3].mean(dim=2), moved[..., 3]], dim=2)
-        return change, Full(matrices, far, sizes, moved)
+        return change, Full(matrices, far, of_like + of_unlike, moved, unlike)
 
 
 def differ(state: Tensor) -> Tensor:

@@ -63,6 +63,20 @@ def tables(flavors: int, order: int, latitudes: int = LATITUDES) -> dict[str, Te
     return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
 
 
+def take_moments(state: Tensor, flavors: int) -> tuple[Tensor, Tensor]:
+    """Four-fluxes over the total density, ``(n, 2 flavors, 4)``, of the species of a state, and that, ``(n, 1)``."""
+    species = list(state.unbind(dim=1))
+    if flavors == 2:
+        for mu in (1, 4):
+            species[mu] = species[mu + 1] = 0.5 * (species[mu] + species[mu + 1])
+    total = species[0][:, 3:]
+    for other in species[1:]:
+        total = total + other[:, 3:]
+    inverse = torch.where(total > 0.0, 1.0 / torch.where(total > 0.0, total, 1.0), 0.0)
+    kept = range(6) if flavors == 3 else (0, 1, 3, 4)
+    return torch.stack([inverse * species[s] for s in kept], dim=1), total
+
+
 def fill_nodes(moments: Tensor, base: Tensor, beam: Tensor, counts: Tensor) -> StateNodes:
     """Nodes of states from the four-fluxes ``(n, 2 flavors, 4)`` of their species, over the total density.
 

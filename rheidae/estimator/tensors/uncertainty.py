@@ -1,8 +1,4 @@
-"""Standard deviations as tensor operations: `rheidae.estimator.uncertainty`.
-
-Neighbours of the scheme (`rheidae.mixing._variation_kernels`) are taken on the nodes that the answer has, which know no
-rules for beams: from a flux factor of 0.9 on, what comes out is not to be relied on (``docs/export.md``).
-"""
+"""Standard deviations as tensor operations: `rheidae.estimator.uncertainty`, `rheidae.mixing._variation_kernels`."""
 
 from __future__ import annotations
 
@@ -12,26 +8,68 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rheidae.estimator.tensors.survival import Nodes, SurvivalMixing, faded
+from rheidae.estimator.tensors.control import instead
+from rheidae.estimator.tensors.nodes import fill_nodes, tables, take_moments
+from rheidae.estimator.tensors.pair import fade, solve_scale
 from rheidae.mixing._variation_kernels import SHALLOW
-from rheidae.mixing.variation import VARIATIONS
+from rheidae.mixing.variation import LATITUDES, ORDER, VARIATIONS
 
 _TINY = 1e-30
 _TERMS = len(VARIATIONS) + 1
 
 
-def neighbours(mixing: SurvivalMixing, nodes: Nodes) -> tuple[Tensor, Tensor]:
-    """What nu_e and nubar_e lose under the scheme ``(n, 2, 4)``, and sizes ``(n, kinds, 2, 2)`` of its neighbours."""
-    h, factor = mixing.scheme(nodes)
-    D = mixing.change(nodes, h, factor)
-    on = mixing.sphere
-    larger = nodes.G[:, :on] > 0.0
-    # h is 1 - u on the larger side, 1 + abs(u)/2 on the smaller.
-    u = torch.where(larger, 1.0 - h[:, :on], 2.0 - 2.0 * h[:, :on])
-    sums = (varied(u)[:, None] * nodes.moved[:, :, :on]) @ mixing.to_moments[:on, :4]
-    small = nodes.small[:, 0]
-    sizes = sizes_of(sums, small, nodes.both[:, 0] - small, faded(small))
-    return D, sizes.permute(2, 0, 1, 3)
+class Neighbours(nn.Module):
+    """Of `rheidae.mixing.variation.variations`, on the nodes of `variation_rules`.
+
+    Parameters
+    ----------
+    flavors : {2, 3}
+        With 2, mu and tau enter as their mean.
+    """
+
+    base: Tensor
+    beam: Tensor
+    counts: Tensor
+
+    def __init__(self, flavors: int) -> None:
+        super().__init__()
+        self.flavors = flavors
+        for name, table in tables(flavors, ORDER, LATITUDES).items():
+            self.register_buffer(name, table)
+
+    def forward(self, state: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Sizes ``(n, 3, kinds, 2, 2)``, and of two flavors what nu_e and nubar_e lose under the scheme ``(n, 8)``.
+
+        Of the rows of ``state (n, 6, 4)``, over the total density, that are marked ``(n, 1)``; else 0.
+        """
+        out = torch.cat([0.0 * state[:, :1, 3]] * (44 if self.flavors == 2 else 36), dim=1)
+        out = instead(out, rows, self._found, (state,), (self.base, self.beam, self.counts))
+        return out[:, :36].reshape(-1, 3, _TERMS - 1, 2, 2), out[:, 36:]
+
+    def _found(self, state: Tensor, *rules: Tensor) -> Tensor:
+        nodes = fill_nodes(take_moments(state, self.flavors)[0], *rules)
+        w, first, second = nodes.w[:, None], [0, 0, 1][: 2 * self.flavors - 3], [1, 2, 2][: 2 * self.flavors - 3]
+        nu, nubar = (part[:, first] - part[:, second] for part in nodes.g.split(self.flavors, dim=1))
+        net, netbar = (N[:, first] - N[:, second] for N in nodes.N.split(self.flavors, dim=1))
+        G = (nu - nubar) * torch.where(net >= netbar, 1.0, -1.0)[..., None]
+        size = G.abs()
+        large, small = (0.5 * (w * side).sum(dim=2, keepdim=True) for side in (size + G, size - G))
+        s = solve_scale(w * (0.5 * size + G / 6.0), G, small, (2.0 / 3.0) * large + (1.0 / 3.0) * small)
+        u = G / (G * G + torch.exp(2.0 * s)).sqrt()
+        parts = varied(u)[:, None] * torch.stack([w * nu, w * nubar])
+        along = [(parts * n[:, None]).sum(dim=-1, keepdim=True) for n in (nodes.x, nodes.y, nodes.z)]
+        sums = torch.cat([*along, parts.sum(dim=-1, keepdim=True)], dim=-1)
+        share = fade(small)[..., 0]
+        sizes = sizes_of(sums, small[..., 0], large[..., 0], share)
+        pair = torch.cat([part for kind in sizes.unbind(dim=0) for part in kind.unbind(dim=0)], dim=2)
+        if self.flavors == 3:
+            return pair.reshape(-1, 36)
+        pair = pair.reshape(-1, 12)
+        lost = share * sums[-1, :, :, 0]
+        number = 0.5 * (lost[0, :, 3:] + lost[1, :, 3:])
+        axes = torch.stack(nodes.axes, dim=1)
+        turned = [part for nu in (0, 1) for part in ((lost[nu, :, :3, None] * axes).sum(dim=1), number)]
+        return torch.cat([pair, pair, 0.0 * pair, *turned], dim=1)
 
 
 def varied(u: Tensor) -> Tensor:

@@ -7,40 +7,33 @@ import torch
 from torch import Tensor, nn
 
 from rheidae.estimator.tensors.control import instead
-from rheidae.estimator.tensors.minerbo import exponents
-from rheidae.estimator.tensors.nodes import StateNodes, fill_nodes, tables
-from rheidae.linear import regression
+from rheidae.estimator.tensors.nodes import StateNodes, fill_nodes, plain_distributions, tables
+from rheidae.linear import _regression_kernels, regression
+from rheidae.linear._regression_kernels import BOTH, EXCHANGED, NARROWEST
 from rheidae.linear.distributions import LATITUDES
 from rheidae.linear.stability import POTENTIAL, SPEED_OF_LIGHT
 from rheidae.mixing._nodes_kernels import ALIKE, BEAM, VANISHING
 from rheidae.mixing.asymptotic import ORDER
-from rheidae.mixing.quadrature import lebedev
 
 # Least part of a side of a crossing, over the total density, as in `rheidae.mixing.asymptotic`.
 _NOISE = 1e-14
-# Largest flux factor on nodes at rest, and least ratio of the integrals that the regression knows.
-_MOST, _LEAST = 0.99, 1e-4
+# Least ratio of the integrals that the regression knows.
+_LEAST = 1e-4
 
 
 class Instability(nn.Module):
     """Growth rate ``(n, 1)`` and crossings ``(n, 3)`` of states ``(n, 6, 4)`` over their total density, float64."""
 
-    nodes: Tensor
-    weights: Tensor
-    products: Tensor
+    few_base: Tensor
+    few_counts: Tensor
     W: Tensor
     b: Tensor
     v: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        nodes, weights = lebedev(regression.RULE)
-        x, y, z = nodes
-        products = np.array([np.ones_like(x), x, y, z, x * x, x * y, x * z, y * y, y * z, z * z]).T
         W, b, v, self.c = regression._coefficients()
-        constants = {
-            "nodes": nodes, "weights": weights, "products": products, "W": W, "b": b, "v": v[:, None],
-        }  # fmt: skip
+        constants = {"W": W, "b": b, "v": v[:, None]}
         for name, values in constants.items():
             self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float64)))
         for name, rules in (("few", tables(3, regression.RULE, LATITUDES)), ("fine", tables(3, ORDER))):
@@ -55,33 +48,23 @@ class Instability(nn.Module):
         few, fine = (
             [getattr(self, f"{name}_{part}") for part in ("base", "beam", "counts")] for name in ("few", "fine")
         )
-        coarse = self._differences(state, self.nodes, _MOST) * self.weights
-        sums = torch.cat([side.reshape(-1, coarse.shape[2]) @ self.products for side in _sides(coarse)], dim=1)
-        sums = instead(sums.reshape(-1, 60), beams, _beam_sums, (state,), few)
+        apart = torch.cat([state[:, s] - state[:, s + 1] for s in (1, 4)], dim=1).abs().amax(dim=1, keepdim=True)
+        unlike = apart > _regression_kernels.ALIKE
+        heavy = torch.where(unlike[..., None], state, _average_heavy(state))
+        sums = torch.cat([torch.zeros_like(N)] * 10, dim=1)
+        sums = instead(sums, ~beams, _sums, (heavy,), (self.few_base, self.few_counts))
+        sums = instead(sums, beams, _beam_sums, (heavy,), few)
         # Rows without beams do not take the nodes of others.
         crossing = instead(torch.zeros_like(state[:, :3, 3]), ~beams, _cross, (state,), fine)
         crossing = instead(crossing, beams, _cross, (state,), fine)
         first = crossing[:, :1]
         # Between equals rounding alone crosses.
-        crossing = torch.where(_apart(state) > ALIKE, crossing, torch.cat([first, first, 0.0 * first], dim=1))
-        return self._rate(sums.reshape(-1, 3, 20)), crossing
+        crossing = torch.where(apart > ALIKE, crossing, torch.cat([first, first, 0.0 * first], dim=1))
+        rates = self._rates(sums.reshape(-1, 3, 20))
+        return torch.where(unlike, rates.amax(dim=1, keepdim=True), rates[:, :1]), crossing
 
-    def _differences(self, state: Tensor, nodes: Tensor, most: float) -> Tensor:
-        """Differences ``(n, 3, nodes)`` of the lepton numbers of each pair of flavors."""
-        N = state[..., 3:]
-        size = state[..., :3].square().sum(dim=2, keepdim=True).sqrt()
-        # Narrower beams as the narrowest.
-        flux = state[..., :3] * (most * N / size.clamp(min=1e-30)).clamp(max=1.0)
-        vectors, Z, density, _ = exponents(torch.cat([flux, N], dim=2))
-        cut = Z.clamp(min=1e-4)
-        peak = density / (4.0 * np.pi) * torch.where(Z > 1e-4, 2.0 * cut / (1.0 - torch.exp(-2.0 * cut)), 1.0 + Z)
-        shape = (vectors.reshape(-1, 3) @ nodes).reshape(-1, 6, nodes.shape[1])
-        g = peak[..., None] * torch.exp((shape - Z[..., None]).clamp(min=-700.0))
-        L = g[:, :3] - g[:, 3:]
-        return _pairs(L)
-
-    def _rate(self, sums: Tensor) -> Tensor:
-        """The quick growth rate from the moments of both sides; see `rheidae.linear._regression_kernels`."""
+    def _rates(self, sums: Tensor) -> Tensor:
+        """Quick growth rates ``(n, 3)`` from the moments of both sides; see `rheidae.linear._regression_kernels`."""
         plus, minus = sums[..., :10], sums[..., 10:]
         larger = plus[..., :1] >= minus[..., :1]
         large, small = torch.where(larger, plus, minus), torch.where(larger, minus, plus)
@@ -112,15 +95,22 @@ class Instability(nn.Module):
             ],
             dim=2,
         )  # fmt: skip
-        answer = torch.tanh(features.reshape(-1, 13) @ self.W + self.b) @ self.v + self.c
+        answer, exchanged = (
+            torch.tanh(x.reshape(-1, 13) @ self.W + self.b) @ self.v + self.c
+            for x in (features, features[..., list(EXCHANGED)])
+        )
+        t = (features[..., :1].reshape(-1, 1) / -BOTH).clamp(max=1.0)
+        answer = answer - 0.25 * (1.0 - t) * (1.0 - t) * (2.0 + t) * (answer - exchanged)
         scale = (L * S).sqrt()
         rate = torch.where(crossing & (scale > 1e-12), scale * torch.exp(answer.reshape(-1, 3, 1)), 0.0)
-        return rate.amax(dim=1) * (POTENTIAL * SPEED_OF_LIGHT)
+        return rate[..., 0] * (POTENTIAL * SPEED_OF_LIGHT)
 
 
-def _apart(state: Tensor) -> Tensor:
-    """How far mu and tau are apart ``(n, 1)``."""
-    return torch.cat([state[:, s] - state[:, s + 1] for s in (1, 4)], dim=1).abs().amax(dim=1, keepdim=True)
+def _average_heavy(state: Tensor) -> Tensor:
+    """The mean of mu and tau in the place of both."""
+    e, mu, tau, ebar, mubar, taubar = state.unbind(dim=1)
+    nu, nubar = 0.5 * (mu + tau), 0.5 * (mubar + taubar)
+    return torch.stack([e, nu, nu, ebar, nubar, nubar], dim=1)
 
 
 def _pairs(L: Tensor) -> Tensor:
@@ -144,15 +134,22 @@ def _cross(state: Tensor, *rules: Tensor) -> Tensor:
     return (torch.minimum(plus, minus) > _NOISE).to(state.dtype)
 
 
+def _sums(state: Tensor, base: Tensor, counts: Tensor) -> Tensor:
+    """Moments ``(n, 60)`` of both sides of the three pairs, on the sphere's rule."""
+    g = plain_distributions(state, base, counts, NARROWEST)
+    x, y, z, w = torch.cat([base, torch.cat([-base[:3], base[3:]])], dim=1).unbind(dim=0)
+    return _moments(_pairs(g[:, :3] - g[:, 3:]) * w, x, y, z)
+
+
 def _beam_sums(state: Tensor, *rules: Tensor) -> Tensor:
-    """Moments ``(n, 60)`` of both sides of the three pairs, on nodes that follow the beams."""
+    """The same on nodes that follow the beams."""
     nodes = fill_nodes(state, *rules)
-    x, y, z = nodes.x[:, None], nodes.y[:, None], nodes.z[:, None]
-    sides = _sides(_weighted_pairs(nodes))
-    weighted = [part for side in sides for part in (
-        side, side * x, side * y, side * z, side * x * x, side * x * y, side * x * z, side * y * y, side * y * z,
-        side * z * z,
-    )]  # fmt: skip
+    return _moments(_weighted_pairs(nodes), nodes.x[:, None], nodes.y[:, None], nodes.z[:, None])
+
+
+def _moments(G: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    products = x, y, z, x * x, x * y, x * z, y * y, y * z, z * z
+    weighted = [part for side in _sides(G) for part in (side, *(side * product for product in products))]
     return torch.stack([part.sum(dim=2) for part in weighted], dim=2).flatten(1)
 
 

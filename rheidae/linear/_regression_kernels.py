@@ -8,8 +8,9 @@ integral I, the mean direction j = int |G| n / I and the second moment Q = int |
     ln(I_S/I_L), j_L.j_L, j_S.j_S, j_L.j_S, Q_L:Q_L, Q_S:Q_S, Q_L:Q_S,
     j_S.Q_L.j_S, j_S.Q_S.j_S, j_L.Q_L.j_L, j_L.Q_S.j_L, j_S.Q_L.j_L, j_S.Q_S.j_L.
 
-All are rotation invariants. The rate is sqrt(I_L I_S) exp(network(features)), one hidden layer of tanh. States with
-beams have nodes that follow them.
+All are rotation invariants, and the nodes turn with the state. The rate is sqrt(I_L I_S) exp(network(features)), one
+hidden layer of tanh. Where both sides are nearly equal it goes over, by `BOTH`, to that with the sides exchanged, so
+that it does not jump where the other becomes the larger. States with beams have nodes that follow them.
 """
 
 from __future__ import annotations
@@ -17,28 +18,31 @@ from __future__ import annotations
 import numpy as np
 
 from rheidae.linear._beams_kernels import fill_lepton_numbers
-from rheidae.mixing._closure_kernels import LOG2_E, inverse_langevin, pow2, z_over_sinh
-from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS, alike, total_of
+from rheidae.mixing._box3d_kernels import FOUR_PI
+from rheidae.mixing._closure_kernels import LOG2_E, pow2, z_over_sinh
+from rheidae.mixing._nodes_kernels import COLUMNS, NODE_ROWS, alike, average_heavy, enter, total_of
 from rheidae.system.numba import driver, kernel, simd_function
 
 FEATURES = 13
 #: Differences of mu and tau, over the total density, that are rounding of single precision.
 ALIKE = 1e-6
+#: Largest Z on a rule without nodes for beams: a flux factor of 0.99.
+NARROWEST = 100.0
+#: Of ln(I_S/I_L): from this on the larger side alone is the larger one.
+BOTH = 0.1
+#: Features with the sides exchanged.
+EXCHANGED = (0, 2, 1, 3, 5, 4, 6, 10, 9, 8, 7, 12, 11)
 _LEAST = 1e-4
 """Ratio of the integrals below which the feature stays: nothing was fitted there."""
 
 
 @kernel
-def _add_minerbo(F, sign, half, weights, g):
-    """Add ``sign`` times the Minerbo distribution of one four-flux ``F (4)``, over pairs of opposite directions."""
+def _add_minerbo(own, scale, half, weights, g):
+    """Add ``scale`` times the distribution of one of `enter`'s species, over pairs of opposite directions."""
     simd_function()
-    N = F[3]
-    size = np.sqrt(F[0] ** 2 + F[1] ** 2 + F[2] ** 2)
-    f = min(size / N if N > 0.0 else 0.0, 0.99)
-    Z = inverse_langevin(f)
-    A = sign * N * z_over_sinh(Z) * 0.07957747154594767
-    s = Z * LOG2_E / (size if size > 0.0 else 1.0)
-    x, y, z = F[0] * s, F[1] * s, F[2] * s
+    Z = min(own[3], NARROWEST)
+    A, s = scale * own[4] * z_over_sinh(Z) / FOUR_PI, LOG2_E * Z
+    x, y, z = s * own[0], s * own[1], s * own[2]
     pairs = half.shape[1]
     for p in range(pairs):
         e = pow2(x * half[0, p] + y * half[1, p] + z * half[2, p])
@@ -151,12 +155,15 @@ def _network(x, W, b, v, c, hidden):
 
 
 @kernel
-def _lepton_number(F, a, half, weights, L):
-    """Of flavor a, times the weights."""
-    for p in range(L.shape[0]):
-        L[p] = 0.0
-    _add_minerbo(F[a], 1.0, half, weights, L)
-    _add_minerbo(F[3 + a], -1.0, half, weights, L)
+def _of_both(x, W, b, v, c, hidden, other):
+    """`_network`, and the mean with that of exchanged sides where these are nearly equal; ``other`` is scratch."""
+    found = _network(x, W, b, v, c, hidden)
+    if x[0] < -BOTH:
+        return found
+    for k in range(FEATURES):
+        other[k] = x[EXCHANGED[k]]
+    t = -x[0] / BOTH
+    return found - 0.25 * (1.0 - t) * (1.0 - t) * (2.0 + t) * (found - _network(other, W, b, v, c, hidden))
 
 
 @kernel
@@ -173,41 +180,53 @@ def _features_of_pairs(total, unlike, L, nodes, m, plus, minus, x, scale):
 
 @driver
 def features(F, half, weights, x, scale):
-    """Features ``x (n, 3, FEATURES)`` of the pairs e-mu, e-tau and mu-tau of ``F (n, 6, 4)``, on nodes at rest.
+    """Features ``x (n, 3, FEATURES)`` of the pairs e-mu, e-tau and mu-tau of ``F (n, 6, 4)``, without nodes for beams.
 
     And ``scale (n, 3)``, sqrt(I_L I_S): 0 without a crossing, and but for the first pair where mu and tau are alike.
     """
+    moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
     m = half.shape[1]
     L, plus, minus = np.empty((3, 2 * m)), np.empty(10), np.empty(10)
     for r in range(F.shape[0]):
         total = total_of(F[r])
         unlike = not alike(F[r], ALIKE * total)
-        for a in range(3 if unlike else 2):
-            _lepton_number(F[r], a, half, weights, L[a])
+        flavors = 3 if unlike else 2
+        enter(F[r], np.int64(flavors), moments, Q, axes, species)
+        for a in range(flavors):
+            L[a] = 0.0
+            _add_minerbo(species[a], total, half, weights, L[a])
+            _add_minerbo(species[flavors + a], -total, half, weights, L[a])
         _features_of_pairs(total, unlike, L, half, m, plus, minus, x[r], scale[r])
 
 
 @driver
 def features_of_beams(F, table, narrow, x, scale):
     """The same on nodes that follow the beams."""
+    state = np.empty((6, 4))
     moments, Q, axes, species = np.empty((6, 4)), np.empty((3, 3)), np.empty((3, 3)), np.empty((6, COLUMNS))
     size = table.shape[1] + 6 * narrow.shape[1]
     scratch, work, L = np.empty((10, 12)), np.empty((NODE_ROWS, size)), np.empty((3, 2 * size))
     plus, minus = np.empty(10), np.empty(10)
     for r in range(F.shape[0]):
         total = total_of(F[r])
-        m = fill_lepton_numbers(F[r], table, narrow, moments, Q, axes, species, scratch, work, L)
+        unlike = not alike(F[r], ALIKE * total)
+        average_heavy(F[r], state)
+        if unlike:
+            for s in range(6):
+                for k in range(4):
+                    state[s, k] = F[r, s, k]
+        m = fill_lepton_numbers(state, table, narrow, moments, Q, axes, species, scratch, work, L)
         L[:, m : 2 * m] = 0.0
-        _features_of_pairs(total, not alike(F[r], ALIKE * total), L, work, m, plus, minus, x[r], scale[r])
+        _features_of_pairs(total, unlike, L, work, m, plus, minus, x[r], scale[r])
 
 
 @driver
 def rates(x, scale, W, b, v, c, out):
     """Growth rates ``out (n)`` from features, in the unit of ``scale``; the largest of the pairs."""
-    hidden = np.empty(b.shape[0])
+    hidden, other = np.empty(b.shape[0]), np.empty(FEATURES)
     for r in range(x.shape[0]):
         best = 0.0
         for pair in range(3):
             if scale[r, pair] > 0.0:
-                best = max(best, scale[r, pair] * np.exp(_network(x[r, pair], W, b, v, c, hidden)))
+                best = max(best, scale[r, pair] * np.exp(_of_both(x[r, pair], W, b, v, c, hidden, other)))
         out[r] = best

@@ -20,7 +20,7 @@ def growth_rate(F: ArrayLike, *, method: str = "exact", order: int = ORDER, inva
         Four-fluxes, 1/cm^3.
     method : {"exact", "fast"}
         "exact": linear stability, see `fastest_mode`; about 2 ms a state, 5 with beams. "fast": a regression of the
-        exact rate on rotation invariants (`rheidae.linear.regression`), for millions of rows; under a microsecond a
+        exact rate on rotation invariants (`rheidae.linear.regression`), for millions of rows; about a microsecond a
         row, 8 with beams.
     order : int
         Lebedev order of the quadrature, for "exact"; distributions with a weak crossing need more.

@@ -99,6 +99,15 @@ def fill_nodes(moments: Tensor, base: Tensor, beam: Tensor, counts: Tensor) -> S
     return StateNodes(axes, own.N, own.f, x, y, z, w, g, along)
 
 
+def plain_distributions(moments: Tensor, base: Tensor, counts: Tensor, narrowest: float) -> Tensor:
+    """Distributions ``(n, species, nodes)`` on the sphere's rule alone, with Z at most `narrowest`."""
+    own, _, _ = _enter(moments, counts)
+    Z = own.Z.clamp(max=narrowest)
+    x, y, z = torch.cat([base[:3], -base[:3]], dim=1).unbind(dim=0)
+    along = own.hx[..., None] * x + own.hy[..., None] * y + own.hz[..., None] * z
+    return (own.N / FOUR_PI * peak(Z))[..., None] * torch.exp(Z[..., None] * (along - 1.0))
+
+
 def _enter(moments: Tensor, counts: Tensor) -> tuple[_Species, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Species, the three axes ``(n, 3)``, and Q along them ``(n, 1)``."""
     x, y, z, N = moments[..., 0], moments[..., 1], moments[..., 2], moments[..., 3]

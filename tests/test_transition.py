@@ -5,7 +5,7 @@ from benchmarks import converged
 from rheidae import box3d_flux, mix, moments
 from rheidae.fourflux import T
 from rheidae.mixing.transition import transition_matrix
-from tests.states import random_states
+from tests.states import random_rotation, random_states, turn
 
 
 def alike(n, seed=0):
@@ -32,6 +32,13 @@ def test_sides_that_are_equal_to_the_bit_mix_fully(scheme):
     mixed = transition_matrix(F, scheme).density[0] @ F[0, :, 3]
     np.testing.assert_allclose(mixed, 1 / 3, atol=1e-6)
     np.testing.assert_allclose(mix(F, scheme)[0, :, 3], 1 / 3, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["box3d", "asymptotic"])
+def test_matrices_do_not_depend_on_the_frame(scheme):
+    F, rotation = np.concatenate([random_states(30, 3), alike(30, 4)]), random_rotation(3)
+    for kind, turned in zip(transition_matrix(F, scheme), transition_matrix(turn(F, rotation), scheme), strict=True):
+        np.testing.assert_allclose(turned, kind, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("scheme", ["box3d", "power"])

@@ -146,6 +146,8 @@ def _averages(F: Array, scheme: str, directions: Array, weights: Array) -> tuple
     if scale == 0:
         return np.zeros((4, 2)), np.zeros((2, 4))
     states = F / scale
+    # In the principal axes of the fluxes, so that matrices do not depend on the frame.
+    directions = np.linalg.eigh((four[:, :T] / scale).T @ four[:, :T])[1] @ directions
     mixed = weights * (1 - SCHEMES[scheme].survival(states, directions))
     g = distributions(states, directions)
     number = _ratio(g @ mixed, g @ weights, np.zeros(4))

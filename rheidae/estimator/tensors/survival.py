@@ -203,15 +203,6 @@ class SurvivalMixing(nn.Module):
         factor = q0 * torch.cat([1.0 - beta, beta], dim=1) * faded(nodes.small) / nodes.both.clamp(min=1.0)
         return self._survival(nodes, Shape(p, a, lift, rho), factor), factor
 
-    def scheme(self, nodes: Nodes) -> tuple[Tensor, Tensor]:
-        """As `mixed`, at the parameters of the asymptotic scheme, which has no axial component."""
-        # Each a tensor of its own: a branch takes none twice.
-        p, a = torch.ones_like(nodes.small), torch.ones_like(nodes.both)
-        lift, rho = 0.5 * p[:, :1], 0.0 * a[:, :1]
-        fade = faded(nodes.small)[:, :1]
-        factor = torch.cat([2.0 / 3.0 * fade / nodes.both[:, :1].clamp(min=1.0), torch.zeros_like(fade)], dim=1)
-        return self._survival(nodes, Shape(p, a, lift, rho), factor), factor
-
     def change(self, nodes: Nodes, h: Tensor, factor: Tensor) -> Tensor:
         """What nu_e and nubar_e lose, ``(n, 2, 4)`` over the total density, with what `mixed` gave."""
         by_sphere, by_axis = self._moments(nodes.moved * h)

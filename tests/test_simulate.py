@@ -594,11 +594,14 @@ def test_a_process_that_is_killed_is_one_message(tmp_path, monkeypatch):
 def test_an_interrupt_is_no_traceback(monkeypatch):
     faults = []
     monkeypatch.setattr(threading, "excepthook", faults.append)
+    # Importing dask_jobqueue leaves another one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     work = archive._processes(time.sleep, [(0.3,)] * 12, 2)
     next(work)
     threading.Timer(0.2, _thread.interrupt_main).start()
     with pytest.raises(KeyboardInterrupt):
         list(work)
+    signal.signal(signal.SIGINT, before)
     for thread in threading.enumerate():
         if thread.name == "ExecutorManagerThread":
             thread.join(10)

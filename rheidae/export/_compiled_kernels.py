@@ -9,7 +9,7 @@ from rheidae.linear._beams_kernels import has_beam
 from rheidae.linear._regression_kernels import FEATURES, features, features_of_beams, rates
 from rheidae.mixing._asymptotic_kernels import asymptotic_rows, crossing_rows
 from rheidae.mixing._nodes_kernels import total_of
-from rheidae.mixing._physical_kernels import limit_rows
+from rheidae.mixing._physical_kernels import limit_row
 from rheidae.mixing._variation_kernels import KINDS
 from rheidae.system.numba import driver, exact_kernel, kernel
 
@@ -54,19 +54,25 @@ def enter_block(F, states, relative):
                 states[i, s, k] = _over(F[i, s, k], total) if answers else np.float64(k == 3)
 
 
-@kernel
-def leave_block(F, change, out, relative):
+@driver
+def leave_block(F, change, matrices, out, relative):
     """Final states from ``change``, which is lost: physical, as they were in vacuum, NaN where a number is none.
 
-    `out` may be `F`.
+    Where that shortens a change, ``matrices (n, 2, 6, 6)``, or None, follow. `out` may be `F`.
     """
     for i in range(F.shape[0]):
         total = total_of(F[i]) if relative else 1.0
         for s in range(6):
             for k in range(4):
                 change[i, s, k] = F[i, s, k] + total * change[i, s, k]
-    limit_rows(F, change, np.int64(0), F.shape[0])
-    for i in range(F.shape[0]):
+        factor = limit_row(F[i], change[i])
+        if matrices is not None and factor < 1.0:
+            for kind in range(2):
+                for a in range(6):
+                    for b in range(6):
+                        matrices[i, kind, a, b] = np.float64(a == b) + factor * (
+                            matrices[i, kind, a, b] - np.float64(a == b)
+                        )
         answers, rest = _has_answer(F[i]), _rest(F[i])
         for s in range(6):
             for k in range(4):

@@ -114,7 +114,7 @@ def _final(kernel: Kernel) -> Callable[..., Any]:
             end = begin + here.shape[0]
             enter_block(here, states, relative)
             change(states[: end - begin], changes[: end - begin], None, *constants)
-            leave_block(here, changes, final[begin:end], relative)
+            leave_block(here, changes, None, final[begin:end], relative)
         return np.int32(0)
 
     return rheidae_mix
@@ -142,7 +142,7 @@ def _full(kernel: Kernel) -> Callable[..., Any]:
             enter_block(here, states, True)
             if is_there(F_final) or is_there(transition) or is_there(deviation) or is_there(outside):
                 change(states[:m], changes[:m], mixed[:m], *constants)
-                leave_block(here, changes, finals[:m], True)
+                leave_block(here, changes, mixed[:m], finals[:m], True)
             if is_there(growth_rate) or is_there(has_crossing):
                 describe_block(here, states[:m], rule, network, unit, nodes, rates[:m], crossings[:m])
             if is_there(deviation) or is_there(outside):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rheidae.estimator.tensors.control import branch, repeat
 from rheidae.estimator.tensors.uncertainty import ErrorTerms
 from rheidae.exceptions import ExportError
-from rheidae.export._compiled_kernels import enter_block
+from rheidae.export._compiled_kernels import enter_block, leave_block
 from rheidae.export.box3d import Box3DTerms
 from rheidae.export.instability import Instability
 from rheidae.mixing import _physical_kernels as limits
@@ -118,8 +118,8 @@ class FluxGraph(nn.Module):
         base = F_box if self.adds_to_box3d and F_box is not None else F_init
         final = base + scale * change
         # A NaN among the densities is one of the whole row, as it is of the estimator.
-        final = torch.where(total > 0.0, final, F_init + 0.0 * total)
-        final = keep_physical(F_init, final, scale)
+        whole = torch.where(total > 0.0, final, F_init + 0.0 * total)
+        final = keep_physical(F_init, whole, scale)
         if self.instability is None or self.errors is None:
             return final
         start = F_init / scale
@@ -132,7 +132,12 @@ class FluxGraph(nn.Module):
         # NaN where a number is, or where there is no answer.
         number = 0.0 * F_init.sum(dim=1, keepdim=True)
         std = scale * std + 0.0 * final.sum(dim=1, keepdim=True)
-        return final, rate * total + number, crossing + number, beside.matrices + number, std, outside + number
+        # Matrices follow a change that was shortened.
+        left, right = ((state - F_init).abs().sum(dim=1, keepdim=True) for state in (final, whole))
+        factor = torch.where(left < right, left / torch.where(right > 0.0, right, 1.0), 1.0)
+        stays = torch.cat([torch.eye(6, dtype=torch.float64).flatten()] * 2)
+        matrices = stays + factor * (beside.matrices - stays) + number
+        return final, rate * total + number, crossing + number, matrices, std, outside + number
 
 
 def total_of(state: Tensor) -> Tensor:
@@ -206,9 +211,10 @@ def transitions(regressor: Any) -> Callable[[NDArray[np.float64]], NDArray[np.fl
 
     def by_kernel(F: NDArray[np.float64]) -> NDArray[np.float64]:
         assert kernel is not None
-        states, found = np.empty(F.shape), np.empty((len(F), 2, 6, 6))
+        states, change, found = np.empty(F.shape), np.empty(F.shape), np.empty((len(F), 2, 6, 6))
         enter_block(F, states, True)
-        kernel.change(states, np.empty(F.shape), found, *kernel.constants)
+        kernel.change(states, change, found, *kernel.constants)
+        leave_block(F, change, found, states, True)
         return found
 
     def by_graph(F: NDArray[np.float64]) -> NDArray[np.float64]:

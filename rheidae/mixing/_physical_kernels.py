@@ -34,44 +34,52 @@ def _put_on_edge(F, out, total):
 
 
 @kernel
-def limit_rows(F, out, start, stop):
-    """Shorten the change ``out - F`` of each row as far as keeps every species physical, by one factor for all six.
+def limit_row(F, out):
+    """Shorten the change ``out - F`` of a row as far as keeps every species physical; return the factor.
 
-    Physical four-fluxes form a convex cone, so along the way from a physical F there is one place where it is left.
-    Bisection finds it: its quadratic equation loses all digits where F lies at the cone's edge and goes along it. A
-    common factor keeps every linear conservation law. Rows that are physical already are not touched; a species that
-    starts outside the cone, by rounding or more, does not get further from it. A mixture of positive distributions is
-    physical but for rounding, which must not cost the row its change where a species has no width: see `ROUNDING`.
+    It is one factor for all six. Physical four-fluxes form a convex cone, so along the way from a physical F there is
+    one place where it is left. Bisection finds it: its quadratic equation loses all digits where F lies at the cone's
+    edge and goes along it. A common factor keeps every linear conservation law. Rows that are physical already are not
+    touched; a species that starts outside the cone, by rounding or more, does not get further from it. A mixture of
+    positive distributions is physical but for rounding, which must not cost the row its change where a species has no
+    width: see `ROUNDING`.
     """
-    for i in range(start, stop):
-        total = 0.0
-        for s in range(6):
-            total += F[i, s, 3]
-        if not total > 0.0:
+    total = 0.0
+    for s in range(6):
+        total += F[s, 3]
+    if not total > 0.0:
+        return 1.0
+    scale = 1.0 / total
+    factor = 1.0
+    for s in range(6):
+        _put_on_edge(F[s], out[s], total)
+        if _inside(F[s], out[s], scale, 0.0, factor):
             continue
-        scale = 1.0 / total
-        factor = 1.0
+        square = 0.0
+        for k in range(3):
+            square += scale * F[s, k] * (scale * F[s, k])
+        slack = max(np.sqrt(square) - scale * F[s, 3], 0.0)
+        if _inside(F[s], out[s], scale, slack, factor):
+            continue
+        low, high = 0.0, factor
+        for _ in range(54):
+            middle = 0.5 * (low + high)
+            if _inside(F[s], out[s], scale, slack, middle):
+                low = middle
+            else:
+                high = middle
+        factor = low
+    if factor < 1.0:
+        # A hair inside: rounding must not carry the row out again.
+        factor *= 1.0 - 1e-9
         for s in range(6):
-            _put_on_edge(F[i, s], out[i, s], total)
-            if _inside(F[i, s], out[i, s], scale, 0.0, factor):
-                continue
-            square = 0.0
-            for k in range(3):
-                square += scale * F[i, s, k] * (scale * F[i, s, k])
-            slack = max(np.sqrt(square) - scale * F[i, s, 3], 0.0)
-            if _inside(F[i, s], out[i, s], scale, slack, factor):
-                continue
-            low, high = 0.0, factor
-            for _ in range(54):
-                middle = 0.5 * (low + high)
-                if _inside(F[i, s], out[i, s], scale, slack, middle):
-                    low = middle
-                else:
-                    high = middle
-            factor = low
-        if factor < 1.0:
-            # A hair inside: rounding must not carry the row out again.
-            factor *= 1.0 - 1e-9
-            for s in range(6):
-                for k in range(4):
-                    out[i, s, k] = F[i, s, k] + factor * (out[i, s, k] - F[i, s, k])
+            for k in range(4):
+                out[s, k] = F[s, k] + factor * (out[s, k] - F[s, k])
+    return factor
+
+
+@kernel
+def limit_rows(F, out, start, stop):
+    """`limit_row` of each row."""
+    for i in range(start, stop):
+        limit_row(F[i], out[i])

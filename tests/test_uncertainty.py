@@ -75,6 +75,21 @@ def test_heavy_tails_are_covered_as_promised():
     assert abs(covered.mean() - COVERAGE) < 0.02
 
 
+def test_exchange_of_neutrinos_and_antineutrinos_changes_nothing():
+    F, predicted, true = answers(600, 0)
+    scale = ErrorScale.fit(F[:300], predicted[:300], true[:300], box3d_flux(F[:300]))
+    # Rows seen and others, so that the distance from those seen counts.
+    F[300:, 0] *= 1.5
+    F /= F[:, :, 3].sum(axis=1)[:, None, None]
+    states = F, mix(F, "asymptotic"), box3d_flux(F)
+    exchanged = [state[:, [3, 4, 5, 0, 1, 2]] for state in states]
+    std, outside = scale.judge(*states)
+    turned, turned_outside = scale.judge(*exchanged)
+    np.testing.assert_allclose(turned[:, [3, 4, 5, 0, 1, 2]], std, atol=1e-12)
+    np.testing.assert_array_equal(turned_outside, outside)
+    assert 0.05 < outside[300:].mean() < 1.0
+
+
 def test_knows_no_frame():
     F, predicted, true = answers(500, 0)
     true[:, :, 0] += 0.01  # errors along x alone

@@ -11,6 +11,8 @@ from rheidae.mixing._variation_kernels import KINDS, variation_rows
 from rheidae.system.numba import driver, kernel, scalar_kernel
 
 DESCRIPTION = 12
+#: Its numbers with neutrinos and antineutrinos exchanged.
+EXCHANGED = (2, 3, 0, 1, 6, 7, 4, 5, 8, 9, 10, 11)
 #: Variances, over the square of the total density, that are none.
 TINY = 1e-20
 
@@ -42,17 +44,22 @@ def describe_rows(F, out):
 
 @driver
 def distance_rows(F, mean, whitening, out):
-    """Mahalanobis distances ``out (n)`` of states ``F (n, 6, 4)``, by what `describe_rows` says of them."""
+    """Mahalanobis distances ``out (n)`` of states ``F (n, 6, 4)``, by what `describe_rows` says of them.
+
+    Of a state and the one with neutrinos and antineutrinos exchanged, the smaller: a model knows both or none.
+    """
     numbers = np.empty((F.shape[0], DESCRIPTION))
     describe_rows(F, numbers)
     for i in range(F.shape[0]):
-        square = 0.0
+        square = exchanged = 0.0
         for j in range(DESCRIPTION):
-            white = 0.0
+            white = other = 0.0
             for k in range(DESCRIPTION):
                 white += (numbers[i, k] - mean[k]) * whitening[k, j]
+                other += (numbers[i, EXCHANGED[k]] - mean[k]) * whitening[k, j]
             square += white * white
-        out[i] = np.sqrt(square)
+            exchanged += other * other
+        out[i] = np.sqrt(min(square, exchanged))
 
 
 @kernel

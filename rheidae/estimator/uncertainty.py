@@ -43,9 +43,10 @@ class ErrorScale:
 
     Either counts with a probability, and the variance is that of the mixture about the prediction, so that it holds the
     difference between both answers, too. Far from the rows seen, by densities, fluxes and differences of fluxes
-    (Mahalanobis distance), the scheme alone counts. Near them it has half of the probability at which it would do
-    alone. A factor makes `COVERAGE` of the errors seen lie within `DEVIATIONS` standard deviations, and half a standard
-    error of that number more, since new errors are a little larger.
+    (Mahalanobis distance, with neutrinos and antineutrinos exchanged where that is nearer), the scheme alone counts.
+    Near them it has half of the probability at which it would do alone. A factor makes `COVERAGE` of the errors seen
+    lie within `DEVIATIONS` standard deviations, and half a standard error of that number more, since new errors are a
+    little larger.
 
     Attributes
     ----------

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rheidae.estimator._uncertainty_kernels import EXCHANGED
 from rheidae.estimator.tensors.control import instead
 from rheidae.estimator.tensors.nodes import fill_nodes, tables, take_moments
 from rheidae.estimator.tensors.pair import fade, solve_scale
@@ -149,4 +150,6 @@ class ErrorTerms(nn.Module):
         unlike = torch.cat([F[:, 1] - F[:, 2], F[:, 4] - F[:, 5]], dim=1).square().sum(dim=1).sqrt()
         densities = torch.stack([e[:, 3], x[:, 3], ebar[:, 3], xbar[:, 3]], dim=1)
         numbers = torch.cat([densities, lengths, unlike[:, None]], dim=1)
-        return ((numbers - self.mean) @ self.whitening).square().sum(dim=1).sqrt()
+        exchanged = torch.stack([numbers[:, k] for k in EXCHANGED], dim=1)
+        squares = (((n - self.mean) @ self.whitening).square().sum(dim=1) for n in (numbers, exchanged))
+        return torch.minimum(*squares).sqrt()

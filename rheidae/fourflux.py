@@ -170,7 +170,7 @@ def total_density(F: Float) -> Float:
         float64, 1/cm^3.
     """
     # `sum` takes one order or another, by the version of NumPy and the shape.
-    return F.reshape(len(F), 6, 4)[:, :, T].cumsum(axis=1, dtype=np.float64)[:, -1]
+    return np.add.accumulate(F.reshape(len(F), 6, 4)[:, :, T], axis=1, dtype=np.float64)[:, -1]
 
 
 def average_heavy(F: Float, F_init: Float) -> Float:

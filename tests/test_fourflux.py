@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from rheidae import fourflux
+from rheidae.estimator.tensors.nodes import total_of
 from rheidae.exceptions import FourFluxError
-from rheidae.export.graph import total_of
 from rheidae.mixing._nodes_kernels import total_of as total_of_state
 from tests.states import random_states
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rheidae.estimator.tensors.control import branch, repeat
+from rheidae.estimator.tensors.nodes import total_of
 from rheidae.estimator.tensors.uncertainty import ErrorTerms
 from rheidae.exceptions import ExportError
 from rheidae.export._compiled_kernels import enter_block, leave_block
@@ -138,15 +139,6 @@ class FluxGraph(nn.Module):
         stays = torch.cat([torch.eye(6, dtype=torch.float64).flatten()] * 2)
         matrices = stays + factor * (beside.matrices - stays) + number
         return final, rate * total + number, crossing + number, matrices, std, outside + number
-
-
-def total_of(state: Tensor) -> Tensor:
-    """Total densities ``(n, 1)``, in the order of `rheidae.fourflux.total_density`."""
-    N = state[:, :, 3]
-    total = N[:, 0]
-    for species in range(1, 6):
-        total = total + N[:, species]
-    return total[:, None]
 
 
 def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rheidae.estimator.tensors.control import instead
-from rheidae.estimator.tensors.nodes import StateNodes, fill_nodes, plain_distributions, tables
+from rheidae.estimator.tensors.nodes import OnNodes, StateNodes, average_heavy, fill_nodes, plain_distributions
 from rheidae.linear import _regression_kernels, regression
 from rheidae.linear._regression_kernels import BOTH, EXCHANGED, NARROWEST
 from rheidae.linear.distributions import LATITUDES
@@ -24,8 +23,6 @@ _LEAST = 1e-4
 class Instability(nn.Module):
     """Growth rate ``(n, 1)`` and crossings ``(n, 3)`` of states ``(n, 6, 4)`` over their total density, float64."""
 
-    few_base: Tensor
-    few_counts: Tensor
     W: Tensor
     b: Tensor
     v: Tensor
@@ -36,27 +33,19 @@ class Instability(nn.Module):
         constants = {"W": W, "b": b, "v": v[:, None]}
         for name, values in constants.items():
             self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float64)))
-        for name, rules in (("few", tables(3, regression.RULE, LATITUDES)), ("fine", tables(3, ORDER))):
-            for part, values in rules.items():
-                self.register_buffer(f"{name}_{part}", values)
+        self.few, self.fine = OnNodes(3, regression.RULE, LATITUDES), OnNodes(3, ORDER)
 
     def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Growth rate in 1/s for a total density of 1/cm^3, and 1 for pairs e-mu, e-tau, mu-tau that cross, else 0."""
         N = state[..., 3]
         long = state[..., :3].square().sum(dim=2) > BEAM[0] * BEAM[0] * N * N
         beams = ((VANISHING * N.sum(dim=1, keepdim=True) < N) & long).any(dim=1, keepdim=True)
-        few, fine = (
-            [getattr(self, f"{name}_{part}") for part in ("base", "beam", "counts")] for name in ("few", "fine")
-        )
         apart = torch.cat([state[:, s] - state[:, s + 1] for s in (1, 4)], dim=1).abs().amax(dim=1, keepdim=True)
         unlike = apart > _regression_kernels.ALIKE
-        heavy = torch.where(unlike[..., None], state, _average_heavy(state))
-        sums = torch.cat([torch.zeros_like(N)] * 10, dim=1)
-        sums = instead(sums, ~beams, _sums, (heavy,), (self.few_base, self.few_counts))
-        sums = instead(sums, beams, _beam_sums, (heavy,), few)
+        heavy = torch.where(unlike[..., None], state, average_heavy(state))
+        sums = self.few.of_rows(heavy, ~beams, 60, _sums) + self.few.of_rows(heavy, beams, 60, _beam_sums)
         # Rows without beams do not take the nodes of others.
-        crossing = instead(torch.zeros_like(state[:, :3, 3]), ~beams, _cross, (state,), fine)
-        crossing = instead(crossing, beams, _cross, (state,), fine)
+        crossing = self.fine.of_rows(state, ~beams, 3, _cross) + self.fine.of_rows(state, beams, 3, _cross)
         first = crossing[:, :1]
         # Between equals rounding alone crosses.
         crossing = torch.where(apart > ALIKE, crossing, torch.cat([first, first, 0.0 * first], dim=1))
@@ -106,13 +95,6 @@ class Instability(nn.Module):
         return rate[..., 0] * (POTENTIAL * SPEED_OF_LIGHT)
 
 
-def _average_heavy(state: Tensor) -> Tensor:
-    """The mean of mu and tau in the place of both."""
-    e, mu, tau, ebar, mubar, taubar = state.unbind(dim=1)
-    nu, nubar = 0.5 * (mu + tau), 0.5 * (mubar + taubar)
-    return torch.stack([e, nu, nu, ebar, nubar, nubar], dim=1)
-
-
 def _pairs(L: Tensor) -> Tensor:
     """Differences of the lepton numbers ``(n, 3, nodes)`` of the pairs e-mu, e-tau and mu-tau."""
     return torch.stack([L[:, 0] - L[:, 1], L[:, 0] - L[:, 2], L[:, 1] - L[:, 2]], dim=1)
@@ -134,7 +116,7 @@ def _cross(state: Tensor, *rules: Tensor) -> Tensor:
     return (torch.minimum(plus, minus) > _NOISE).to(state.dtype)
 
 
-def _sums(state: Tensor, base: Tensor, counts: Tensor) -> Tensor:
+def _sums(state: Tensor, base: Tensor, beam: Tensor, counts: Tensor) -> Tensor:
     """Moments ``(n, 60)`` of both sides of the three pairs, on the sphere's rule."""
     g = plain_distributions(state, base, counts, NARROWEST)
     x, y, z, w = torch.cat([base, torch.cat([-base[:3], base[3:]])], dim=1).unbind(dim=0)

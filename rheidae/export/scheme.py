@@ -11,10 +11,11 @@ from rheidae import fourflux
 from rheidae.estimator.tensors.asymptotic import AsymptoticMixing
 from rheidae.estimator.tensors.control import repeat
 from rheidae.estimator.tensors.mixing import differ, of_all
+from rheidae.estimator.tensors.nodes import total_of
 from rheidae.estimator.tensors.survival import SurvivalMixing, faded
 from rheidae.export._compiled_kernels import asymptotic_change
 from rheidae.export.box3d import Box3DTerms
-from rheidae.export.graph import Kernel, keep_physical, total_of
+from rheidae.export.graph import Kernel, keep_physical
 from rheidae.mixing import _survival_kernels as kernels
 from rheidae.mixing._nodes_kernels import BEAM
 from rheidae.mixing.asymptotic import asymptotic_flux, levels_of

@@ -6,18 +6,17 @@ Derivation and arithmetic are those of `rheidae.mixing._asymptotic_kernels`, on 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rheidae.estimator.tensors.control import instead
 from rheidae.estimator.tensors.flavors import mix_unlike
-from rheidae.estimator.tensors.nodes import StateNodes, fill_nodes, tables, take_moments
-from rheidae.estimator.tensors.pair import fade, solve_scale
+from rheidae.estimator.tensors.nodes import OnNodes, StateNodes, fill_nodes, take_moments
+from rheidae.estimator.tensors.pair import fade, larger_side
 from rheidae.mixing.asymptotic import ORDER
 
 _TINY = 1e-30
 
 
-class AsymptoticMixing(nn.Module):
+class AsymptoticMixing(OnNodes):
     """What `rheidae.mixing.asymptotic.asymptotic_flux` changes on its first level, of some rows.
 
     Parameters
@@ -30,16 +29,9 @@ class AsymptoticMixing(nn.Module):
         Of the Lebedev rule.
     """
 
-    base: Tensor
-    beam: Tensor
-    counts: Tensor
-
     def __init__(self, flavors: int, full: bool = False, order: int = ORDER) -> None:
-        super().__init__()
-        self.full, self.flavors = full, flavors
-        for name, table in tables(flavors, order).items():
-            self.register_buffer(name, table)
-        self.columns = {2: (8, 16), 3: (24, 96)}[flavors][full]
+        super().__init__(flavors, order)
+        self.full, self.columns = full, {2: (8, 16), 3: (24, 96)}[flavors][full]
 
     def forward(self, state: Tensor, rows: Tensor) -> Tensor:
         """Change of ``state (n, 6, 4)``, in units of the total density, of the rows that are marked, ``(n, 1)``.
@@ -48,8 +40,7 @@ class AsymptoticMixing(nn.Module):
         and xbar, by number and along their fluxes, ``(n, 2, 4)``. Of three the change of all species, ``(n, 24)``,
         and matrices as of `rheidae.mixing.transition` ``(n, 2, 6, 6)``.
         """
-        out = torch.cat([0.0 * state[:, :1, 3]] * self.columns, dim=1)
-        return instead(out, rows, self._changed, (state,), (self.base, self.beam, self.counts))
+        return self.of_rows(state, rows, self.columns, self._changed)
 
     def _changed(self, state: Tensor, *rules: Tensor) -> Tensor:
         moments, total = take_moments(state, self.flavors)
@@ -68,11 +59,7 @@ def _mix_alike(nodes: StateNodes, full: bool) -> Tensor:
     net = N[:, :1] - N[:, 1:2] - N[:, 2:3] + N[:, 3:]
     d, b = e - heavy, ebar - heavybar
     nu, nubar, G = w * d, w * b, torch.where(net >= 0.0, 1.0, -1.0) * (d - b)
-    size = G.abs()
-    large = 0.5 * (w * (size + G)).sum(dim=1, keepdim=True)
-    small = 0.5 * (w * (size - G)).sum(dim=1, keepdim=True)
-    s = solve_scale(w * (0.5 * size + G * (1.0 / 6.0)), G, small, (2.0 / 3.0) * large + (1.0 / 3.0) * small)
-    level = G / (G * G + torch.exp(2.0 * s)).sqrt()
+    level, _, small = larger_side(G, w)
     loss = 2.0 / 3.0 - (0.5 * level + (1.0 / 6.0) * level.abs())
     share = fade(small)
     sums = [

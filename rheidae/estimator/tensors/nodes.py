@@ -6,13 +6,14 @@ chosen. Rows are never reshaped, since graphs do not know how many there are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rheidae.estimator.tensors.control import repeat
+from rheidae.estimator.tensors.control import instead, repeat
 from rheidae.estimator.tensors.minerbo import langevin_ratio, peak, smoothstep
 from rheidae.mixing import _nodes_kernels as kernels
 from rheidae.mixing._box3d_kernels import FOUR_PI
@@ -52,29 +53,66 @@ class _Species(NamedTuple):
     f: Tensor
 
 
-def tables(flavors: int, order: int, latitudes: int = LATITUDES) -> dict[str, Tensor]:
-    """What `fill_nodes` takes beside states: halves of the rules, and how often each species counts."""
-    base, beam = symmetric_rule(*lebedev(order)), spiral_rule(latitudes)
-    arrays = {
-        "base": base[:, : base.shape[1] // 2],
-        "beam": beam[:, :latitudes],
-        "counts": np.array([[1.0, 2.0] * 2 if flavors == 2 else [1.0] * 6]),
-    }
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
+class OnNodes(nn.Module):
+    """Functions of states, on nodes that follow each state.
+
+    Parameters
+    ----------
+    flavors : {2, 3}
+        With 2, mu and tau enter as their mean.
+    order : int
+        Of the Lebedev rule.
+    latitudes : int
+        Of the rule of beams.
+    """
+
+    base: Tensor
+    beam: Tensor
+    counts: Tensor
+
+    def __init__(self, flavors: int, order: int, latitudes: int = LATITUDES) -> None:
+        super().__init__()
+        self.flavors = flavors
+        base, beam = symmetric_rule(*lebedev(order)), spiral_rule(latitudes)
+        # Halves of the rules, and how often each species counts.
+        arrays = {
+            "base": base[:, : base.shape[1] // 2],
+            "beam": beam[:, :latitudes],
+            "counts": np.array([[1.0, 2.0] * 2 if flavors == 2 else [1.0] * 6]),
+        }
+        for name, values in arrays.items():
+            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values)))
+
+    def of_rows(self, state: Tensor, rows: Tensor, columns: int, function: Callable[..., Tensor]) -> Tensor:
+        """``function(state, base, beam, counts)`` ``(n, columns)`` in the rows that are marked, ``(n, 1)``, else 0."""
+        out = torch.cat([0.0 * state[:, :1, 3]] * columns, dim=1)
+        return instead(out, rows, function, (state,), (self.base, self.beam, self.counts))
+
+
+def total_of(state: Tensor) -> Tensor:
+    """Total densities ``(n, 1)``, in the order of `rheidae.fourflux.total_density`."""
+    N = state[:, :, 3]
+    total = N[:, 0]
+    for species in range(1, 6):
+        total = total + N[:, species]
+    return total[:, None]
+
+
+def average_heavy(state: Tensor) -> Tensor:
+    """The mean of mu and tau in the place of both."""
+    e, mu, tau, ebar, mubar, taubar = state.unbind(dim=1)
+    nu, nubar = 0.5 * (mu + tau), 0.5 * (mubar + taubar)
+    return torch.stack([e, nu, nu, ebar, nubar, nubar], dim=1)
 
 
 def take_moments(state: Tensor, flavors: int) -> tuple[Tensor, Tensor]:
     """Four-fluxes over the total density, ``(n, 2 flavors, 4)``, of the species of a state, and that, ``(n, 1)``."""
-    species = list(state.unbind(dim=1))
     if flavors == 2:
-        for mu in (1, 4):
-            species[mu] = species[mu + 1] = 0.5 * (species[mu] + species[mu + 1])
-    total = species[0][:, 3:]
-    for other in species[1:]:
-        total = total + other[:, 3:]
+        state = average_heavy(state)
+    total = total_of(state)
     inverse = torch.where(total > 0.0, 1.0 / torch.where(total > 0.0, total, 1.0), 0.0)
-    kept = range(6) if flavors == 3 else (0, 1, 3, 4)
-    return torch.stack([inverse * species[s] for s in kept], dim=1), total
+    kept = state if flavors == 3 else torch.cat([state[:, :2], state[:, 3:5]], dim=1)
+    return inverse[..., None] * kept, total
 
 
 def fill_nodes(moments: Tensor, base: Tensor, beam: Tensor, counts: Tensor) -> StateNodes:

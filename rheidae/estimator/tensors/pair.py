@@ -18,6 +18,14 @@ def fade(small: Tensor) -> Tensor:
     return torch.where(small > NOISE, 1.0 - torch.exp2(-(small / FADE).clamp(max=1000.0)), 0.0)
 
 
+def larger_side(G: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``u = G / sqrt(G^2 + s^2)`` with s of two flavors, and the larger and the smaller side ``(..., 1)``; w weighs."""
+    size = G.abs()
+    large, small = (0.5 * (w * side).sum(dim=-1, keepdim=True) for side in (size + G, size - G))
+    s = solve_scale(w * (0.5 * size + G * (1.0 / 6.0)), G, small, (2.0 / 3.0) * large + (1.0 / 3.0) * small)
+    return G / (G * G + torch.exp(2.0 * s)).sqrt(), large, small
+
+
 def solve_scale(part: Tensor, G: Tensor, goal: Tensor, limit: Tensor) -> Tensor:
     """Log of s ``(..., 1)`` with ``sum part (1 - u) = goal``; ``limit = sum part``."""
     crossing = goal > NOISE

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rheidae.estimator._uncertainty_kernels import EXCHANGED
-from rheidae.estimator.tensors.control import instead
-from rheidae.estimator.tensors.nodes import fill_nodes, tables, take_moments
-from rheidae.estimator.tensors.pair import fade, solve_scale
+from rheidae.estimator.tensors.nodes import OnNodes, fill_nodes, take_moments
+from rheidae.estimator.tensors.pair import fade, larger_side
 from rheidae.mixing._variation_kernels import SHALLOW
 from rheidae.mixing.variation import LATITUDES, ORDER, VARIATIONS
 
@@ -19,7 +18,7 @@ _TINY = 1e-30
 _TERMS = len(VARIATIONS) + 1
 
 
-class Neighbours(nn.Module):
+class Neighbours(OnNodes):
     """Of `rheidae.mixing.variation.variations`, on the nodes of `variation_rules`.
 
     Parameters
@@ -28,23 +27,15 @@ class Neighbours(nn.Module):
         With 2, mu and tau enter as their mean.
     """
 
-    base: Tensor
-    beam: Tensor
-    counts: Tensor
-
     def __init__(self, flavors: int) -> None:
-        super().__init__()
-        self.flavors = flavors
-        for name, table in tables(flavors, ORDER, LATITUDES).items():
-            self.register_buffer(name, table)
+        super().__init__(flavors, ORDER, LATITUDES)
 
     def forward(self, state: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Sizes ``(n, 3, kinds, 2, 2)``, and of two flavors what nu_e and nubar_e lose under the scheme ``(n, 8)``.
 
         Of the rows of ``state (n, 6, 4)``, over the total density, that are marked ``(n, 1)``; else 0.
         """
-        out = torch.cat([0.0 * state[:, :1, 3]] * (44 if self.flavors == 2 else 36), dim=1)
-        out = instead(out, rows, self._found, (state,), (self.base, self.beam, self.counts))
+        out = self.of_rows(state, rows, 44 if self.flavors == 2 else 36, self._found)
         return out[:, :36].reshape(-1, 3, _TERMS - 1, 2, 2), out[:, 36:]
 
     def _found(self, state: Tensor, *rules: Tensor) -> Tensor:
@@ -53,10 +44,7 @@ class Neighbours(nn.Module):
         nu, nubar = (part[:, first] - part[:, second] for part in nodes.g.split(self.flavors, dim=1))
         net, netbar = (N[:, first] - N[:, second] for N in nodes.N.split(self.flavors, dim=1))
         G = (nu - nubar) * torch.where(net >= netbar, 1.0, -1.0)[..., None]
-        size = G.abs()
-        large, small = (0.5 * (w * side).sum(dim=2, keepdim=True) for side in (size + G, size - G))
-        s = solve_scale(w * (0.5 * size + G / 6.0), G, small, (2.0 / 3.0) * large + (1.0 / 3.0) * small)
-        u = G / (G * G + torch.exp(2.0 * s)).sqrt()
+        u, large, small = larger_side(G, w)
         parts = varied(u)[:, None] * torch.stack([w * nu, w * nubar])
         along = [(parts * n[:, None]).sum(dim=-1, keepdim=True) for n in (nodes.x, nodes.y, nodes.z)]
         sums = torch.cat([*along, parts.sum(dim=-1, keepdim=True)], dim=-1)

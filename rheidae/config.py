@@ -8,6 +8,7 @@ import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,9 +23,16 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A mapping in a configuration file: every key is known, every value has the stated type."""
+    """A mapping in a configuration file: every key is known, every value has the stated type, NumPy's scalars too."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {key: value.item() if isinstance(value, np.generic) else value for key, value in data.items()}
 
 
 def _known_order(order: object) -> object:

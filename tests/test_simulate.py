@@ -426,6 +426,17 @@ def test_bad_options(options, message):
         simulate(merger(), **options)
 
 
+def test_options_of_numpy():
+    """Its scalars count as Python's numbers; no float becomes an integer."""
+    given = {"cells": np.int64(32), "seed": np.uint8(2), "wavelengths": np.float32(8), "max_steps": np.int32(1)}
+    plain = simulate(merger(), dimensions=1, cells=32, seed=2, wavelengths=8.0, max_steps=1)
+    np.testing.assert_array_equal(simulate(merger(), dimensions=np.int64(1), **given).box, plain.box)
+    assert json.loads(Options(**given).model_dump_json())["seed"] == 2
+    for bad in ({"cells": np.float64(32)}, {"seed": np.bool_(True)}, {"order": np.int64(13)}):
+        with pytest.raises(ConfigError, match=f"{next(iter(bad))}: "):
+            simulate(merger(), **bad)
+
+
 def test_too_few_directions_for_the_flux_factor():
     F = merger()
     F[3, :3] = [0, 0.6e33, 1.0e33]

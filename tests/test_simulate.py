@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from importlib import resources
 
 import h5py
@@ -32,7 +33,7 @@ from rheidae.simulate.comparison import EMU, compare
 from rheidae.simulate.config import SimulateConfig
 from rheidae.simulate.options import Options
 from rheidae.simulate.solver import Setup, Shift, Solver, order_for, prepare
-from rheidae.system import outputs
+from rheidae.system import memory, outputs
 from tests.states import random_rotation, random_states, turn
 
 SMALL = {"cells": 8, "wavelengths": 2.0}
@@ -435,6 +436,38 @@ def test_options_of_numpy():
     for bad in ({"cells": np.float64(32)}, {"seed": np.bool_(True)}, {"order": np.int64(13)}):
         with pytest.raises(ConfigError, match=f"{next(iter(bad))}: "):
             simulate(merger(), **bad)
+
+
+def test_boxes_that_do_not_fit_into_the_memory(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(memory, "free_memory", lambda: 8e9)
+    with pytest.raises(
+        ConfigError, match=r"cells: a box of 256 a side in 3D with 50 directions takes 29\.9 GB .* 8 GB"
+    ):
+        simulate(merger(), cells=256)
+    with pytest.raises(ConfigError, match="choose fewer cells, or a lower order"):
+        simulate_archive(check_config(config_for(tmp_path, dimensions=3, cells=256)[0], SimulateConfig))
+    # Several processes: as many as there is room for.
+    config = check_config({**config_for(tmp_path, saturation_times=0.1)[0], "processes": 4}, SimulateConfig)
+    room = 1.9 * prepare(merger(True), config.options).memory
+    monkeypatch.setattr(archive, "free_memory", lambda: room)
+    assert simulate_archive(config).simulated == 5
+    assert "processes: 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("unlike", "options"),
+    [(False, {"dimensions": 2, "cells": 200}), (True, {"cells": 24}), (True, {**ONE, "cells": 128, "order": 47})],
+)
+def test_memory_is_what_a_run_takes(unlike, options):
+    setup = prepare(merger(unlike), Options(**{"wavelengths": 2.0, **options}))
+    tracemalloc.start()
+    try:
+        solver = Solver(setup, 1e-3, 1)
+        solver.start()
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0.9 * setup.memory < taken < 1.1 * setup.memory
 
 
 def test_too_few_directions_for_the_flux_factor():

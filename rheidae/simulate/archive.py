@@ -24,12 +24,12 @@ from rheidae.linear.distributions import Array, alike, as_states
 from rheidae.mixing.quadrature import lebedev
 from rheidae.simulate.config import SimulateConfig
 from rheidae.simulate.options import Options
-from rheidae.simulate.solver import Run, Setup, naming_rows, order_for, prepare, run_row
+from rheidae.simulate.solver import Run, Setup, naming_rows, order_for, prepare, require_room, run_row
 from rheidae.system import commands
 from rheidae.system.cluster import no_processes, open_workers
 from rheidae.system.h5 import H5_ERRORS, create_h5, dataset, open_h5, present
-from rheidae.system.memory import require_memory
-from rheidae.system.outputs import Outputs, naming, only_writer, remove_stale
+from rheidae.system.memory import free_memory, require_memory
+from rheidae.system.outputs import Outputs, naming, only_writer, remove_stale, size
 from rheidae.system.signals import uninterrupted
 
 log = logging.getLogger(__name__)
@@ -126,6 +126,8 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
         If a state is not physical, or too forward peaked for any directions.
     OutputError
         If outputs cannot be written, or another run writes into the same folder.
+    ConfigError
+        If a run takes more memory than is free.
     ClusterError
         If the cluster cannot be reached, or loses its workers; if a process of this machine is killed.
     """
@@ -151,7 +153,9 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
             progress = stack.enter_context(_Progress(target.name, [setups[i].cost for i in pending]))
             work = [(i, setups[i], states[i], config.options) for i in pending]
             if scheduler is None:
-                found = _processes(run_row, work, config.processes)
+                require_room(setups.values())
+                most = max(setup.memory for setup in setups.values())
+                found = _processes(run_row, work, config.processes, most)
             else:
                 workers = open_workers(scheduler, None)
                 stack.enter_context(workers)
@@ -182,10 +186,18 @@ def _mark(state: Array, options: Options) -> str:
 # --- work --------------------------------------------------------------------------------------------------
 
 
-def _processes(work: Callable[..., Any], blocks: list[tuple[Any, ...]], count: int | None) -> Iterator[Any]:
-    """Yield ``work(*block)`` as the processes finish them; alone, in this process."""
+def _processes(
+    work: Callable[..., Any], blocks: list[tuple[Any, ...]], count: int | None, memory: float = 0.0
+) -> Iterator[Any]:
+    """Yield ``work(*block)`` as the processes finish them; alone, in this process.
+
+    `memory`: bytes that a block takes at most. There are no more processes than it allows.
+    """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(count or available, len(blocks))
+    if count > 1 and count * memory > (free := free_memory()):
+        count = max(int(free / memory), 1)
+        log.warning("each state takes %s of memory, and %s are free: processes: %d", size(memory), size(free), count)
     if count > 1 and (fault := no_processes()):
         log.warning("%s; one state after another until then", fault)
         count = 1

@@ -14,7 +14,7 @@ from rheidae.exceptions import ConfigError
 from rheidae.linear.distributions import Array, Closure, as_states
 from rheidae.mixing.quadrature import lebedev
 from rheidae.simulate.options import Options
-from rheidae.simulate.solver import Run, Setup, naming_rows, prepare, run_row
+from rheidae.simulate.solver import Run, Setup, naming_rows, prepare, require_room, run_row
 
 if TYPE_CHECKING:
     from rheidae.simulate.archive import RowSelection
@@ -104,7 +104,8 @@ def simulate(
     DataError
         If a file cannot be read, holds no initial four-fluxes, or lacks one of the rows.
     ConfigError
-        If an option is unknown or outside its range, such as a box too small for the mode.
+        If an option is unknown or outside its range, such as a box too small for the mode, or if a run takes more
+        memory than is free.
 
     Notes
     -----
@@ -125,6 +126,7 @@ def simulate(
     else:
         raise ConfigError("simulate: rows choose from a file; index the array instead")
     setups = [prepare(state, chosen, closure, row) for state, row in zip(states, numbers, strict=True)]
+    require_room(setups)
     runs = [run_row(0, setup, state, chosen)[1] for setup, state in zip(setups, states, strict=True)]
     return gathered(setups, runs, leading)
 

@@ -50,8 +50,10 @@ def require_address_space() -> None:
         )
 
 
-def require_memory(needed: float, what: str) -> None:
-    """Raise `DataError` if `what` takes more bytes than there are, before any is taken."""
+def require_memory(
+    needed: float, what: str, remedy: str = "take fewer rows", error: type[RheidaeError] = DataError
+) -> None:
+    """Raise `error` if `what` takes more bytes than there are, before any is taken."""
     free = free_memory()
     if needed > free:
-        raise DataError(f"{what} takes {size(needed)} of memory, and {size(free)} are free; take fewer rows")
+        raise error(f"{what} takes {size(needed)} of memory, and {size(free)} are free; {remedy}")

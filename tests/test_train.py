@@ -47,6 +47,26 @@ def test_rows_of_one_simulation_stay_together(data):
     assert len(train.split_rows(nameless, split_config(0.2, 0.2))["test"]) == 80
 
 
+def test_copies_of_held_out_rows_are_left_out(data, caplog):
+    """Rows of a group that is held out are in another one too, in another order and in simulations of three rows."""
+    held_out = np.flatnonzero(data.groups == "nsm_b")
+    kept, copied = np.flatnonzero(data.groups == "nsm_a")[:30], held_out[7::-1]
+    rows = np.r_[held_out, kept, copied]
+    several = Bunch(**{name: data[name][rows].copy() for name in ("data", "target", "groups", "dirname")}, filename="x")
+    other = np.arange(len(held_out), len(rows))
+    several.groups[other] = "nsm_a"
+    several.dirname[other] = [f"run{i // 3}" for i in range(len(other))]
+    parts = train.split_rows(several, split_config(0.2, 0.2, ["nsm_b"]))
+    assert set(np.concatenate(list(parts.values()))) == set(other[:30])
+    assert "x: 8 rows of other groups" in caplog.text
+    # A simulation with one copy in it is left out as a whole.
+    several.dirname[other] = [f"run{(i + 1) // 3}" for i in range(len(other))]
+    parts = train.split_rows(several, split_config(0.2, 0.2, ["nsm_b"]))
+    assert set(np.concatenate(list(parts.values()))) == set(other[:29])
+    with pytest.raises(RunError, match="0 rows are left to train on"):
+        train.split_rows(several, split_config(0.0, 0.0, ["nsm_a", "nsm_b"]))
+
+
 def split_config(test, val, holdout=()):
     return check_config({"val_split": val, "test_split": test, "holdout_groups": list(holdout)}, DataConfig)
 

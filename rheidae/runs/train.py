@@ -42,7 +42,14 @@ from rheidae.runs.folder import (
     save_run,
 )
 from rheidae.scoring import plots
-from rheidae.scoring.splits import RowNumbers, leaves_some, row_keys, shuffled_split, simulation_labels
+from rheidae.scoring.splits import (
+    RowNumbers,
+    leaves_some,
+    row_keys,
+    shuffled_split,
+    simulation_labels,
+    without_copies,
+)
 from rheidae.system.h5 import open_h5, present
 from rheidae.system.outputs import write_text
 from rheidae.system.signals import handlers
@@ -58,8 +65,8 @@ def split_rows(data: Any, config: DataConfig) -> dict[str, RowNumbers]:
     data : Bunch
         From `load_dataset`.
     config : DataConfig
-        Rows whose group is in `holdout_groups` go nowhere. Of the others, `test_split` and `val_split` are
-        fractions, drawn at random from `seed`.
+        Rows whose group is in `holdout_groups` go nowhere, and neither do copies of their simulations in other groups.
+        Of the others, `test_split` and `val_split` are fractions, drawn at random from `seed`.
 
     Returns
     -------
@@ -80,8 +87,15 @@ def split_rows(data: Any, config: DataConfig) -> dict[str, RowNumbers]:
                 f"data.holdout_groups: {group!r} is not in {data.filename}; the nearest is {near[0]!r}, "
                 f"all are {', '.join(known)}"
             )
-    rows = np.flatnonzero(~np.isin(data.groups, config.holdout_groups))
+    held_out = np.isin(data.groups, config.holdout_groups)
     simulations = simulation_labels(data)
+    others = np.flatnonzero(~held_out)
+    rows = without_copies(others, held_out, simulations)
+    if len(rows) < len(others):
+        log.warning(
+            "%s: %d rows of other groups are of simulations that data.holdout_groups has too; they are left out",
+            data.filename, len(others) - len(rows),
+        )  # fmt: skip
     parts = {}
     left = rows
     for part, fraction in (("test", config.test_split), ("valid", config.val_split)):

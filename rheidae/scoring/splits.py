@@ -58,6 +58,16 @@ def simulation_labels(data: Any) -> NDArray[np.intp]:
     return index
 
 
+def without_copies(
+    rows: RowNumbers, asked: RowNumbers | NDArray[np.bool_], simulations: NDArray[np.intp]
+) -> RowNumbers:
+    """Return those of the row numbers `rows` that belong to no simulation that has a row among `asked`.
+
+    `simulations` labels each row of the data set; see `simulation_labels`.
+    """
+    return rows[~np.isin(simulations[rows], simulations[asked])]
+
+
 def rows_again(data: Any) -> NDArray[np.bool_]:
     """Whether each row ``(n,)`` is in a data set more than once, by `row_keys`; vacuum is not."""
     _, key, count = np.unique(row_keys(data.data, data.target), return_inverse=True, return_counts=True)
@@ -172,7 +182,7 @@ def cross_validation_parts(
     labels = simulation_labels(data)
 
     def part(role: str, test: NDArray[np.bool_]) -> Part:
-        return Part(role, rows[~np.isin(labels[rows], labels[test])], np.flatnonzero(test))
+        return Part(role, without_copies(rows, test, labels), np.flatnonzero(test))
 
     if "rows" in kinds:
         simulations = np.unique(labels[rows])

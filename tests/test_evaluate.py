@@ -413,6 +413,10 @@ def test_cross_validation_from_the_command_line(folder, tmp_path, capsys):
         low, high = model["skill_interval"]
         assert low < model["skill"] < high
         assert 0 < model["coverage"] <= 1
+    # What the file says of its Box3D, its default order in numbers.
+    assert report["box3d"] == {"order": 23, "crossing": "shared", "mu_fraction": None}
+    for shown in (printed, (out / "r.md").read_text()):
+        assert "\nBox3D, as the data have it: order 23, crossing shared, mu fraction none.\n" in shown
     # The same as without the command.
     data = load_dataset(folder / "preprocessed_all.h5")
 
@@ -604,6 +608,7 @@ def test_one_row_and_perfect_box3d_are_reported_without_numbers_that_do_not_exis
     scored = evaluation.score(one, np.arange(1), np.array(["held out"]), np.zeros(1, int), one.data[None, :, 24:])
     report = report_on(Tallies().add(scored), "x", {"model": "m", "seeds": [0]}, resamples=10)
     check_plain(report)
+    assert report["box3d"] == {}  # no such file
     model = report["groups"][0]["schemes"]["model"]
     assert model["error"] == 0
     assert model["skill"] is model["skill_interval"] is model["error_interval"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import tempfile
@@ -160,6 +161,20 @@ def row_count(path: str | Path) -> int:
     with open_h5(path, "make it with: python -m rheidae.preprocess") as file:
         inputs = dataset(file, "input", "make the file with: python -m rheidae.preprocess")
         return int(inputs.shape[1 if _has_reversed_axes(file, inputs) else 0]) if inputs.ndim == 2 else 1
+
+
+def box3d_settings(path: str | Path) -> dict[str, Any]:
+    """Return ``order``, ``crossing`` and ``mu_fraction`` of a preprocessed file's Box3D, as its configuration has them.
+
+    Empty where the file is gone or does not say.
+    """
+    try:
+        with open_h5(path) as file:
+            config = json.loads(file.attrs.get("config", "{}"))
+    except (DataError, ValueError):
+        return {}
+    names = ("order", "crossing", "mu_fraction")
+    return {name: config[f"box3d_{name}"] for name in names if f"box3d_{name}" in config}
 
 
 def _sample(target_scale: float, **options: Any) -> Any:

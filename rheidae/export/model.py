@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 import rheidae
 from rheidae import fourflux
-from rheidae.exceptions import DataError, ExportError
+from rheidae.datasets import box3d_settings
+from rheidae.exceptions import ExportError
 from rheidae.export.box3d import Box3DTerms
 from rheidae.export.compiled import digest, headers, require_cpu
 from rheidae.export.formats import FORMATS, Metadata, require, require_suffix
@@ -23,7 +24,6 @@ from rheidae.export.states import made_states, sample_states
 from rheidae.fourflux import COMPONENTS, SPECIES
 from rheidae.mixing import asymptotic
 from rheidae.mixing.box3d import ORDERS, box3d_flux
-from rheidae.system.h5 import open_h5
 from rheidae.system.outputs import Outputs, naming
 
 TOLERANCE = 1e-6
@@ -248,19 +248,9 @@ def export_run(run: Any, path: str | Path, format: str = "onnx", **options: Any)
         "run": {name: known[name] for name in kept if name in known},
         "training_range": known.get("training_range"),
     }
-    settings = _preprocessing(run.config.data.processed_path)
+    settings = box3d_settings(run.config.data.processed_path)
+    settings = {name if name == "mu_fraction" else f"box3d_{name}": value for name, value in settings.items()}
     return export_regressor(run.regressor, path, format, about=about, **(settings | options))
-
-
-def _preprocessing(path: str) -> dict[str, Any]:
-    """Box3D's settings in a preprocessed file; nothing where the file is gone or does not say."""
-    try:
-        with open_h5(path) as file:
-            config = json.loads(file.attrs.get("config", "{}"))
-    except (DataError, ValueError):
-        return {}
-    names = {"box3d_order": "box3d_order", "box3d_crossing": "box3d_crossing", "box3d_mu_fraction": "mu_fraction"}
-    return {name: config[key] for key, name in names.items() if key in config}
 
 
 def _network(regressor: Any, graph: FluxGraph, box3d: dict[str, Any]) -> Metadata:

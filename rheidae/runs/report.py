@@ -10,6 +10,8 @@ from typing import Any
 
 import rheidae
 from rheidae import fourflux
+from rheidae.datasets import box3d_settings
+from rheidae.mixing.box3d import ORDERS
 from rheidae.mixing.schemes import STORED
 from rheidae.scoring.metrics import COVERAGE
 from rheidae.scoring.scores import CONFIDENCE, RESAMPLES, TITLES, Entry
@@ -36,12 +38,17 @@ def report_on(tallies: Tallies, source: str | Path | None, about: Report, resamp
     Returns
     -------
     dict
-        ``groups``: a `rheidae.scoring.tally.Tally.summary` for each group in each role, with ``group`` and ``role``;
-        ``roles``: the same for all groups of a role; ``worst``: the ten worst rows of each role.
+        ``box3d``: order, crossing and mu fraction of the file's Box3D, as far as the file says; ``groups``: a
+        `rheidae.scoring.tally.Tally.summary` for each group in each role, with ``group`` and ``role``; ``roles``: the
+        same for all groups of a role; ``worst``: the ten worst rows of each role.
     """
+    box3d = box3d_settings(source) if source else {}
+    if "order" in box3d and box3d["order"] is None:
+        box3d["order"] = ORDERS.get(box3d.get("crossing", ""))
     return {
         **about,
         "data": str(source),
+        "box3d": box3d,
         "rheidae_version": rheidae.__version__,
         "confidence_level": CONFIDENCE,
         **tallies.summaries(resamples),
@@ -64,6 +71,11 @@ def notes(report: Report) -> str:
         "tau where the initial state has them alike; skill: 1 - error / Box3D's error.",
         f"[a, b]: {100 * report['confidence_level']:.0f} % bootstrap interval, simulations drawn with replacement.",
     ]
+    if report.get("box3d"):
+        settings = ", ".join(
+            f"{name.replace('_', ' ')} {'none' if value is None else value}" for name, value in report["box3d"].items()
+        )
+        lines.append(f"Box3D, as the data have it: {settings}.")
     if len(report["seeds"]) > 1:
         lines.append(
             f"Means over {len(report['seeds'])} seeds ({report['seeds'][0]} to {report['seeds'][-1]}); "

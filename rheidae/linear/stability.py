@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rheidae.fourflux import T
 from rheidae.linear.distributions import Array, alike, as_states, have_beams, lepton_numbers_of_beams, minerbo
 from rheidae.mixing.quadrature import lebedev
 
@@ -77,12 +78,16 @@ def fastest_mode(F: ArrayLike, *, order: int = ORDER) -> FastestMode:
     Notes
     -----
     States with a flux factor above 0.8 take nodes that follow their beams, on which every species has its exact moments
-    (`rheidae.linear.distributions.lepton_numbers_of_beams`), so that rates are right up to flux factor 1.
+    (`rheidae.linear.distributions.lepton_numbers_of_beams`), so that rates are right up to flux factor 1. The others'
+    nodes stand along the principal axes of the fluxes.
 
     The dispersion relation is that of Izaguirre, Raffelt and Tamborra 2017, arXiv:1610.01612; its derivation and how it
     is solved stand in ``_dispersion_kernels.py``.
     """
     states, leading = as_states(F, "F")
+    # So that a state has the same nodes however it is turned: rates that are small depend on them.
+    axes = _principal_axes(states)
+    states[..., :T] = states[..., :T] @ axes
     likes, beams = alike(states), have_beams(states)
     N = minerbo(states[~beams], order)
     out = _no_mode(len(states))
@@ -93,6 +98,7 @@ def fastest_mode(F: ArrayLike, *, order: int = ORDER) -> FastestMode:
     for rows, mode in found:
         for column, values in zip(out, mode, strict=True):
             column[rows] = values
+    out.wave_vector[:] = (axes @ out.wave_vector[:, :, None])[:, :, 0]
     return FastestMode._make(column.reshape((*leading, *column.shape[1:])) for column in out)
 
 
@@ -137,6 +143,12 @@ def discrete_mode(
     out.wave_vector[grows] = k[best[grows]] + g[best[grows]] @ directions.T
     out.pair[grows] = pair[best[grows]]
     return out
+
+
+def _principal_axes(states: Array) -> Array:
+    """Axes ``(n, 3, 3)``, as columns, of the fluxes of each state ``(n, 6, 4)``."""
+    flux = states[..., :T] / states[..., T].sum(axis=1)[:, None, None]
+    return np.linalg.eigh(flux.transpose(0, 2, 1) @ flux)[1]
 
 
 def _no_mode(n: int) -> FastestMode:

@@ -189,6 +189,21 @@ def test_degenerate_and_weak_states_turn_too(axes, largest):
         np.testing.assert_allclose(growth_rate(turn(F, random_rotation(seed))), rate, rtol=1e-7)
 
 
+def test_slow_modes_along_the_axis_of_a_state():
+    """Against eigenvalues of all directions; they grow for wave vectors in a narrow range of lengths."""
+    Fz = [[0.193198, 0.122474, 0.386773, 0.044488], [0.237802, 0.121169, 0.186937, 0.103749]]
+    N = [[0.487578, 0.404526, 0.866773, 0.301942], [0.349790, 0.856786, 0.673870, 0.358957]]
+    F = np.zeros((2, 6, 4))
+    F[:, :, 2], F[:, :, 3] = (np.array(part)[:, [0, 1, 1, 2, 3, 3]] for part in (Fz, N))
+    directions = lebedev(23).nodes
+    L = minerbo(1e33 * F, 23)
+    for g, rate in zip((L[:, 0] - L[:, 3] - L[:, 1] + L[:, 4]) * POTENTIAL, growth_rate(1e33 * F), strict=True):
+        matrix = -(1 - directions.T @ directions) * g
+        k = np.abs(g).sum() * np.concatenate([-np.arange(0.4, 0.8, 0.01), np.arange(0.4, 0.8, 0.01)])
+        growths = [np.linalg.eigvals(matrix + np.diag(one * directions[2])).imag.max() for one in k]
+        assert rate >= 0.999 * SPEED_OF_LIGHT * max(growths) > 0
+
+
 def test_the_largest_of_three_pairs_counts():
     """Electron neutrinos without a crossing over either, and a crossing between mu and tau."""
     F = np.zeros((6, 4))

@@ -31,7 +31,7 @@ PAIRS = ((0, 1), (0, 2), (1, 2))
 # |k| near sum |g| and in a narrow range, which more starts on this axis hit. On 1,100 random states whose smaller side
 # is above 0.001 of the whole as good as thirty times as many starts.
 _LENGTHS = (0.2, 0.45, 0.8)
-_ON_AXIS = (0.9, 1.05, 1.2)
+_ON_AXIS = (0.6, 0.9, 1.05, 1.2, 1.35)
 _PHASES = np.array([-0.75, 0.0, 0.75])
 _HEIGHTS = np.array([0.1])
 _FLOOR = 1e-5

@@ -177,3 +177,31 @@ def test_free_memory_knows_the_limit_of_the_process():
         assert memory.free_memory() < min(free, 1 << 29)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize(
+    ("own", "folder", "files"),
+    [
+        ("0::/slurm/job_7/task_0", "slurm/job_7", ("memory.max", "memory.current", "inactive_file")),
+        ("0::/host/docker/1f", "", ("memory.max", "memory.current", "inactive_file")),
+        (
+            "5:memory:/slurm/job_7", "memory/slurm/job_7",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+)  # fmt: skip
+def test_free_memory_knows_the_limit_of_a_batch_job(tmp_path, monkeypatch, own, folder, files):
+    """Of a group, or one around it, in both versions of control groups; a container does not see its host's."""
+    (tmp_path / "own").write_text(f"3:cpuset:/\n{own}\n")
+    group = tmp_path / folder
+    (group / "task_0").mkdir(parents=True)
+    limit, use, cache = files
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
+    without = memory.free_memory()
+    (group / limit).write_text("8000000\n")
+    (group / use).write_text("7000000\n")
+    (group / "memory.stat").write_text(f"cache 1\n{cache} 500000\n")
+    assert memory.free_memory() == 1_500_000 < without
+    (group / limit).write_text("max\n")
+    assert memory.free_memory() > 1_500_000

@@ -15,6 +15,14 @@ except ImportError:  # pragma: no cover - outside Unix
     resource = None  # type: ignore[assignment]
 
 
+_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# By the name of the controller in the latter, version 2 and 1: folder of the groups, files of the limit and of the use,
+# and what of that is cache, which gives way.
+_VERSIONS = {
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
 LEAST = 600 << 20
 """Bytes of address space that compiled kernels and what they are compiled with take."""
 
@@ -25,19 +33,35 @@ def free_memory() -> float:
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    # Of a container or a batch job; its page cache gives way.
-    with suppress(OSError, ValueError, StopIteration):
-        group = Path("/sys/fs/cgroup")
-        lines = (group / "memory.stat").read_text().splitlines()
-        cache = int(next(line for line in lines if line.startswith("inactive_file ")).split()[1])
-        used = int((group / "memory.current").read_text()) - cache
-        free = min(free, int((group / "memory.max").read_text()) - used)
+    free = min(free, _free_in_groups())
     with suppress(OSError, ValueError):
         limit = resource.getrlimit(resource.RLIMIT_AS)[0] if resource else -1
         if limit >= 0:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             free = min(free, limit - pages * resource.getpagesize())
     return max(free, 0.0)
+
+
+def _free_in_groups() -> float:
+    """The same of the control groups of the process, a container's or a batch job's, and of those around them."""
+    free = math.inf
+    with suppress(OSError):
+        for line in _OWN_GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers not in _VERSIONS:
+                continue
+            folder, limit, use, cache = _VERSIONS[controllers]
+            group = _GROUPS / folder / path.lstrip("/")
+            for place in (group, *group.parents):
+                # In a container the path may be that of its host, and not be there.
+                with suppress(OSError, ValueError, StopIteration):
+                    lines = (place / "memory.stat").read_text().splitlines()
+                    gives_way = int(next(line for line in lines if line.startswith(f"{cache} ")).split()[1])
+                    used = int((place / use).read_text()) - gives_way
+                    free = min(free, int((place / limit).read_text()) - used)
+                if place == _GROUPS / folder:
+                    break
+    return free
 
 
 def require_address_space() -> None:

@@ -66,9 +66,10 @@ def test_says_what_the_estimator_says(full, F, unit):
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-13 * total(F)[0, 0])
     assert found["outside"] == expected["outside"]
     # Equal sides of a crossing: rounding says which is the larger one, and to the regression that matters by a percent.
+    # Where but one species has more than a trace of flux, it says how nodes are turned about it.
     L = F.reshape(2, 3, 4)[0, :, 3] - F.reshape(2, 3, 4)[1, :, 3]
     equal = np.abs(L - L[[1, 2, 0]]).min() < 1e-12 * total(F)[0, 0]
-    np.testing.assert_allclose(found["growth_rate"], growth_rate(F, method="fast"), rtol=0.05 if equal else 1e-10)
+    np.testing.assert_allclose(found["growth_rate"], growth_rate(F, method="fast"), rtol=0.05 if equal else 1e-5)
     np.testing.assert_array_equal(found["has_crossing"], crossings(F.reshape(1, 6, 4)))
 
 

@@ -32,7 +32,7 @@ from rheidae.exceptions import ExportError, FourFluxError, OutputError
 from rheidae.export import __main__ as command
 from rheidae.export import export_regressor, export_scheme, load_exported
 from rheidae.export.box3d import Box3DTerms
-from rheidae.export.graph import OUTPUTS, keep_physical
+from rheidae.export.graph import OUTPUTS, FluxGraph, keep_physical
 from rheidae.export.scheme import SCHEME_ORDERS, SchemeGraph
 from rheidae.export.states import made_states, sample_states
 from rheidae.linear import growth_rate
@@ -421,6 +421,19 @@ def test_what_is_not_finite_stays_in_its_row(exported):
         assert np.isnan(bare[2]).all()
         np.testing.assert_array_equal(bare[[0, 1, 3]], expected[[0, 1, 3]].reshape(3, 24))
     np.testing.assert_array_equal(found[[0, 1, 3]], expected[[0, 1, 3]])
+
+
+@pytest.mark.parametrize("graph", [SchemeGraph("asymptotic", 17), None])
+def test_what_is_not_finite_keeps_no_search_going(graph, mixing, monkeypatch):
+    """One cell that went wrong took 500 times as long as its whole block, up to the last turn that is allowed."""
+    turns, search = [], flavors._search
+    monkeypatch.setattr(flavors, "_search", lambda *tables: turns.append(1) or search(*tables))
+    F = torch.from_numpy(random_states(3, 9).reshape(3, 24))
+    F[1, 2] = torch.nan
+    with torch.no_grad():
+        answer = (graph or FluxGraph(mixing)).eval()(F)
+    np.testing.assert_array_equal(torch.isnan(answer).any(dim=1), [False, True, False])
+    assert 1 < len(turns) < 100
 
 
 def test_rows_that_a_file_answers_by_nan_are_named(opened, monkeypatch):

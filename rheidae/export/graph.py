@@ -104,6 +104,7 @@ class FluxGraph(nn.Module):
 
     def forward(self, F_init: Tensor, F_box: Tensor | None = None) -> Any:
         """Return final four-fluxes ``(n, 24)`` in the unit of `F_init`, and the rest of `OUTPUTS` if it is `full`."""
+        F_init, number = enter(F_init)
         state = F_init.reshape(-1, 6, 4)
         total = total_of(state)
         scale = torch.where(total > 0.0, total, 1.0)
@@ -117,10 +118,8 @@ class FluxGraph(nn.Module):
         known = self.network(columns if self.takes_doubles else columns.float())
         change = (known if self.instability is None else known[0]).double()
         base = F_box if self.adds_to_box3d and F_box is not None else F_init
-        final = base + scale * change
-        # A NaN among the densities is one of the whole row, as it is of the estimator.
-        whole = torch.where(total > 0.0, final, F_init + 0.0 * total)
-        final = keep_physical(F_init, whole, scale)
+        whole = torch.where(total > 0.0, base + scale * change, F_init)
+        final = keep_physical(F_init, whole, scale) + number
         if self.instability is None or self.errors is None:
             return final
         start = F_init / scale
@@ -130,15 +129,24 @@ class FluxGraph(nn.Module):
         far = torch.where(beside.apart, keep_physical(start, far, torch.ones_like(scale)), far)
         states = (table.reshape(-1, 6, 4) for table in (start, final / scale, far))
         std, outside = self.errors(*states, beside.sizes, beside.unlike)
-        # NaN where a number is, or where there is no answer.
-        number = 0.0 * F_init.sum(dim=1, keepdim=True)
-        std = scale * std + 0.0 * final.sum(dim=1, keepdim=True)
         # Matrices follow a change that was shortened.
         left, right = ((state - F_init).abs().sum(dim=1, keepdim=True) for state in (final, whole))
         factor = torch.where(left < right, left / torch.where(right > 0.0, right, 1.0), 1.0)
         stays = torch.cat([torch.eye(6, dtype=torch.float64).flatten()] * 2)
         matrices = stays + factor * (beside.matrices - stays) + number
+        # NaN also where there is no answer.
+        std = scale * std + 0.0 * final.sum(dim=1, keepdim=True)
         return final, rate * total + number, crossing + number, matrices, std, outside + number
+
+
+def enter(F_init: Tensor) -> tuple[Tensor, Tensor]:
+    """Cells ``(n, 24)``, isotropic where one of their numbers is none, and that: 0 or NaN ``(n, 1)``.
+
+    A NaN in a search for a root would keep it going to the last turn that is allowed.
+    """
+    number = 0.0 * F_init.sum(dim=1, keepdim=True)
+    isotropic = torch.tensor([0.0, 0.0, 0.0, 1.0] * 6, dtype=torch.float64)
+    return torch.where(number >= 0.0, F_init, isotropic), number
 
 
 def keep_physical(F_init: Tensor, F_final: Tensor, scale: Tensor) -> Tensor:

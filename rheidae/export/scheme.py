@@ -15,7 +15,7 @@ from rheidae.estimator.tensors.nodes import total_of
 from rheidae.estimator.tensors.survival import SurvivalMixing, faded
 from rheidae.export._compiled_kernels import asymptotic_change
 from rheidae.export.box3d import Box3DTerms
-from rheidae.export.graph import Kernel, keep_physical
+from rheidae.export.graph import Kernel, enter, keep_physical
 from rheidae.mixing import _survival_kernels as kernels
 from rheidae.mixing._nodes_kernels import BEAM
 from rheidae.mixing.asymptotic import asymptotic_flux, levels_of
@@ -46,11 +46,12 @@ class SchemeGraph(nn.Module):
 
     def forward(self, F_init: Tensor) -> Tensor:
         """Return final four-fluxes ``(n, 24)`` in the unit of `F_init`."""
+        F_init, number = enter(F_init)
         total = total_of(F_init.reshape(-1, 6, 4))
         scale = torch.where(total > 0.0, total, 1.0)
         final = F_init + scale * self.change(F_init / scale)
         final = torch.where(total > 0.0, final, F_init)
-        return keep_physical(F_init, final, scale) if self.limited else final
+        return (keep_physical(F_init, final, scale) if self.limited else final) + number
 
 
 class SchemeCode:

@@ -153,6 +153,28 @@ def test_rates_measured_in_particle_codes(name):
     assert ratio.max() < 1.0
 
 
+@pytest.mark.parametrize("dimensions", [1, 2])
+@pytest.mark.parametrize("seed", [0, 6])
+def test_boxes_of_fewer_dimensions_against_a_scan(seed, dimensions):
+    """Their fastest mode is a minor one of the whole space."""
+    F = random_states(6, seed, max_flux_factor=0.6, alike=True)[:3] * 1e33
+    N, directions = matched(F, 11), lebedev(11).nodes
+    D = N[:, :3] - N[:, 3:]
+    box = random_rotation(seed)[:dimensions]
+    mode = discrete_mode(D, directions, alike(F), box)
+    np.testing.assert_allclose(mode.wave_vector @ box.T @ box, mode.wave_vector, atol=1e-9)
+    along = [np.linspace(-2.2, 2.2, 221 if dimensions == 1 else 25)] * dimensions
+    K = np.stack(np.meshgrid(*along), axis=-1).reshape(-1, dimensions) @ box
+    for d, rate in zip(D, mode.growth_rate, strict=True):
+        g = POTENTIAL * (d[0] - 0.5 * (d[1] + d[2]))
+        size = np.abs(g).sum()
+        interaction = 1 - directions.T @ directions
+        matrix = np.diag(interaction @ g) - interaction * g
+        wanted = max(np.linalg.eigvals(matrix + np.diag(size * k @ directions)).imag.max() for k in K)
+        if wanted > 0.01 * size:
+            assert rate >= 0.99 * wanted * SPEED_OF_LIGHT
+
+
 def test_eigenvalue_at_the_wave_vector_found():
     F = random_states(5, 11, alike=True) * 1e33
     N = matched(F, 11)

@@ -21,6 +21,7 @@ from rheidae.config import PreprocessConfig, RawFile
 from rheidae.exceptions import ConfigError, DataError, OutputError
 from rheidae.linear import growth_rate
 from rheidae.mixing.asymptotic import crossings
+from rheidae.predict.snapshot import Snapshot, read_layout
 from rheidae.preprocess import pipeline, trainingset
 from rheidae.preprocess.__main__ import main
 from rheidae.scoring.splits import simulation_labels, three_dimensional_groups
@@ -226,6 +227,24 @@ def test_axes_that_the_shape_leaves_open_must_be_said(tmp_path):
         np.testing.assert_allclose(read_all(tmp_path / "out" / "a_preprocessed.h5")[0]["F_init"], F, rtol=1e-6)
     with pytest.raises(DataError, match=r"axes: \[flavor, nu_nubar, component, row\] does not fit"):
         run(config_for(tmp_path, "a", axes=["flavor", "nu_nubar", "component", "row"]))
+
+
+AXES = ("component", "row", "nu_nubar", "flavor")
+
+
+@pytest.mark.parametrize(
+    "said", [", ".join(AXES), np.bytes_(", ".join(AXES)), ",".join(AXES), list(AXES), np.array(AXES, dtype="S")]
+)
+def test_axes_by_an_attribute(tmp_path, said):
+    """As h5py, C and Fortran write texts; both by preprocessing and by prediction."""
+    F = random_states(4)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name in (INIT, TRUE):
+            file[name] = fourflux.to_emu(F).swapaxes(0, 1)
+            file[name].attrs["axes"] = said
+        np.testing.assert_array_equal(Snapshot(file, read_layout(None, file)).read((slice(0, 4),)), F)
+    run(config_for(tmp_path, "a"))
+    np.testing.assert_array_equal(read_all(tmp_path / "out" / "a_preprocessed.h5")[0]["F_init"], F.astype(np.float32))
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": True}, {"chunks": True, "compression": "gzip"}])

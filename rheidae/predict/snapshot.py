@@ -18,7 +18,7 @@ from rheidae import moments
 from rheidae.config import Axes, Positive, Section, read_config
 from rheidae.exceptions import DataError
 from rheidae.mixing.transition import of_species
-from rheidae.preprocess.rawfile import possible_axes
+from rheidae.preprocess.rawfile import possible_axes, stated_axes
 from rheidae.system.h5 import H5_ERRORS, dataset, present
 
 Array = NDArray[np.float64]
@@ -130,6 +130,8 @@ class Snapshot:
         readings = list(dict.fromkeys(readings))
         if self.layout.axes is not None:
             readings = [axes for axes in readings if axes == tuple(self.layout.axes)]
+        elif (said := stated_axes(source)) in readings:
+            readings = [said]
         if len(readings) != 1:
             many = " or ".join(f"[{', '.join(axes)}]" for axes in readings) or "no four-fluxes of six species"
             raise DataError(f"{where}, which is {many}; say which by `axes` in the layout (--layout)")

@@ -179,7 +179,7 @@ def _four_flux(file: h5py.File, path: str | Path, name: str, key: str, axes: Seq
     where = f"{path}: dataset {name!r}"
     try:
         shape, dtype = stored.shape, stored.dtype
-        said = tuple(str(stored.attrs.get("axes", "")).split(", "))
+        said = stated_axes(stored)
     except H5_ERRORS as error:
         raise DataError(f"{where} is of a type that cannot be read ({error}); fetch the file again") from error
     expected = (
@@ -217,6 +217,13 @@ def _four_flux(file: h5py.File, path: str | Path, name: str, key: str, axes: Seq
     if shape[row_axis] == 0:
         raise DataError(f"{where} has no rows; disable the file in the configuration")
     return FourFluxRows(locate(file, name, row_axis), readings[0])
+
+
+def stated_axes(stored: h5py.Dataset) -> tuple[str, ...]:
+    """Names of the axes by an attribute `axes`: one text with commas between, or a text for each; else none known."""
+    names = np.ravel(stored.attrs.get("axes", "")).tolist()
+    texts = [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names]
+    return tuple(name.strip() for name in ",".join(texts).split(","))
 
 
 def possible_axes(shape: Sequence[int]) -> list[tuple[str, ...]]:

@@ -252,6 +252,17 @@ def test_forms_of_input(small, table, layout):
     np.testing.assert_array_equal(model.predict(X.astype(np.longdouble)), double)
 
 
+def test_lists_of_grids(small):
+    """As NumPy takes them, in `fit`, `score` and `calibrate`."""
+    X, y = (z[:, :24].astype(np.float64).reshape(-1, 6, 4) for z in small)
+    model = FluxRegressor(max_epochs=1, random_state=0)
+    expected, score = model.fit(X, y).predict(X), model.score(X, y)
+    np.testing.assert_array_equal(model.fit(X.tolist(), y.tolist()).predict(X), expected)
+    assert model.score(X.tolist(), y.tolist()) == score
+    std = model.predict(X, return_std=True)[1]
+    np.testing.assert_array_equal(model.calibrate(X.tolist(), y.tolist()).predict(X, return_std=True)[1], std)
+
+
 def test_data_frames_and_their_names(data, small):
     X = pd.DataFrame(small[0], columns=data.feature_names)
     y = pd.DataFrame(small[1], columns=data.target_names)

@@ -165,6 +165,7 @@ class FourFlux(Layout):
 
     def targets(self, y: Any) -> Any:
         """Return final states of any shape as rows."""
+        y = np.asarray(y) if isinstance(y, list | tuple) else y
         require_order(y, "y", _FEATURES[: fourflux.FLAT])
         shape = tuple(getattr(y, "shape", ()))
         grid = shape[-2:] == (6, 4) or (len(shape) > 2 and shape[-1] == TARGET.width)

@@ -215,6 +215,9 @@ def test_units_in_and_out(rows):
         scores, cross_val_score(FluxRegressor(**QUICK), X, y, cv=2, scoring=get_scorer("box3d_skill_score"))
     )
     assert UnitScaler("auto").fit(X).unit_ in (1e33, 1e34)
+    assert UnitScaler("auto").fit(0 * X).unit_ == 1
+    for unit in (np.float32(8), np.int64(8)):  # as the maximum of a data set
+        np.testing.assert_array_equal(UnitScaler(unit).fit_transform(X), X / 8)
     with pytest.raises(ValueError, match="unit=0 is neither"):
         UnitScaler(0).fit(X)
 

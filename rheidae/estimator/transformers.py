@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,8 @@ class UnitScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     Parameters
     ----------
     unit : float or "auto"
-        The number, in the unit of X. "auto" takes the power of ten next to the largest magnitude in the rows of `fit`.
+        The number, in the unit of X. "auto" takes the power of ten next to the largest magnitude in the rows of `fit`,
+        and 1 where all are zero.
 
     Attributes
     ----------
@@ -160,13 +162,13 @@ class UnitScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If `unit` is neither "auto" nor a positive number, or nothing but zeros is to be scaled.
+            If `unit` is neither "auto" nor a positive number.
         """
         table = validate_data(self, X, dtype=[np.float64, np.float32])
         if isinstance(self.unit, str) and self.unit == "auto":
             largest = float(np.abs(table).max())
             self.unit_ = 10.0 ** round(np.log10(largest)) if largest > 0 else 1.0
-        elif isinstance(self.unit, int | float) and 0 < self.unit < np.inf:
+        elif isinstance(self.unit, Real) and 0 < self.unit < np.inf:
             self.unit_ = float(self.unit)
         else:
             raise ValueError(f"unit={self.unit!r} is neither a positive number nor 'auto'")

@@ -81,7 +81,7 @@ def to_six(
         How many species a heavy entry is the sum of. Default: 4 of three, 2 of four. 1 if the code carries one
         representative heavy species.
     species_axis : int, optional
-        Axis of the species in `density`. Default: the first, or the last but one without `flux`.
+        Axis of the species, in `density` and in `flux`. Default: the first, or the last but one without `flux`.
     component_axis : int, optional
         Axis of the components in `flux` (or in `density`, without `flux`). Default: the second, or the last.
 

@@ -20,7 +20,8 @@ def relax(F: ArrayLike, F_mixed: ArrayLike, rate: ArrayLike, dt: float) -> Float
     Parameters
     ----------
     F, F_mixed : array_like, shape (..., 6, 4)
-        Present and mixed four-fluxes, one unit. Any other moments of one linear law will do, in any shape.
+        Present and mixed four-fluxes, one unit. Any other moments of one linear law will do, if the axes of `rate` come
+        first.
     rate : array_like, shape (...)
         Relaxation rate in 1/s, not negative; such as the growth rate of the instability (`rheidae.linear.growth_rate`).
         Infinite: the mixed state, unless `dt` is 0. NaN, as of a cell that is not physical: NaN, of that cell alone.

@@ -106,7 +106,7 @@ def box3d_flux(
     Notes
     -----
     Richers, Froustey, Ghosh, Foucart and Gomez, arXiv:2409.04405, section III. Each species is given its
-    Minerbo distribution ``g(n)``; ``x`` is the mean of mu and tau. With
+    Minerbo distribution ``g(n)``; that of ``x`` belongs to the mean four-flux of mu and tau. With
     ``G = (g_e - gbar_e) - (g_x - gbar_x)`` and ``I`` the integrals of ``|G|`` over its positive and its
     negative side, the survival probability is ``P = 1/3`` on the side with the smaller integral and
     ``P = 1 - (2/3) I_small/I_large`` on the other. The change is applied in conservative form,

@@ -143,8 +143,8 @@ def invariants(F: fourflux.Float, *, order: int = _ORDER, threads: int | None = 
     ndarray, shape (n, 5)
         In the order of `INVARIANTS`, of ``G`` and its azimuthal mean ``Gbar`` with ``A = int |Gbar|``: depth of the
         crossing in Gbar and in G, ``log(I_small/I_large + 1e-3)``; ``|int G|/A``; ``|int G n|/A``; and ``|int G|/A``
-        times the quadrupole ``int Gbar P2(zeta)/A``, zeta counted towards the larger side. Species fade out of all but
-        net number and net flux as they become beams, from a flux factor of 0.9 to 0.95.
+        times the quadrupole ``int Gbar P2(zeta)/A``, with G counted positive on the larger side. Species fade out of
+        all but net number and net flux as they become beams, from a flux factor of 0.9 to 0.95.
     """
     F = np.ascontiguousarray(F, dtype=np.float64)
     out = np.empty((len(F), kernels.FEATURES))

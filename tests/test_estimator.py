@@ -165,10 +165,14 @@ def test_parameters_go_in_and_come_out(small):
     assert copy.get_params()["module__hidden_dim"] == 9
     copy.fit(*small)
     assert copy.module_.head.in_features == 9
-    # After the training too: the network is made anew.
+    # After the training they count for the next one; the network that is trained answers until then.
+    expected, std = copy.predict(small[0], return_std=True)
     copy.set_params(module__hidden_dim=5)
-    assert copy.module_.head.in_features == 5
-    assert clone(copy).fit(*small).module_.head.in_features == 5
+    np.testing.assert_array_equal(copy.predict(small[0]), expected)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(copy)).predict(small[0], return_std=True)[1], std)
+    for again in (clone(copy).fit(*small), copy.partial_fit(*small)):
+        assert again.module_.head.in_features == 5
+        assert len(again.history) == 1
     with pytest.raises(ValueError, match="hiden"):
         copy.set_params(hiden_dim=3)
 

@@ -87,6 +87,7 @@ class FluxNet(Resumable):
     step_: TrainingStep | None = None
     known_rows_: Any = None
     criterion_: Any
+    initialized_: Any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse what a subclass cannot change."""
@@ -127,7 +128,12 @@ class FluxNet(Resumable):
         return True
 
     def set_params(self, **params: Any) -> FluxNet:
-        """Set parameters; ``weighting__temperature`` and the like go to the callback of that name."""
+        """Set parameters; ``weighting__temperature`` and the like go to the callback of that name.
+
+        Those of the network count from the next training on, which makes a new one; a trained network stays until then.
+        """
+        if self.initialized_ and any(key.partition("__")[0] == "module" for key in params):
+            self.initialized_ = False  # skorch would put a network in its place that is not trained
         nested = {key: params.pop(key) for key in list(params) if key.startswith(_SHAPING_PREFIXES)}
         for key in [key for key in params if key.startswith(("iterator_train__", "iterator_valid__"))]:
             # skorch looks for a component to make anew, and finds none once there is a network.

@@ -26,7 +26,7 @@ def relax(F: ArrayLike, F_mixed: ArrayLike, rate: ArrayLike, dt: float) -> Float
         Relaxation rate in 1/s, not negative; such as the growth rate of the instability (`rheidae.linear.growth_rate`).
         Infinite: the mixed state, unless `dt` is 0. NaN, as of a cell that is not physical: NaN, of that cell alone.
     dt : float
-        Time step in s, not negative.
+        Time step in s, not negative; infinite: the mixed state, where there is a rate.
 
     Returns
     -------
@@ -42,7 +42,10 @@ def relax(F: ArrayLike, F_mixed: ArrayLike, rate: ArrayLike, dt: float) -> Float
     start, end, rates = (np.asarray(array, dtype=np.float64) for array in (F, F_mixed, rate))
     if (rates < 0).any() or not dt >= 0:
         raise ValueError("rate and dt must not be negative, nor dt NaN")
-    share = -np.expm1(-rates * dt) if dt > 0 else np.where(np.isnan(rates), rates, 0.0)
+    if dt > 0:  # also a step without an end, in which cells without a rate stay as they are
+        share = -np.expm1(-np.multiply(rates, dt, out=np.zeros(rates.shape), where=rates != 0))
+    else:
+        share = np.where(np.isnan(rates), rates, 0.0)
     return start + (end - start) * share.reshape(share.shape + (1,) * (start.ndim - share.ndim))
 
 

@@ -84,6 +84,9 @@ def test_relaxation_solves_its_equation():
     assert (relax(F, end, rate, 0.0) == F).all()
     np.testing.assert_allclose(relax(F, end, rate, 1e-3)[3:], end[3:], atol=1e-15)
     assert (relax(F, end, rate, 10.0)[0] == F[0]).all()
+    for_ever = relax(F, end, rate, np.inf)
+    assert (for_ever[0] == F[0]).all()
+    np.testing.assert_allclose(for_ever[1:], end[1:], atol=1e-15)
     # Two steps are one, and a short one follows the source.
     np.testing.assert_allclose(relax(relax(F, end, rate, 1e-3), end, rate, 2e-3), relax(F, end, rate, 3e-3), atol=1e-14)
     change = relax(F[:3], end[:3], rate[:3], 1e-9) - F[:3]

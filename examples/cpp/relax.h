@@ -14,7 +14,7 @@
 static inline void rheidae_relax(size_t n, size_t columns, double *F, const double *F_mixed, const double *rate,
                                  double dt) {
     for (size_t i = 0; i < n; ++i) {
-        const double share = dt > 0.0 ? -expm1(-rate[i] * dt) : 0.0;
+        const double share = dt > 0.0 && rate[i] != 0.0 ? -expm1(-rate[i] * dt) : 0.0;
         for (size_t k = i * columns; k < (i + 1) * columns; ++k) F[k] += (F_mixed[k] - F[k]) * share;
     }
 }

@@ -568,6 +568,29 @@ def test_archives_of_few_rows_are_read(tmp_path, rows):
             inspect(path, H5Paths(), None)
 
 
+@pytest.mark.parametrize(
+    ("rows", "order", "said"),
+    [
+        (8, (3, 2, 1, 0), None),
+        (8, (1, 0, 3, 2), None),
+        (4, (1, 0, 2, 3), "component, row, nu_nubar, flavor"),
+        (3, (3, 2, 1, 0), "flavor, nu_nubar, component, row"),
+        (3, (3, 2, 1, 0), None),
+    ],
+)
+def test_states_of_raw_files_in_other_orders(tmp_path, rows, order, said):
+    F = random_states(rows)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["F4_initial(1|ccm)"] = fourflux.to_emu(F).transpose(order)
+        if said:
+            file["F4_initial(1|ccm)"].attrs["axes"] = said
+    if rows < 4 and not said:
+        with pytest.raises(DataError, match=r"'F4_initial\(1\|ccm\)' has shape \(3, 2, 4, 3\)"):
+            read_states(tmp_path / "a.h5")
+    else:
+        np.testing.assert_array_equal(read_states(tmp_path / "a.h5"), F)
+
+
 def test_states_that_were_not_begun_have_no_final_one(tmp_path, caplog):
     """What is unstable and unchanged would be learned as truth."""
     config, _ = config_for(tmp_path, max_steps=60)

@@ -18,7 +18,7 @@ from rheidae import moments
 from rheidae.config import Axes, Positive, Section, read_config
 from rheidae.exceptions import DataError
 from rheidae.mixing.transition import of_species
-from rheidae.preprocess.rawfile import possible_axes, stated_axes
+from rheidae.preprocess.rawfile import DIRECT, in_order, possible_axes, stated_axes
 from rheidae.system.h5 import H5_ERRORS, dataset, present
 
 Array = NDArray[np.float64]
@@ -26,8 +26,6 @@ Block = tuple[slice, ...]
 
 PRESETS = ("snapshot", "raw", "preprocessed")
 """Layouts that ship with the package, in ``rheidae/predict/presets``."""
-
-DIRECT = ("row", "species", "component")
 
 
 class MomentLayout(Section):
@@ -157,9 +155,7 @@ class Snapshot:
             if self.layout.four_flux is not None:
                 place = tuple(block[0] if axis == "row" else slice(None) for axis in self._axes)
                 values = np.asarray(self._sources[0][place], dtype=np.float64)
-                order = ("row", "species", "component") if "species" in self._axes else (
-                    "row", "nu_nubar", "flavor", "component")  # fmt: skip
-                return values.transpose([self._axes.index(axis) for axis in order]).reshape(-1, 6, 4)
+                return in_order(values, self._axes)
             half = self.layout.species
             density = np.stack([np.asarray(source[block], dtype=np.float64) for source in self._sources[:half]])
             place = self._with_components(block)

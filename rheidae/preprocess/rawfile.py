@@ -26,6 +26,9 @@ from rheidae.system.h5 import H5_ERRORS, dataset, open_h5, present
 AXIS_NAMES = (("row", "component", "nu_nubar", "flavor"), ("row", "component", "species"))
 """Names of the axes, in the order in which Emu writes them."""
 
+DIRECT = ("row", "species", "component")
+"""Those of four-fluxes as this package has them."""
+
 SIZES = {"component": 4, "nu_nubar": 2, "flavor": 3, "species": 6}
 
 
@@ -40,12 +43,8 @@ class FourFluxRows(NamedTuple):
         raw = read_rows(self.rows, start, stop)
         if self.rows.axis != self.axes.index("row"):  # behind an axis of length one
             raw = raw[0]
-        layout = next(layout for layout in AXIS_NAMES if len(layout) == len(self.axes))
-        # Rows, then species, then component, whatever the order in the file.
-        order = (layout[0], *layout[2:], layout[1])
-        raw = raw.transpose([self.axes.index(axis) for axis in order])
         with np.errstate(over="ignore"):  # wider numbers than float64 become infinite, and are classified as such
-            return np.ascontiguousarray(raw, dtype=np.float64).reshape(stop - start, 6, 4)
+            return np.ascontiguousarray(in_order(raw, self.axes), dtype=np.float64)
 
 
 class RawDatasets(NamedTuple):
@@ -224,6 +223,13 @@ def stated_axes(stored: h5py.Dataset) -> tuple[str, ...]:
     names = np.ravel(stored.attrs.get("axes", "")).tolist()
     texts = [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names]
     return tuple(name.strip() for name in ",".join(texts).split(","))
+
+
+def in_order(raw: fourflux.Float, axes: Sequence[str]) -> fourflux.Float:
+    """Rows ``(n, 6, 4)`` of an array with these axes, in any order."""
+    layout = next(layout for layout in AXIS_NAMES if len(layout) == len(axes))
+    order = (layout[0], *layout[2:], layout[1])
+    return raw.transpose([axes.index(axis) for axis in order]).reshape(-1, 6, 4)
 
 
 def possible_axes(shape: Sequence[int]) -> list[tuple[str, ...]]:

@@ -22,6 +22,7 @@ from rheidae import fourflux
 from rheidae.exceptions import ClusterError, DataError
 from rheidae.linear.distributions import Array, alike, as_states
 from rheidae.mixing.quadrature import lebedev
+from rheidae.preprocess.rawfile import AXIS_NAMES, DIRECT, in_order, possible_axes, stated_axes
 from rheidae.simulate.config import SimulateConfig
 from rheidae.simulate.options import Options
 from rheidae.simulate.solver import Run, Setup, naming_rows, order_for, prepare, require_room, run_row
@@ -74,23 +75,25 @@ def read_states(path: str | Path, rows: RowSelection = None) -> Array:
 def read_rows(path: str | Path, rows: RowSelection = None) -> tuple[Array, list[int]]:
     """`read_states`, and which rows these are."""
     with open_h5(path) as file:
-        if present(file, "F_init"):
-            found = dataset(file, "F_init")
+        if present(file, name := "F_init"):
+            found = dataset(file, name)
             require_memory(24 * (found.size or 0), str(path))
             F = found[()]
             F = F if F.shape[1:] == (6, 4) else F.T
         else:
-            found = dataset(file, "F4_initial(1|ccm)", "states need a raw or a preprocessed file")
+            found = dataset(file, name := "F4_initial(1|ccm)", "states need a raw or a preprocessed file")
             require_memory(24 * (found.size or 0), str(path))
-            F = found[()]
-            if (F.ndim == 4 and F.shape[1:] == (4, 2, 3)) or (F.ndim == 3 and F.shape[1:] == (4, 6)):
-                F = fourflux.from_emu(F)
+            F, readings, said = found[()], possible_axes(found.shape or ()), stated_axes(found)
+            # Of several, what the file says, or else the usual orders.
+            if said in readings:
+                F = in_order(F, said)
+            elif readings and (len(readings) == 1 or readings[0] in (*AXIS_NAMES, DIRECT)):
+                F = in_order(F, readings[0])
     if F.ndim != 3 or F.shape[1:] != (6, 4):
         raise DataError(
-            f"{path}: dataset {found.name.lstrip('/') if found else ''!r} has shape {F.shape}; expected (n, 6, 4), or "
-            "(n, 4, 2, 3) in a raw file"
+            f"{path}: dataset {name!r} has shape {F.shape}; expected (n, 6, 4), or (n, 4, 2, 3) in a raw file"
         )
-    F, every = np.asarray(F, dtype=np.float64), np.arange(len(F))
+    F, every = np.ascontiguousarray(F, dtype=np.float64), np.arange(len(F))
     if rows is None or isinstance(rows, slice):
         rows = rows or slice(None)
         return F[rows], every[rows].tolist()

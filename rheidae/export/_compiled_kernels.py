@@ -54,7 +54,7 @@ def enter_block(F, states, relative):
                 states[i, s, k] = _over(F[i, s, k], total) if answers else np.float64(k == 3)
 
 
-@driver
+@kernel
 def leave_block(F, change, matrices, out, relative):
     """Final states from ``change``, which is lost: physical, as they were in vacuum, NaN where a number is none.
 

@@ -70,9 +70,8 @@ def leave_block(F, change, matrices, out, relative):
             for kind in range(2):
                 for a in range(6):
                     for b in range(6):
-                        matrices[i, kind, a, b] = np.float64(a == b) + factor * (
-                            matrices[i, kind, a, b] - np.float64(a == b)
-                        )
+                        matrices[i, kind, a, b] *= factor
+                    matrices[i, kind, a, a] += 1.0 - factor
         answers, rest = _has_answer(F[i]), _rest(F[i])
         for s in range(6):
             for k in range(4):

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 
         config = read_config(arguments.config, SimulateConfig)
         target = Path(config.output_root, config.output_filename)
-        inputs = [Path(path) for path in (arguments.config, config.states.path)]
+        inputs = [Path(path) for path in (arguments.config, config.states.path) if path is not None]
         commands.require_harmless({"output_filename": target}, inputs)
         written = simulate_archive(config, resume=not arguments.force, scheduler=arguments.scheduler)
         commands.show(

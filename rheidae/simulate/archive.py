@@ -23,7 +23,8 @@ from rheidae.exceptions import ClusterError, DataError
 from rheidae.linear.distributions import Array, alike, as_states
 from rheidae.mixing.quadrature import lebedev
 from rheidae.preprocess.rawfile import AXIS_NAMES, DIRECT, in_order, possible_axes, stated_axes
-from rheidae.simulate.config import SimulateConfig
+from rheidae.simulate.config import SimulateConfig, Source
+from rheidae.simulate.families import draw
 from rheidae.simulate.options import Options
 from rheidae.simulate.solver import Run, Setup, naming_rows, order_for, prepare, require_room, run_row
 from rheidae.system import commands
@@ -134,10 +135,9 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
     ClusterError
         If the cluster cannot be reached, or loses its workers; if a process of this machine is killed.
     """
-    states, rows = read_rows(config.states.path, config.states.rows)
-    rows = rows[: config.states.max_rows]
+    states, rows = _initial_states(config.states)
     with naming_rows(rows):
-        states, _ = as_states(states[: config.states.max_rows], config.states.path)
+        states, _ = as_states(states, config.states.path or "F_init")
         if config.options.order is None:
             order_for(states)
     root = Path(config.output_root)
@@ -176,6 +176,16 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
         with open_h5(target) as file:
             converged = int(dataset(file, "converged")[()].sum())
     return Written(target, len(states), len(pending), converged)
+
+
+def _initial_states(source: Source) -> tuple[Array, list[int]]:
+    """And the numbers of their rows."""
+    if source.path is not None:
+        states, rows = read_rows(source.path, source.rows)
+    else:
+        rows = source.rows or list(range(source.max_rows or 0))
+        states = draw(str(source.family), rows[: source.max_rows], source.seed)
+    return states[: source.max_rows], rows[: source.max_rows]
 
 
 def _mark(state: Array, options: Options) -> str:
@@ -338,8 +348,7 @@ def _write_archive(
             file[name] = column(name)
         strings = h5py.string_dtype()
         file.create_dataset("stopped", data=[part["stopped"] for part in parts], dtype=strings)
-        stem = Path(config.states.path).stem
-        names = [f"{stem}/{config.options.dimensions}D/row{row}" for row in rows]
+        names = [f"{config.states.name}/{config.options.dimensions}D/row{row}" for row in rows]
         file.create_dataset("directorynames", data=names, dtype=strings)
         file["nf"] = 3
         _write_angular(file, same, parts)
@@ -355,7 +364,7 @@ def _write_angular(file: h5py.File, same: Any, parts: list[dict[str, Any]]) -> N
         group = file.create_group(f"angular/lebedev_{order}")
         group["rows"] = numbers
         group["direction"], group["weight"] = rule.nodes.T, rule.weights
-        group["probability"] = P
+        group.create_dataset("probability", data=P, compression="gzip", shuffle=True)
         group["probability"].attrs["axes"] = (
             "row, direction, initial flavor (e, mu), final flavor (e, mu, tau); mu is NaN where mu and tau start alike"
         )

@@ -377,6 +377,7 @@ def test_skill_on_settled_simulations(name):
 
 
 LEAST_SKILL = {
+    "asymptotic_weak.h5": 0.6,
     "asymptotic_random.h5": 0.8,
     "asymptotic_nsm_a.h5": 0.85,
     "asymptotic_nsm_b.h5": 0.8,
@@ -387,7 +388,7 @@ LEAST_SKILL = {
 def test_skill_over_all_settled_simulations_without_fitted_numbers():
     F, F_true = (np.concatenate(rows) for rows in zip(*(settled(name) for name in SETTLED), strict=True))
     reached = skill(flux_error(F_true, asymptotic_flux(F), F), flux_error(F_true, rheidae.box3d_flux(F), F))
-    assert reached > 0.85
+    assert reached > 0.8
 
 
 def test_float32_threads_and_errors():

@@ -12,7 +12,7 @@ import pytest
 
 from rheidae import load_dataset, mix
 from rheidae.config import PreprocessConfig, check_config
-from rheidae.datasets import EMU, SETTLED, write_sample
+from rheidae.datasets import EMU, PROTOTYPE, SETTLED, write_sample
 from rheidae.exceptions import DataError
 from rheidae.preprocess import preprocess
 from rheidae.system import memory
@@ -20,7 +20,7 @@ from rheidae.system import memory
 
 def test_sample_is_written_as_shipped(tmp_path):
     written = write_sample(tmp_path / "new" / "folder")
-    assert [path.name for path in written] == [*SETTLED, *EMU, "README.md"]
+    assert [path.name for path in written] == [*SETTLED, *PROTOTYPE, *EMU, "README.md"]
     for path in written:
         assert path.read_bytes() == (resources.files("rheidae.datasets") / "data" / path.name).read_bytes()
     rows = {path.name: h5py.File(path)["F4_initial(1|ccm)"].shape for path in written if path.suffix == ".h5"}
@@ -30,7 +30,7 @@ def test_sample_is_written_as_shipped(tmp_path):
 def test_sample_command(tmp_path):
     done = subprocess.run([sys.executable, "-m", "rheidae.datasets", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*SETTLED, *EMU, "README.md"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*SETTLED, *PROTOTYPE, *EMU, "README.md"])
 
 
 def test_bunch(data):

@@ -1,4 +1,6 @@
-"""Families of random initial states: what they promise, held to Box3D's integrals."""
+"""Families of random initial states: what they promise, held to Box3D's integrals and to the files that ship."""
+
+from importlib import resources
 
 import h5py
 import numpy as np
@@ -61,6 +63,15 @@ def test_directions_of_a_family_have_no_preferred_axis():
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     assert np.abs(along.mean(axis=0)).max() < 0.12  # isotropic: 0 to 0.033, standard deviation
     assert np.abs((along**2).mean(axis=0) - 1 / 3).max() < 0.08
+
+
+@pytest.mark.parametrize("name", ["weak", "supernova", "wide"])
+def test_the_shipped_states_are_those_of_the_family(name):
+    with resources.as_file(resources.files("rheidae.datasets") / f"data/asymptotic_{name}.h5") as path:
+        shipped = read_states(path)
+        with h5py.File(path) as file:
+            rows = [int(one.decode().rsplit("row", 1)[1]) for one in file["directorynames"]]
+    assert np.allclose(shipped, draw(name, rows), rtol=0, atol=1e-12 * DENSITY)
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,11 @@ def lepton_number(g):
     return out
 
 
-def scan(g, directions, axes=13, lengths=25):
-    """Largest growth rate, 1/cm: eigenvalues of the matrix of all directions over wave vectors, then Nelder-Mead."""
+def scan(g, directions, axes=13, lengths=25, also=None):
+    """Largest growth rate, 1/cm: eigenvalues of the matrix of all directions over wave vectors, then Nelder-Mead.
+
+    `also`: a wave vector of the coherence, 1/cm, that counts as well.
+    """
     from scipy.optimize import minimize
 
     matrix = -(1 - directions.T @ directions) * g
@@ -51,18 +54,20 @@ def scan(g, directions, axes=13, lengths=25):
             best, top = rates.max(), ks[rates.argmax()] * way
     simplex = top + 0.05 * np.vstack([np.zeros(3), np.eye(3)])
     found = minimize(lambda k: -rate(k), top, method="Nelder-Mead", options={"initial_simplex": simplex, "maxfev": 150})
-    return scale * max(best, -found.fun)
+    there = 0.0 if also is None else rate((also - directions @ g) / scale)
+    return scale * max(best, -found.fun, there)
 
 
 def over_scan(F):
-    """Growth rates of states on 50 directions over those of `scan`."""
+    """Growth rates of states on 50 directions over those of `scan`, which counts their wave vectors as well."""
     N, directions = matched(F, 11), lebedev(11).nodes
     D, same = N[:, :3] - N[:, 3:], alike(F)
+    mode = discrete_mode(D, directions, same)
     wanted = []
-    for d, one in zip(D, same, strict=True):
+    for d, one, k in zip(D, same, mode.wave_vector, strict=True):
         pairs = [d[0] - 0.5 * (d[1] + d[2])] if one else [d[0] - d[1], d[0] - d[2], d[1] - d[2]]
-        wanted.append(max(scan(POTENTIAL * g, directions) for g in pairs))
-    return discrete_mode(D, directions, same).growth_rate / SPEED_OF_LIGHT / np.array(wanted)
+        wanted.append(max(scan(POTENTIAL * g, directions, also=k) for g in pairs))
+    return mode.growth_rate / SPEED_OF_LIGHT / np.array(wanted)
 
 
 def sample(name, rows):

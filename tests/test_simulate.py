@@ -29,7 +29,7 @@ from rheidae.mixing.quadrature import lebedev
 from rheidae.preprocess.rawfile import inspect
 from rheidae.simulate import archive
 from rheidae.simulate.archive import read_states, simulate_archive
-from rheidae.simulate.comparison import EMU, compare
+from rheidae.simulate.comparison import EMU, compare, resolution
 from rheidae.simulate.config import SimulateConfig
 from rheidae.simulate.options import Options
 from rheidae.simulate.solver import Setup, Shift, Solver, order_for, prepare
@@ -377,6 +377,18 @@ def test_against_emu_in_three_dimensions():
     assert apart.mean() < 0.0043
     assert np.median(apart) < 0.0030
     assert (apart < 0.1 * changed).all()
+
+
+def test_the_sample_agrees_with_another_program_where_that_resolves_the_waves():
+    """The rows of the C++ prototype; with less than two cells a wavelength it mixes more (docs/simulate.md)."""
+    columns = [found[1:] for found in resolution() if found[0] in ("prototype_random.h5", "prototype_nsm_b.h5")]
+    cells, apart, change = (np.concatenate(column) for column in zip(*columns, strict=True))
+    fine, coarse = cells > 3, cells < 2
+    assert fine.sum() > 50
+    assert coarse.sum() > 10
+    assert np.median(apart[fine]) < 0.0004
+    assert abs(change[fine].mean() - 1) < 0.01
+    assert change[coarse].mean() > 1.03
 
 
 def test_three_dimensions_settle():

@@ -34,6 +34,11 @@ SETTLED = (
 )  # fmt: skip
 """Raw files of the sample: three-dimensional simulations run until they settle, which is what a model must predict."""
 
+PROTOTYPE = (
+    "prototype_random.h5", "prototype_nsm_a.h5", "prototype_nsm_b.h5", "prototype_mutau.h5", "prototype_published.h5",
+)  # fmt: skip
+"""Raw files of some of the same states by another program, in a third of the rows too coarse, for comparison."""
+
 EMU = ("emu_random.h5", "emu_nsm_a.h5", "emu_nsm_b.h5", "emu_three_d.h5")
 """Raw files of particle-in-cell runs that stop soon after saturation, for comparison."""
 
@@ -53,7 +58,7 @@ def write_sample(folder: str | Path) -> list[Path]:
     """
     written = []
     with Outputs() as outputs:
-        for name in (*SETTLED, *EMU, "README.md"):
+        for name in (*SETTLED, *PROTOTYPE, *EMU, "README.md"):
             target = Path(folder) / name
             outputs.write(target, (resources.files(__name__) / "data" / name).read_bytes())
             written.append(target)

@@ -96,7 +96,7 @@ def page(scored: Scored, data: Any, command: str) -> str:
         markdown_table(["error", *titles], errors, 1),
         "NSM1 as published had not settled when it stopped ([simulations](simulate.md)). Without heavy flavors, and as "
         "many nubar_e as nu_e, every scheme has equipartition: the first two of these cases tell nothing apart but "
-        "fluxes. The last is slow: it still drifts by 1.5 thousandths over the last quarter of 30 saturation times.",
+        "fluxes. The last is slow: it still drifts by 1.8 thousandths over the last quarter of 30 saturation times.",
     ]
     return "\n\n".join(sections) + "\n"
 

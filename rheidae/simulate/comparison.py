@@ -1,8 +1,9 @@
 """Tables about the solver: against rows that ship with the package, and convergence in its own parameters.
 
-``python -m rheidae.simulate.comparison`` makes a few shipped asymptotic rows again, with ``--emu`` three-dimensional
-rows of the particle code Emu at their stop; with ``--convergence`` one state is simulated with other cells, boxes,
-directions, seeds and time steps.
+``python -m rheidae.simulate.comparison`` makes a few rows of another program, the prototype, again, with ``--emu``
+three-dimensional rows of the particle code Emu at their stop; with ``--convergence`` one state is simulated with other
+cells, boxes, directions, seeds and time steps. ``--resolution`` simulates nothing: it holds the prototype's rows, by
+how many cells they had a wavelength, to the settled ones of the sample.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from rheidae import fourflux
+from rheidae.datasets import PROTOTYPE
 from rheidae.linear.distributions import Array
+from rheidae.simulate.options import Options
 from rheidae.simulate.simulation import Simulation, simulate
 from rheidae.system import commands
 from rheidae.system.h5 import dataset, open_h5
 
-SHIPPED = ("asymptotic_published", "asymptotic_random", "asymptotic_nsm_a", "asymptotic_nsm_b")
+MADE_AGAIN = ("prototype_published", "prototype_random", "prototype_nsm_a", "prototype_nsm_b")
 
 EMU: dict[str, Any] = {"perturbation": 1e-6, "order": 9, "saturation_times": 3.0, "window": 1 / 3}
 """How the three-dimensional rows of Emu were run: `rheidae/datasets/data/README.md`."""
@@ -59,6 +62,27 @@ def compare(name: str, path: str | Path, rows: int, **options: Any) -> Iterator[
         yield f"{name} {row}", result, distance(result.F_final, wanted, state), distance(state, wanted, state)
 
 
+def resolution() -> Iterator[tuple[str, Array, Array, Array]]:
+    """Files of the prototype; of their rows: cells a wavelength, distance from the sample's, change over its change."""
+    waves, cells = Options().sides()
+    for name in PROTOTYPE:
+        _, coarse, large, names = _settled(name)
+        F, fine, small, of_sample = _settled(name.replace("prototype", "asymptotic"))
+        at = [names.index(one) for one in of_sample]
+        coarse, large = coarse[at], large[at]
+        apart = [distance(*rows) for rows in zip(coarse, fine, F, strict=True)]
+        amplitude = ((coarse - F) * (fine - F)).sum(axis=(1, 2)) / ((fine - F) ** 2).sum(axis=(1, 2))
+        yield name, cells / waves * small / large, np.array(apart), amplitude
+
+
+def _settled(file_name: str) -> tuple[Array, Array, Array, list[str]]:
+    """Initial and final states, sides of the boxes and names of the rows of a file that ships."""
+    with resources.as_file(resources.files("rheidae.datasets") / "data" / file_name) as path, open_h5(path) as file:
+        F, final = (fourflux.from_emu(dataset(file, f"F4_{which}(1|ccm)")[()]) for which in ("initial", "final"))
+        names = dataset(file, "directorynames").asstr()[()].tolist()
+        return F, fourflux.average_heavy(final, F), dataset(file, "box(cm)")[()], names
+
+
 def nsm1() -> Array:
     """The NSM1 state ``(6, 4)``: the row of the shipped file, whose directions the publication gives."""
     place = resources.files("rheidae.datasets") / "data" / "asymptotic_published.h5"
@@ -81,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rheidae.simulate.comparison", description=__doc__)
     parser.add_argument("--rows", type=int, default=2, help="of each shipped file (default: %(default)s)")
     parser.add_argument("--emu", action="store_true", help="rows of emu_three_d.h5, at their stop")
+    parser.add_argument("--resolution", action="store_true", help="the prototype's rows by their cells a wavelength")
     parser.add_argument("--convergence", action="store_true", help="the NSM1 point with other parameters")
     arguments = parser.parse_args(argv)
 
@@ -92,7 +117,17 @@ def main(argv: list[str] | None = None) -> int:
                 N = result.F_final[[0, 3], fourflux.T] * 1e-32
                 print(f"| {label} | {N[0]:.3f} | {N[1]:.3f} | {apart:.5f} | {seconds:.0f} |", flush=True)
             return
-        files, options = (("emu_three_d",), EMU) if arguments.emu else (SHIPPED, {})
+        if arguments.resolution:
+            print("| file | cells a wavelength | rows | distance | its change over that of the sample |")
+            print("| --- | --- | ---: | ---: | ---: |")
+            for name, cells, distances, changes in resolution():
+                for low, high in ((3.0, np.inf), (2.0, 3.0), (0.0, 2.0)):
+                    rows = (cells >= low) & (cells < high)
+                    if rows.any():
+                        means = f"{distances[rows].mean():.5f} | {changes[rows].mean():.3f}"
+                        print(f"| `{name}` | {low:g} to {high:g} | {rows.sum()} | {means} |")
+            return
+        files, options = (("emu_three_d",), EMU) if arguments.emu else (MADE_AGAIN, {})
         print("| row | distance | change | drift | saturation times |\n| --- | --- | --- | --- | --- |")
         found = []
         for name in files:

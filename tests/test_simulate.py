@@ -381,7 +381,7 @@ def test_against_emu_in_three_dimensions():
 
 def test_the_sample_agrees_with_another_program_where_that_resolves_the_waves():
     """The rows of the C++ prototype; with less than two cells a wavelength it mixes more (docs/simulate.md)."""
-    columns = [found[1:] for found in resolution() if found[0] in ("prototype_random.h5", "prototype_nsm_b.h5")]
+    columns = [found[1:] for found in resolution() if found[0] in ("prototype_random", "prototype_nsm_b")]
     cells, apart, change = (np.concatenate(column) for column in zip(*columns, strict=True))
     fine, coarse = cells > 3, cells < 2
     assert fine.sum() > 50

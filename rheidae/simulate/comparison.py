@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 
 from rheidae import fourflux
-from rheidae.datasets import PROTOTYPE
 from rheidae.linear.distributions import Array
 from rheidae.simulate.options import Options
 from rheidae.simulate.simulation import Simulation, simulate
 from rheidae.system import commands
 from rheidae.system.h5 import dataset, open_h5
 
-MADE_AGAIN = ("prototype_published", "prototype_random", "prototype_nsm_a", "prototype_nsm_b")
+PROTOTYPE = ("prototype_published", "prototype_random", "prototype_nsm_a", "prototype_nsm_b", "prototype_mutau")
 
 EMU: dict[str, Any] = {"perturbation": 1e-6, "order": 9, "saturation_times": 3.0, "window": 1 / 3}
 """How the three-dimensional rows of Emu were run: `rheidae/datasets/data/README.md`."""
@@ -66,18 +65,18 @@ def resolution() -> Iterator[tuple[str, Array, Array, Array]]:
     """Files of the prototype; of their rows: cells a wavelength, distance from the sample's, change over its change."""
     waves, cells = Options().sides()
     for name in PROTOTYPE:
-        _, coarse, large, names = _settled(name)
+        _, coarse, large, of_prototype = _settled(name)
         F, fine, small, of_sample = _settled(name.replace("prototype", "asymptotic"))
-        at = [names.index(one) for one in of_sample]
+        at = [of_prototype.index(one) for one in of_sample]
         coarse, large = coarse[at], large[at]
         apart = [distance(*rows) for rows in zip(coarse, fine, F, strict=True)]
         amplitude = ((coarse - F) * (fine - F)).sum(axis=(1, 2)) / ((fine - F) ** 2).sum(axis=(1, 2))
         yield name, cells / waves * small / large, np.array(apart), amplitude
 
 
-def _settled(file_name: str) -> tuple[Array, Array, Array, list[str]]:
+def _settled(name: str) -> tuple[Array, Array, Array, list[str]]:
     """Initial and final states, sides of the boxes and names of the rows of a file that ships."""
-    with resources.as_file(resources.files("rheidae.datasets") / "data" / file_name) as path, open_h5(path) as file:
+    with resources.as_file(resources.files("rheidae.datasets") / "data" / f"{name}.h5") as path, open_h5(path) as file:
         F, final = (fourflux.from_emu(dataset(file, f"F4_{which}(1|ccm)")[()]) for which in ("initial", "final"))
         names = dataset(file, "directorynames").asstr()[()].tolist()
         return F, fourflux.average_heavy(final, F), dataset(file, "box(cm)")[()], names
@@ -125,9 +124,9 @@ def main(argv: list[str] | None = None) -> int:
                     rows = (cells >= low) & (cells < high)
                     if rows.any():
                         means = f"{distances[rows].mean():.5f} | {changes[rows].mean():.3f}"
-                        print(f"| `{name}` | {low:g} to {high:g} | {rows.sum()} | {means} |")
+                        print(f"| `{name}.h5` | {low:g} to {high:g} | {rows.sum()} | {means} |")
             return
-        files, options = (("emu_three_d",), EMU) if arguments.emu else (MADE_AGAIN, {})
+        files, options = (("emu_three_d",), EMU) if arguments.emu else (PROTOTYPE[:-1], {})
         print("| row | distance | change | drift | saturation times |\n| --- | --- | --- | --- | --- |")
         found = []
         for name in files:

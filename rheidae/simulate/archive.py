@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -180,11 +181,10 @@ def simulate_archive(config: SimulateConfig, *, resume: bool = True, scheduler: 
 
 def _initial_states(source: Source) -> tuple[Array, list[int]]:
     """And the numbers of their rows."""
-    if source.path is not None:
-        states, rows = read_rows(source.path, source.rows)
-    else:
-        rows = source.rows or list(range(source.max_rows or 0))
-        states = draw(str(source.family), rows[: source.max_rows], source.seed)
+    if source.family is not None:  # whose rows have no end but `max_rows`
+        rows = list((source.rows or range(sys.maxsize))[: source.max_rows])
+        return draw(source.family, rows, source.seed), rows
+    states, rows = read_rows(str(source.path), source.rows)
     return states[: source.max_rows], rows[: source.max_rows]
 
 

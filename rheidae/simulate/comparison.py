@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from rheidae import fourflux
@@ -24,7 +26,8 @@ from rheidae.simulate.simulation import Simulation, simulate
 from rheidae.system import commands
 from rheidae.system.h5 import dataset, open_h5
 
-PROTOTYPE = ("prototype_published", "prototype_random", "prototype_nsm_a", "prototype_nsm_b", "prototype_mutau")
+MADE_AGAIN = ("prototype_published", "prototype_random", "prototype_nsm_a", "prototype_nsm_b")
+PROTOTYPE = (*MADE_AGAIN, "prototype_mutau")
 
 EMU: dict[str, Any] = {"perturbation": 1e-6, "order": 9, "saturation_times": 3.0, "window": 1 / 3}
 """How the three-dimensional rows of Emu were run: `rheidae/datasets/data/README.md`."""
@@ -52,10 +55,7 @@ def distance(F: Array, other: Array, F_init: Array) -> float:
 def compare(name: str, path: str | Path, rows: int, **options: Any) -> Iterator[tuple[str, Simulation, float, float]]:
     """Make the first rows of a raw file again: label, result, its distance from the row, and the row's change."""
     with open_h5(path) as file:
-        F_init, final = (
-            fourflux.from_emu(dataset(file, f"F4_{which}(1|ccm)")[:rows]) for which in ("initial", "final")
-        )
-    final = fourflux.average_heavy(final, F_init)
+        F_init, final = _states(file, rows)
     for row, (state, wanted) in enumerate(zip(F_init, final, strict=True)):
         result = simulate(state, **options)
         yield f"{name} {row}", result, distance(result.F_final, wanted, state), distance(state, wanted, state)
@@ -74,19 +74,28 @@ def resolution() -> Iterator[tuple[str, Array, Array, Array]]:
         yield name, cells / waves * small / large, np.array(apart), amplitude
 
 
+def _states(file: h5py.File, rows: int | None = None) -> tuple[Array, Array]:
+    """Initial and final states of the first rows of a raw file, or of all, mu and tau averaged where alike at first."""
+    F_init, final = (fourflux.from_emu(dataset(file, f"F4_{which}(1|ccm)")[:rows]) for which in ("initial", "final"))
+    return F_init, fourflux.average_heavy(final, F_init)
+
+
+def _shipped(name: str) -> AbstractContextManager[Path]:
+    """Path of a raw file that ships."""
+    return resources.as_file(resources.files("rheidae.datasets") / "data" / f"{name}.h5")
+
+
 def _settled(name: str) -> tuple[Array, Array, Array, list[str]]:
     """Initial and final states, sides of the boxes and names of the rows of a file that ships."""
-    with resources.as_file(resources.files("rheidae.datasets") / "data" / f"{name}.h5") as path, open_h5(path) as file:
-        F, final = (fourflux.from_emu(dataset(file, f"F4_{which}(1|ccm)")[()]) for which in ("initial", "final"))
+    with _shipped(name) as path, open_h5(path) as file:
         names = dataset(file, "directorynames").asstr()[()].tolist()
-        return F, fourflux.average_heavy(final, F), dataset(file, "box(cm)")[()], names
+        return *_states(file), dataset(file, "box(cm)")[()], names
 
 
 def nsm1() -> Array:
     """The NSM1 state ``(6, 4)``: the row of the shipped file, whose directions the publication gives."""
-    place = resources.files("rheidae.datasets") / "data" / "asymptotic_published.h5"
-    with resources.as_file(place) as path, open_h5(path) as file:
-        return np.asarray(fourflux.from_emu(dataset(file, "F4_initial(1|ccm)")[:1])[0])
+    with _shipped("asymptotic_published") as path, open_h5(path) as file:
+        return _states(file, 1)[0][0]
 
 
 def convergence(state: Array, saturation_times: float = 12.0) -> Iterator[tuple[str, Simulation, float, float]]:
@@ -126,12 +135,11 @@ def main(argv: list[str] | None = None) -> int:
                         means = f"{distances[rows].mean():.5f} | {changes[rows].mean():.3f}"
                         print(f"| `{name}.h5` | {low:g} to {high:g} | {rows.sum()} | {means} |")
             return
-        files, options = (("emu_three_d",), EMU) if arguments.emu else (PROTOTYPE[:-1], {})
+        files, options = (("emu_three_d",), EMU) if arguments.emu else (MADE_AGAIN, {})
         print("| row | distance | change | drift | saturation times |\n| --- | --- | --- | --- | --- |")
         found = []
         for name in files:
-            place = resources.files("rheidae.datasets") / "data" / f"{name}.h5"
-            with resources.as_file(place) as path:
+            with _shipped(name) as path:
                 for label, result, apart, change in compare(name, path, arguments.rows, **options):
                     run = f"{result.drift:.1e} | {result.saturation_times:.1f}"
                     print(f"| {label} | {apart:.5f} | {change:.4f} | {run} |", flush=True)

@@ -92,11 +92,11 @@ def page(scored: Scored, data: Any, command: str) -> str:
         "has seen nothing.",
         markdown_table(["case", "before", "published", "simulation", *titles], lines, 1),
         "Error: four-flux distance from the simulation over the total density, mean over species, in thousandths"
-        f"{'; ± standard deviation between seeds' if seeds > 1 else ''}. A simulation is known to 0.3 to 0.7.",
+        f"{'; ± standard deviation between seeds' if seeds > 1 else ''}. A simulation is known to 0.3 to 0.9.",
         markdown_table(["error", *titles], errors, 1),
         "NSM1 as published had not settled when it stopped ([simulations](simulate.md)). Without heavy flavors, and as "
         "many nubar_e as nu_e, every scheme has equipartition: the first two of these cases tell nothing apart but "
-        "fluxes. The last is slow: it still drifts by 1.8 thousandths over the last quarter of 30 saturation times.",
+        "fluxes. The last is slow: it had not settled at its end, after 30 saturation times.",
     ]
     return "\n\n".join(sections) + "\n"
 

@@ -385,10 +385,11 @@ LEAST_SKILL = {
 }
 
 
-def test_skill_over_all_settled_simulations_without_fitted_numbers():
-    F, F_true = (np.concatenate(rows) for rows in zip(*(settled(name) for name in SETTLED), strict=True))
+@pytest.mark.parametrize(("names", "least"), [(SETTLED[:3], 0.85), (SETTLED, 0.8)], ids=["random, merger", "all"])
+def test_skill_over_settled_simulations_without_fitted_numbers(names, least):
+    F, F_true = (np.concatenate(rows) for rows in zip(*(settled(name) for name in names), strict=True))
     reached = skill(flux_error(F_true, asymptotic_flux(F), F), flux_error(F_true, rheidae.box3d_flux(F), F))
-    assert reached > 0.8
+    assert reached > least
 
 
 def test_float32_threads_and_errors():
